@@ -1,0 +1,13 @@
+"""The errors that users see: one clear line, and an exit status."""
+
+
+class GgrunError(Exception):
+    """Something is wrong with a file, a device or a request; str() is the one line that says what and what to do."""
+
+    exit_status = 1
+
+
+class UsageError(GgrunError):
+    """A flag, an argument or a request does not make sense."""
+
+    exit_status = 2

@@ -1,0 +1,164 @@
+"""A vocabulary: the text, the type and the score of every token, and the ids with a role."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from functools import cached_property
+from typing import Any
+
+from . import pre
+from .errors import TokenizerError
+from .fields import Fields
+
+SPACE = "\u2581"  # ▁: how most vocabularies write a space
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_MODELS_WITHOUT = ("none", "no_vocab", "test")
+
+
+class Kind(StrEnum):
+    """How text becomes tokens: the values of `tokenizer.ggml.model` that we can read."""
+
+    BPE = "gpt2"
+    GEMMA4 = "gemma4"
+    SPM = "llama"
+    WORDPIECE = "bert"
+    UNIGRAM = "t5"
+
+
+class Type(IntEnum):
+    """What a token is: the values of `tokenizer.ggml.token_type`."""
+
+    UNDEFINED = 0
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True)
+class _Defaults:
+    """What llama.cpp assumes of a kind of vocabulary when the metadata does not say."""
+
+    bos: int | None = None
+    eos: int | None = None
+    unk: int | None = None
+    sep: int | None = None
+    pad: int | None = None
+    add_bos: bool = False
+    add_eos: bool = False
+    add_sep: bool = False
+    add_space_prefix: bool = False
+
+
+_DEFAULTS = {
+    Kind.BPE: _Defaults(bos=11, eos=11),
+    Kind.GEMMA4: _Defaults(),
+    Kind.SPM: _Defaults(bos=1, eos=2, unk=0, add_bos=True, add_space_prefix=True),
+    Kind.WORDPIECE: _Defaults(bos=101, unk=100, sep=102, pad=0, add_bos=True, add_sep=True),
+    Kind.UNIGRAM: _Defaults(eos=1, unk=2, pad=0, add_eos=True),
+}
+
+
+@dataclass
+class Vocab:
+    """The tokens of a model; ids index `texts`, `types` and `scores`.
+
+    `texts` are as the file has them: BPE ones in GPT-2's byte alphabet, others with ▁ for a space. `types` holds
+    plain ints, and the fix-ups of `special.derive` change it. `pre` is how text is cut into words before BPE
+    (None for the other kinds).
+    """
+
+    kind: Kind
+    texts: list[str]
+    types: list[int]
+    scores: list[float]
+    pre: pre.Pre | None
+    bos: int | None = None
+    eos: int | None = None
+    unk: int | None = None
+    sep: int | None = None
+    pad: int | None = None
+    mask: int | None = None
+    add_bos: bool = False
+    add_eos: bool = False
+    add_sep: bool = False
+    add_space_prefix: bool = False
+    named: dict[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """`texts` for the model libraries: what is empty or not Unicode becomes a name that no text can contain."""
+        texts = self.texts
+        if "" not in texts and not _SURROGATE.search("".join(texts)):
+            return texts
+        return [
+            unreachable(i) if not text or _SURROGATE.search(text) else text for i, text in enumerate(texts)
+        ]
+
+    @property
+    def byte_fallback(self) -> bool:
+        """Whether characters without a token of their own are spelled with tokens such as <0x0A>."""
+        return "<0x0A>" in self.names
+
+    def of_type(self, *types: Type) -> list[int]:
+        """The ids of all tokens of these types."""
+        return [i for i, t in enumerate(self.types) if t in types]
+
+
+def unreachable(token: int) -> str:
+    """A stand-in for the text of a token that plain text must never become (from a private-use plane)."""
+    return f"\U000f0000{token}\U000f0000"
+
+
+def read_vocab(metadata: Mapping[str, Any]) -> Vocab:
+    """The vocabulary in a model's metadata; `TokenizerError` where there is none that we can use."""
+    fields = Fields(metadata)
+    kind = _read_kind(fields)
+    texts = fields.strings("tokens")
+    if not texts:
+        raise TokenizerError("the model has no list of tokens (tokenizer.ggml.tokens)")
+    n = len(texts)
+    cut = _read_pre(fields, kind)
+    defaults = _DEFAULTS[kind]
+    vocab = Vocab(
+        kind=kind,
+        texts=texts,
+        types=fields.integers("token_type", n) or [Type.NORMAL.value] * n,
+        scores=fields.floats("scores", n) or [0.0] * n,
+        pre=cut,
+        add_bos=kind is Kind.GEMMA4 or fields.flag("add_bos_token", defaults.add_bos or bool(cut and cut.add_bos)),
+        add_eos=fields.flag("add_eos_token", defaults.add_eos),
+        add_sep=fields.flag("add_sep_token", defaults.add_sep),
+        add_space_prefix=fields.flag("add_space_prefix", defaults.add_space_prefix),
+    )
+    _read_ids(vocab, fields, defaults)
+    return vocab
+
+
+def _read_kind(fields: Fields) -> Kind:
+    model = fields.text("model")
+    if not model or model in _MODELS_WITHOUT:
+        raise TokenizerError("the model has no tokenizer; it takes and gives token ids only")
+    try:
+        return Kind(model)
+    except ValueError:
+        known = ", ".join(kind.value for kind in Kind)
+        raise TokenizerError(f"tokenizer model {model!r} is not supported (known: {known})") from None
+
+
+def _read_pre(fields: Fields, kind: Kind) -> pre.Pre | None:
+    if kind is Kind.GEMMA4:
+        return pre.find("gemma4")
+    return pre.find(fields.text("pre") or "default") if kind is Kind.BPE else None
+
+
+def _read_ids(vocab: Vocab, fields: Fields, defaults: _Defaults) -> None:
+    keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "mask": "mask"}
+    n = len(vocab.texts)
+    for name, key in keys.items():
+        default = getattr(defaults, name, None)
+        found = fields.token(f"{key}_token_id", n)
+        setattr(vocab, name, default if found is None and default is not None and default < n else found)

@@ -1,0 +1,39 @@
+"""Q8_0: blocks of 32 signed bytes, one half-float scale. { f16 d; i8 q[32] }"""
+
+import numpy as np
+
+from ..runtime import jit, kernel
+from ..simd import f16, f32, i8, i32x8, load, store
+from .rows import blocks_dot, matmul_of
+
+COLUMNS = "q8"
+SIZE = 34
+
+
+@jit
+def _unpack(p: int) -> object:
+    return load(i32x8, p + 2) ^ 0x80808080  # signed to unsigned: + 128
+
+
+@jit
+def _scale(p: int) -> tuple[np.float32, np.float32]:
+    d = load(f16, p)
+    return d, d * np.float32(128.0)
+
+
+_matmul = matmul_of(blocks_dot(_unpack, _scale, SIZE))
+
+
+@kernel
+def matmul(task: int) -> None:
+    """Rows times columns."""
+    _matmul(task)
+
+
+@kernel
+def dequantize(w: int, k: int, y: int) -> None:
+    """One row."""
+    for i in range(k // 32):
+        p = w + SIZE * i
+        for j in range(32):
+            store(f32, load(f16, p) * np.float32(load(i8, p + 2 + j)), y + 4 * (32 * i + j))

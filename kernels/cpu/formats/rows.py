@@ -1,0 +1,97 @@
+"""From the product of one row and one column to a matrix: what all formats share."""
+
+from typing import Any
+
+import numpy as np
+
+from ..columns import scales_at, sums_at
+from ..runtime import Struct, at, jit
+from ..simd import address_of, dot4_full, f32, f32x8, f32x16, fma, hsum, i32x8, i32x16, join, load, prefetch, splat, store
+from ..simd import to_f32, zero
+
+# What a matmul kernel is given: y[c, r] = row r of w . column c; strides in bytes.
+MATMUL = Struct("w w_stride rows x x_stride k columns y y_stride")
+
+AHEAD = 4096  # bytes between a load and its prefetch; found by measuring decode
+
+
+def matmul_of(dot: Any) -> Any:
+    """All rows times all columns, from dot(row, x, k) -> float32."""
+
+    @jit
+    def matmul(task: int) -> None:
+        t = at(MATMUL, task)
+        for r in range(t.rows):
+            for c in range(t.columns):
+                store(f32, dot(t.w + r * t.w_stride, t.x + c * t.x_stride, t.k), t.y + c * t.y_stride + 4 * r)
+
+    return matmul
+
+
+def blocks_dot(unpack: Any, scale: Any, size: int) -> Any:
+    """dot for formats in blocks of 32: unpack(p) -> 32 unsigned bytes (i32x8), scale(p) -> (d, m).
+
+    A weight is d * byte - m; a block is `size` bytes.
+    """
+
+    @jit
+    def dot(w: int, x: int, k: int) -> np.float32:
+        scales, sums = scales_at(x, k), sums_at(x, k)
+        total, minimum = zero(f32x16), np.float32(0.0)
+        blocks = k // 32
+        for i in range(0, blocks - 1, 2):
+            p = w + i * size
+            prefetch(p + AHEAD)
+            (d0, m0), (d1, m1) = scale(p), scale(p + size)
+            products = dot4_full(zero(i32x16), join(unpack(p), unpack(p + size)), load(i32x16, x + 32 * i))
+            s0, s1 = load(f32, scales + 4 * i), load(f32, scales + 4 * i + 4)
+            total = fma(to_f32(products), join(splat(f32x8, d0 * s0), splat(f32x8, d1 * s1)), total)
+            minimum += m0 * load(f32, sums + 4 * i) + m1 * load(f32, sums + 4 * i + 4)
+        result = hsum(total) - minimum
+        if blocks % 2:
+            i = blocks - 1
+            d, m = scale(w + i * size)
+            products = dot4_full(zero(i32x8), unpack(w + i * size), load(i32x8, x + 32 * i))
+            result += np.float32(hsum(products)) * d * load(f32, scales + 4 * i) - m * load(f32, sums + 4 * i)
+        return result
+
+    return dot
+
+
+def dot_of(vector: Any, scalar: Any, size: int) -> Any:
+    """dot for plain floats: of a Kind of 16, its scalar, and the bytes of one."""
+
+    @jit
+    def dot(w: int, x: int, k: int) -> np.float32:
+        total, total_2 = zero(f32x16), zero(f32x16)
+        for i in range(0, k - 31, 32):
+            prefetch(w + size * i + AHEAD)
+            total = fma(load(vector, w + size * i), load(f32x16, x + 4 * i), total)
+            total_2 = fma(load(vector, w + size * (i + 16)), load(f32x16, x + 4 * i + 64), total_2)
+        result = hsum(total + total_2)
+        for i in range(k // 32 * 32, k):
+            result += load(scalar, w + size * i) * load(f32, x + 4 * i)
+        return result
+
+    return dot
+
+
+dot_f32 = dot_of(f32x16, f32, 4)
+
+
+def matmul_of_dequantized(dequantize: Any) -> Any:
+    """matmul for formats without a product of their own: one row at a time in float32, from dequantize(w, k, y)."""
+
+    @jit
+    def matmul(task: int) -> None:
+        t = at(MATMUL, task)
+        scratch = np.empty(t.k, np.float32)
+        row = address_of(scratch)
+        for r in range(t.rows):
+            dequantize(t.w + r * t.w_stride, t.k, row)
+            for c in range(t.columns):
+                store(f32, dot_f32(row, t.x + c * t.x_stride, t.k), t.y + c * t.y_stride + 4 * r)
+        # Numba frees an array after its last use that it can see, and it cannot see addresses.
+        scratch[0] = 0.0
+
+    return matmul

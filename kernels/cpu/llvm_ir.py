@@ -1,0 +1,195 @@
+"""Short words for writing LLVM IR, and the choice of instructions: what simd.py is made of.
+
+`b` is always llvmlite's IRBuilder.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+
+Value = Any  # an LLVM value; llvmlite has no types of its own for mypy
+
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+
+ISAS = ("avx512", "avx2", "portable")
+
+
+def _choose_isa() -> str:
+    wanted = os.environ.get("GGRUN_SIMD", "")
+    if wanted in ISAS:
+        return wanted
+    features = {name for name, on in llvm.get_host_cpu_features().items() if on}
+    if {"avx512f", "avx512bw", "avx512vl", "avx512vnni"} <= features:
+        return "avx512"
+    return "avx2" if {"avx2", "fma", "f16c"} <= features else "portable"
+
+
+ISA = _choose_isa()
+
+
+def like(ty: Any, elem: Any) -> Any:
+    """The type of `ty`'s shape (vector or scalar) with another element type."""
+    return ir.VectorType(elem, ty.count) if isinstance(ty, ir.VectorType) else elem
+
+
+def const(ty: Any, value: Any) -> Value:
+    """A constant, in every lane where ty is a vector."""
+    return ir.Constant(ty, [value] * ty.count if isinstance(ty, ir.VectorType) else value)
+
+
+def undef(ty: Any) -> Value:
+    """A value that will be overwritten."""
+    return ir.Constant(ty, ir.Undefined)
+
+
+def pick(b: Any, x: Value, y: Value, lanes: Sequence[int]) -> Value:
+    """The LLVM shufflevector with constant lanes."""
+    return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
+
+
+def broadcast(b: Any, x: Value, n: int) -> Value:
+    """A scalar in n lanes."""
+    vec = ir.VectorType(x.type, n)
+    return pick(b, b.insert_element(undef(vec), x, const(I32, 0)), undef(vec), [0] * n)
+
+
+def halves(b: Any, x: Value) -> tuple[Value, Value]:
+    """The low and the high half of a vector."""
+    n = x.type.count
+    return pick(b, x, undef(x.type), range(n // 2)), pick(b, x, undef(x.type), range(n // 2, n))
+
+
+def call(b: Any, name: str, result: Any, args: Sequence[Value]) -> Value:
+    """Call an external function or an LLVM intrinsic."""
+    fnty = ir.FunctionType(result, [a.type for a in args])
+    fn = b.module.globals.get(name) or ir.Function(b.module, fnty, name)
+    return b.call(fn, args)
+
+
+def overloaded(b: Any, name: str, args: Sequence[Value]) -> Value:
+    """Call an LLVM intrinsic that is mangled by, and returns, the type of its first argument."""
+    ty = args[0].type
+    elem = {"float": "f32", "double": "f64"}.get(str(like(ty, ty)), None)
+    if isinstance(ty, ir.VectorType):
+        elem = f"v{ty.count}" + {"float": "f32"}.get(str(ty.element), str(ty.element))
+    return call(b, f"llvm.{name}.{elem}", ty, args)
+
+
+def pointer(b: Any, address: Value) -> Value:
+    """An address as a pointer."""
+    return b.inttoptr(address, ir.PointerType())
+
+
+def widen(b: Any, bits: Value, elem: str) -> Value:
+    """Half floats, given as i16, to f32."""
+    words = b.zext(bits, like(bits.type, I32))
+    if elem == "bf16":
+        return b.bitcast(b.shl(words, const(words.type, 16)), like(bits.type, F32))
+    if ISA != "portable":
+        return b.fpext(b.bitcast(bits, like(bits.type, F16)), like(bits.type, F32))
+    # Without conversion instructions LLVM would call compiler-rt, which the JIT does not have. Shift exponent and
+    # mantissa into place and scale by 2^112: exact for normal and subnormal numbers; infinities stay infinite.
+    sign = b.shl(b.and_(words, const(words.type, 0x8000)), const(words.type, 16))
+    magnitude = b.shl(b.and_(words, const(words.type, 0x7FFF)), const(words.type, 13))
+    scaled = b.bitcast(magnitude, like(bits.type, F32))
+    scaled = b.bitcast(b.fmul(scaled, const(scaled.type, 2.0**112)), words.type)
+    special = b.icmp_unsigned(">=", magnitude, const(words.type, 0x0F800000))
+    scaled = b.select(special, b.or_(magnitude, const(words.type, 0x7F800000)), scaled)
+    return b.bitcast(b.or_(scaled, sign), like(bits.type, F32))
+
+
+def narrow(b: Any, x: Value, elem: str) -> Value:
+    """f32 to half floats as i16, rounded to nearest even (not a number stays none)."""
+    if elem == "f16" and ISA != "portable":
+        return b.bitcast(b.fptrunc(x, like(x.type, F16)), like(x.type, I16))
+    word = like(x.type, I32)
+    bits = b.bitcast(x, word)
+    if elem == "bf16":
+        odd = b.and_(b.lshr(bits, const(word, 16)), const(word, 1))
+        return b.trunc(b.lshr(b.add(bits, b.add(odd, const(word, 0x7FFF))), const(word, 16)), like(x.type, I16))
+    sign = b.and_(b.lshr(bits, const(word, 16)), const(word, 0x8000))
+    size = b.and_(bits, const(word, 0x7FFFFFFF))
+    # Subnormal halves: adding 0.5 moves the wanted bits to the end of the mantissa, and the adder rounds them.
+    tiny = b.fadd(b.bitcast(size, x.type), const(x.type, 0.5))
+    tiny = b.sub(b.bitcast(tiny, word), const(word, 0x3F000000))
+    odd = b.and_(b.lshr(size, const(word, 13)), const(word, 1))
+    normal = b.lshr(b.add(b.add(size, odd), const(word, 0xFFF - (112 << 23))), const(word, 13))
+    half = b.select(b.icmp_unsigned("<", size, const(word, 113 << 23)), tiny, normal)
+    half = b.select(b.icmp_unsigned(">=", size, const(word, 143 << 23)), const(word, 0x7C00), half)
+    return b.trunc(b.or_(half, sign), like(x.type, I16))
+
+
+def reduced(b: Any, x: Value, step: Callable[[Value, Value], Value]) -> Value:
+    """Fold the lanes of a vector pairwise."""
+    while x.type.count > 2:
+        x = step(*halves(b, x))
+    return step(b.extract_element(x, const(I32, 0)), b.extract_element(x, const(I32, 1)))
+
+
+def joined(b: Any, x: Value, y: Value) -> Value:
+    """x's lanes, then y's."""
+    return pick(b, x, y, range(2 * x.type.count))
+
+
+def in_halves(b: Any, f: Callable[..., Value], *vectors: Value) -> Value:
+    """Apply f to the low and to the high halves of some vectors, and join what comes out."""
+    low, high = zip(*(halves(b, v) for v in vectors), strict=True)
+    return joined(b, f(*low), f(*high))
+
+
+def signed_low(b: Any, x: Value, bits: int) -> Value:
+    """The low bits of each lane, sign-extended in place."""
+    shift = const(x.type, bits)
+    return b.ashr(b.shl(x, shift), shift)
+
+
+def dot4(b: Any, acc: Value, u: Value, s: Value, full: bool) -> Value:
+    """acc (i32) += the sum of four neighbouring products of unsigned bytes u and signed bytes s (in i32 lanes).
+
+    With `full` u may be anything, else it is 127 or less, which saves AVX2 and others half of the work.
+    s is in [-127, 127].
+    """
+    n = acc.type.count
+    bytes_, words = ir.VectorType(I8, 4 * n), ir.VectorType(I16, 2 * n)
+    if ISA == "avx512":
+        name = f"llvm.x86.avx512.vpdpbusd.{32 * n}"
+        return call(b, name, acc.type, [acc, b.bitcast(u, bytes_), b.bitcast(s, bytes_)])
+    if n == 16:
+        return in_halves(b, lambda *v: dot4(b, *v, full=full), acc, u, s)
+    if ISA == "avx2" and n == 8 and not full:
+        pairs = call(b, "llvm.x86.avx2.pmadd.ub.sw", words, [b.bitcast(u, bytes_), b.bitcast(s, bytes_)])
+        return b.add(acc, call(b, "llvm.x86.avx2.pmadd.wd", acc.type, [pairs, const(words, 1)]))
+    u, s = b.bitcast(u, words), b.bitcast(s, words)
+    even = b.mul(b.and_(u, const(words, 255)), signed_low(b, s, 8))
+    odd = b.mul(b.lshr(u, const(words, 8)), b.ashr(s, const(words, 8)))
+    if full:
+        return b.add(b.add(acc, _pairs(b, even, acc.type)), _pairs(b, odd, acc.type))
+    return b.add(acc, _pairs(b, b.add(even, odd), acc.type))
+
+
+def _pairs(b: Any, words: Value, ty: Any) -> Value:
+    """Sums of neighbouring i16 lanes, as i32."""
+    x = b.bitcast(words, ty)
+    return b.add(signed_low(b, x, 16), b.ashr(x, const(ty, 16)))
+
+
+def lookup(b: Any, table: Value, index: Value) -> Value:
+    """Bytes of a table of 16, picked by every byte of `index` (each 15 or less, in i32 lanes)."""
+    n = index.type.count
+    if ISA == "avx2" and n == 16:
+        return in_halves(b, lambda i: lookup(b, table, i), index)
+    bytes_ = ir.VectorType(I8, 4 * n)
+    i = b.bitcast(index, bytes_)
+    if ISA != "portable" and n >= 8:
+        name = "llvm.x86.avx512.pshuf.b.512" if n == 16 else "llvm.x86.avx2.pshuf.b"
+        tables = pick(b, table, undef(table.type), list(range(16)) * (n // 4))
+        return b.bitcast(call(b, name, bytes_, [tables, i]), index.type)
+    out = undef(bytes_)
+    for lane in range(4 * n):
+        entry = b.extract_element(table, b.zext(b.extract_element(i, const(I32, lane)), I32))
+        out = b.insert_element(out, entry, const(I32, lane))
+    return b.bitcast(out, index.type)

@@ -1,0 +1,255 @@
+"""How kernels are compiled, called and walked: every kernel is a C function of integers, a program is a table.
+
+A *kernel* takes 64-bit integers (addresses and counts) and returns nothing, so that any kernel can be called
+through its address. An *operation* is a kernel (args, thread, threads): `args` is the address of a Struct; the
+operation finds its own share of the work. `walk` runs a table of operations; all threads walk the same table and
+meet at a barrier where the table asks for one. Python is entered once a program and thread, not once an operation.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import cfunc, from_dtype, njit, types
+from numba.core.imputils import lower_constant
+from numba.extending import intrinsic, models, register_model, typeof_impl
+
+from .llvm_ir import I32, I64, ISA, Value, call, const, pointer
+from .simd import Codegen
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """A helper that kernels call. Not cached: the machine code of a kernel holds its helpers'."""
+    return njit(**_OPTIONS)(function)
+
+
+class Kernel:
+    """A function of integers that compiles when its address is first asked for.
+
+    Only a function at the top of a module is found again in Numba's disk cache: one made by a factory never is.
+    So kernels are such functions, and what is made by factories are the helpers that they call.
+    """
+
+    def __init__(self, function: Callable[..., None]):
+        self.function = function
+        self.name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+        self._compiled: Any = None
+
+    @property
+    def address(self) -> int:
+        """The address of the machine code."""
+        return int(self.compiled.address)
+
+    @property
+    def compiled(self) -> Any:
+        """Numba's CFunc, from the disk cache where it is there."""
+        if self._compiled is None:
+            arguments = self.function.__code__.co_argcount
+            signature = types.void(*[types.intp] * arguments)
+            self._compiled = cfunc(signature, cache=True, **_OPTIONS)(self.function)
+        return self._compiled
+
+    def __call__(self, *args: int) -> None:
+        """Call the kernel from Python (tests do)."""
+        self.compiled.ctypes(*args)
+
+
+kernel = Kernel
+
+# ---------------------------------------------------------------- arguments of operations
+
+
+class Struct:
+    """The named arguments of an operation: 64-bit integers, or doubles where the name ends in ":f"."""
+
+    def __init__(self, fields: str):
+        parts = [field.partition(":") for field in fields.split()]
+        self.dtype = np.dtype([(name, "f8" if kind == "f" else "i8") for name, _, kind in parts])
+        self.record = from_dtype(self.dtype)
+
+    def pack(self, **values: float) -> np.ndarray:
+        """The arguments in memory; every field must be named."""
+        if values.keys() != set(self.dtype.names or ()):
+            raise TypeError(f"arguments are {self.dtype.names}, not {tuple(values)}")
+        packed = np.zeros(1, self.dtype)
+        for name, value in values.items():
+            packed[name] = value
+        return packed
+
+
+class _StructType(types.Dummy):  # type: ignore[misc]
+    def __init__(self, struct: Struct):
+        self.struct = struct
+        super().__init__(f"Struct({struct.dtype.descr})")
+
+
+typeof_impl.register(Struct)(lambda struct, _: _StructType(struct))
+register_model(_StructType)(models.OpaqueModel)
+lower_constant(_StructType)(lambda context, builder, ty, value: context.get_dummy_value())
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def at(ctx: Any, struct: Any, address: Any) -> Codegen:
+    """The record at an address: at(LINEAR, args).rows."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        return b.inttoptr(args[1], context.get_value_type(sig.return_type))
+
+    return struct.struct.record(struct, types.intp), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def invoke(ctx: Any, address: Any, arguments: Any) -> Codegen:
+    """Call the kernel at an address with a tuple of integers."""
+    taken = types.UniTuple(types.intp, len(arguments))
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        fnty = ir.FunctionType(ir.VoidType(), [I64] * len(taken))
+        b.call(b.inttoptr(args[0], fnty.as_pointer()), [b.extract_value(args[1], i) for i in range(len(taken))])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, taken), codegen
+
+
+# ---------------------------------------------------------------- threads
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def atomic_add(ctx: Any, address: Any, value: Any) -> Codegen:
+    """Add to an int64; gives what was there before."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        return b.atomic_rmw("add", pointer(b, args[0]), args[1], "seq_cst")
+
+    return types.int64(types.intp, types.int64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def atomic_load(ctx: Any, address: Any) -> Codegen:
+    """Read an int64 that other threads write."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        return b.load_atomic(pointer(b, args[0]), "seq_cst", 8, typ=I64)
+
+    return types.int64(types.intp), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def atomic_store(ctx: Any, address: Any, value: Any) -> Codegen:
+    """Write an int64 that other threads read."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        # An exchange: llvmlite's store_atomic does not know opaque pointers.
+        b.atomic_rmw("xchg", pointer(b, args[0]), args[1], "seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.int64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def pause(ctx: Any) -> Codegen:
+    """Tell the CPU that this is a spin loop."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        if ISA != "portable":
+            call(b, "llvm.x86.sse2.pause", ir.VoidType(), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def sched_yield(ctx: Any) -> Codegen:
+    """Let another thread have this core (libc)."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        call(b, "sched_yield", I32, [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+# The control block of a pool of threads, in int64s, each on a cache line of its own.
+ARRIVED, GENERATION, JOB, DONE, TABLE, OPERATIONS = (64 * i for i in range(6))
+CONTROL_BYTES = 6 * 64
+_SPINS = 300  # about 10 microseconds of pause instructions before the core is given away
+
+
+@jit
+def barrier(control: int, threads: int) -> None:
+    """Wait until all threads are here. Spins, then yields: cheap, and fair when cores are shared."""
+    if threads == 1:
+        return
+    generation = atomic_load(control + GENERATION)
+    if atomic_add(control + ARRIVED, 1) == threads - 1:
+        atomic_store(control + ARRIVED, 0)
+        atomic_store(control + GENERATION, generation + 1)
+        return
+    spins = 0
+    while atomic_load(control + GENERATION) == generation:
+        spins += 1
+        if spins < _SPINS:
+            pause()
+        else:
+            sched_yield()
+
+
+@jit
+def walk(table: int, operations: int, control: int, thread: int, threads: int) -> None:
+    """Run a table of [operation, args, barrier first] rows of int64, as one of `threads` threads."""
+    for i in range(operations):
+        row = table + 24 * i
+        if _int64(row + 16):
+            barrier(control, threads)
+        invoke(_int64(row), (_int64(row + 8), thread, threads))
+
+
+@jit
+def share(total: int, thread: int, threads: int, grain: int) -> tuple[int, int]:
+    """The part [begin, end) of `total` that is a thread's, cut at multiples of `grain`."""
+    grains = (total + grain - 1) // grain
+    begin = grains * thread // threads * grain
+    end = grains * (thread + 1) // threads * grain
+    return begin, min(end, total)
+
+
+_int64 = atomic_load
+
+
+@njit(types.int64(types.intp, types.intp, types.intp, types.int64, types.int64), cache=True, **_OPTIONS)  # type: ignore[untyped-decorator]
+def serve(control: int, thread: int, threads: int, job: int, patience: int) -> int:
+    """A worker's loop: walk each posted job; return the last job's number after `patience` idle spins."""
+    spins = 0
+    while spins < patience:
+        if atomic_load(control + JOB) == job:
+            spins += 1
+            if spins < _SPINS:
+                pause()
+            else:
+                sched_yield()
+            continue
+        job += 1
+        spins = 0
+        walk(atomic_load(control + TABLE), atomic_load(control + OPERATIONS), control, thread, threads)
+        atomic_add(control + DONE, 1)
+    return job
+
+
+@njit(types.void(types.intp, types.intp, types.intp, types.intp), cache=True, **_OPTIONS)  # type: ignore[untyped-decorator]
+def post(control: int, threads: int, table: int, operations: int) -> None:
+    """Run a table on all threads of a pool, as thread 0 of it; returns when all are done."""
+    atomic_store(control + DONE, 0)
+    atomic_store(control + TABLE, table)
+    atomic_store(control + OPERATIONS, operations)
+    atomic_add(control + JOB, 1)
+    walk(table, operations, control, 0, threads)
+    spins = 0
+    while atomic_load(control + DONE) < threads - 1:
+        spins += 1
+        if spins < _SPINS:
+            pause()
+        else:
+            sched_yield()

@@ -1,0 +1,305 @@
+"""The SIMD vocabulary: vectors as opaque Numba types, and intrinsics that write LLVM IR.
+
+A `Kind` names what lies in memory and what a register holds: `load(f32x16, p)` gives 16 floats. Kinds of one
+lane are scalars (`load(i64, p)` is a Numba integer). The half floats are storage only: loading widens them to
+f32, storing narrows. Addresses are plain integers. Vectors take + - * & | ^ << >> (a logical shift).
+
+Which instructions an intrinsic becomes is decided once, at import: see llvm_ir.ISA.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core.imputils import lower_builtin, lower_constant
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, models, register_model, typeof_impl
+
+from . import llvm_ir
+from .llvm_ir import F32, F64, I8, I16, I32, I64, ISA, Value, broadcast, call, const, joined, like, narrow
+from .llvm_ir import overloaded, pick, pointer, reduced, undef, widen
+
+Codegen = tuple[Any, Callable[..., Value]]
+
+# ---------------------------------------------------------------- kinds and types
+
+_STORED = {"u8": I8, "i8": I8, "i16": I16, "u16": I16, "i32": I32, "u32": I32, "i64": I64}
+_STORED |= {"f32": F32, "f64": F64, "f16": I16, "bf16": I16}
+_SCALAR = {"u8": types.uint8, "i8": types.int8, "i16": types.int16, "u16": types.uint16, "i32": types.int32}
+_SCALAR |= {"u32": types.uint32, "i64": types.int64, "f64": types.float64}
+
+
+class Vec(types.Type):  # type: ignore[misc]
+    """A register of n lanes; elem is "f32", "i32" or "i8"."""
+
+    def __init__(self, elem: str, n: int):
+        self.elem, self.n = elem, n
+        self.ir = ir.VectorType(_STORED[elem], n)
+        super().__init__(name=f"Vec({elem}x{n})")
+
+
+@register_model(Vec)
+class _VecModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Vec):
+        super().__init__(dmm, fe_type, fe_type.ir)
+
+
+class Kind:
+    """What lies in memory: n elements of a machine type; usable inside kernels as a constant."""
+
+    def __init__(self, elem: str, n: int = 1):
+        self.elem, self.n = elem, n
+        self.stored = ir.VectorType(_STORED[elem], n) if n > 1 else _STORED[elem]
+        widened = "f32" if elem in ("f16", "bf16") else elem
+        self.register = Vec({"u8": "i8"}.get(widened, widened), n) if n > 1 else _SCALAR.get(widened, types.float32)
+
+
+class _Static(types.Dummy):  # type: ignore[misc]
+    """The Numba type of a compile-time constant: a Kind, or the lanes of a shuffle."""
+
+    def __init__(self, value: Any, name: str):
+        self.value = value
+        super().__init__(name)
+
+
+class Lanes(tuple[int, ...]):
+    """The lanes that a shuffle picks."""
+
+
+typeof_impl.register(Kind)(lambda kind, _: _Static(kind, f"{kind.elem}x{kind.n}"))
+typeof_impl.register(Lanes)(lambda lanes, _: _Static(lanes, f"Lanes{tuple(lanes)}"))
+register_model(_Static)(models.OpaqueModel)
+lower_constant(_Static)(lambda context, builder, ty, value: context.get_dummy_value())
+
+f32, f16, bf16, i64, i32, u32, u16, i16, u8, i8 = map(Kind, "f32 f16 bf16 i64 i32 u32 u16 i16 u8 i8".split())
+f32x16, f32x8, i32x16, i32x8, i32x4 = Kind("f32", 16), Kind("f32", 8), Kind("i32", 16), Kind("i32", 8), Kind("i32", 4)
+f16x16, bf16x16, f16x8 = Kind("f16", 16), Kind("bf16", 16), Kind("f16", 8)
+i8x16, i8x8, i8x32, i8x64 = Kind("i8", 16), Kind("i8", 8), Kind("i8", 32), Kind("i8", 64)
+
+# ---------------------------------------------------------------- memory
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load(ctx: Any, kind: Any, address: Any) -> Codegen:
+    """What lies at an address, unaligned; half floats become f32."""
+    k = kind.value
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        raw = b.load(pointer(b, args[1]), typ=k.stored, align=1)
+        return widen(b, raw, k.elem) if k.elem in ("f16", "bf16") else raw
+
+    return k.register(kind, types.intp), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store(ctx: Any, kind: Any, value: Any, address: Any) -> Codegen:
+    """Write a value in the kind's form: wider integers are truncated, floats narrowed to halves."""
+    k = kind.value
+    taken = value if isinstance(value, Vec) else types.float32 if k.elem in ("f32", "f16", "bf16") else types.int64
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        x = args[1]
+        if k.elem in ("f16", "bf16"):
+            x = narrow(b, x, k.elem)
+        elif x.type != k.stored:
+            x = b.trunc(x, k.stored)
+        b.store(x, pointer(b, args[2]), align=1)
+        return context.get_dummy_value()
+
+    return types.void(kind, taken, types.intp), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(ctx: Any, address: Any) -> Codegen:
+    """Ask for the cache line of an address (any address: it need not be mapped)."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        hint = [const(I32, v) for v in (0, 3, 1)]  # read, keep in all levels, data
+        call(b, "llvm.prefetch.p0", ir.VoidType(), [pointer(b, args[0]), *hint])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def address_of(ctx: Any, array: Any) -> Codegen:
+    """The address of a NumPy array's first element (a global array: of the constant in the compiled kernel)."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        return b.ptrtoint(context.make_array(sig.args[0])(context, b, args[0]).data, I64)
+
+    return types.intp(array), codegen
+
+
+# ---------------------------------------------------------------- arithmetic
+
+
+def _operator(op: Any, integer: str, floating: str | None) -> None:
+    class Typing(AbstractTemplate):  # type: ignore[misc]
+        def generic(self, args: Any, kws: Any) -> Any:
+            if len(args) == 2 and isinstance(args[0], Vec):
+                a, c = args
+                if a == c and (floating or a.elem != "f32"):
+                    return signature(a, a, a)
+                if isinstance(c, types.Integer) and a.elem != "f32":
+                    return signature(a, a, types.int64)
+            return None
+
+    infer_global(op)(Typing)
+
+    def vectors(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        return getattr(b, floating if sig.args[0].elem == "f32" else integer)(*args)
+
+    def with_scalar(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        lane = b.trunc(args[1], sig.args[0].ir.element)
+        return getattr(b, integer)(args[0], broadcast(b, lane, sig.args[0].n))
+
+    lower_builtin(op, Vec, Vec)(vectors)
+    lower_builtin(op, Vec, types.Integer)(with_scalar)
+
+
+for _op, _int, _float in (
+    (operator.add, "add", "fadd"),
+    (operator.sub, "sub", "fsub"),
+    (operator.mul, "mul", "fmul"),
+    (operator.and_, "and_", None),
+    (operator.or_, "or_", None),
+    (operator.xor, "xor", None),
+    (operator.lshift, "shl", None),
+    (operator.rshift, "lshr", None),
+):
+    _operator(_op, _int, _float)
+
+
+def _unary(write: Callable[[Any, Value], Value], result: Callable[[Vec], Any], doc: str) -> Any:
+    @intrinsic  # type: ignore[untyped-decorator]
+    def f(ctx: Any, x: Any) -> Codegen:
+        return result(x)(x), lambda context, b, sig, args: write(b, args[0])
+
+    f.__doc__ = doc
+    return f
+
+
+def _sum(b: Any, x: Value) -> Value:
+    return reduced(b, x, b.fadd if x.type.element == F32 else b.add)
+
+
+def _largest(b: Any, x: Value) -> Value:
+    return reduced(b, x, lambda lo, hi: overloaded(b, "maxnum", [lo, hi]))
+
+
+def _same(x: Vec) -> Vec:
+    return x
+
+
+def _scalar(x: Vec) -> Any:
+    return types.float32 if x.elem == "f32" else types.int32
+
+
+absolute = _unary(lambda b, x: overloaded(b, "fabs", [x]), _same, "|x|")
+rounded = _unary(lambda b, x: overloaded(b, "rint", [x]), _same, "To the nearest integer, halves to even.")
+hsum = _unary(_sum, _scalar, "The sum of all lanes, added pairwise.")
+hmax = _unary(_largest, _scalar, "The largest lane.")
+to_f32 = _unary(lambda b, x: b.sitofp(x, like(x.type, F32)), lambda x: Vec("f32", x.n), "i32 to f32.")
+to_i32 = _unary(lambda b, x: b.fptosi(x, like(x.type, I32)), lambda x: Vec("i32", x.n), "f32 to i32, truncated.")
+zext = _unary(lambda b, x: b.zext(x, like(x.type, I32)), lambda x: Vec("i32", x.n), "Unsigned bytes to i32.")
+sext = _unary(lambda b, x: b.sext(x, like(x.type, I32)), lambda x: Vec("i32", x.n), "Signed bytes to i32.")
+widen_i16 = _unary(
+    lambda b, x: b.bitcast(b.sext(x, like(x.type, I16)), ir.VectorType(I32, x.type.count // 2)),
+    lambda x: Vec("i32", x.n // 2),
+    "Signed bytes to i16, two in a lane: for dot2.",
+)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def splat(ctx: Any, kind: Any, x: Any) -> Codegen:
+    """A scalar in every lane."""
+    vec = kind.value.register
+    scalar = types.float32 if vec.elem == "f32" else types.int32
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        return broadcast(b, args[1], vec.n)
+
+    return vec(kind, scalar), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def zero(ctx: Any, kind: Any) -> Codegen:
+    """Zero in every lane."""
+    vec = kind.value.register
+    return vec(kind), lambda context, b, sig, args: ir.Constant(vec.ir, None)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fma(ctx: Any, x: Any, y: Any, z: Any) -> Codegen:
+    """x * y + z, rounded once where the CPU can."""
+    # Without the instruction llvm.fma is a library call a lane; fmuladd may be two roundings, and is fast.
+    name = "fmuladd" if ISA == "portable" else "fma"
+    return x(x, x, x), lambda context, b, sig, args: overloaded(b, name, args)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def maximum(ctx: Any, x: Any, y: Any) -> Codegen:
+    """The larger of two floats, lane by lane."""
+    return x(x, x), lambda context, b, sig, args: overloaded(b, "maxnum", args)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def minimum(ctx: Any, x: Any, y: Any) -> Codegen:
+    """The smaller of two floats, lane by lane."""
+    return x(x, x), lambda context, b, sig, args: overloaded(b, "minnum", args)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def divide(ctx: Any, x: Any, y: Any) -> Codegen:
+    """x / y, lane by lane (/ itself is Numba's, with its checks)."""
+    return x(x, y), lambda context, b, sig, args: b.fdiv(*args)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def sar(ctx: Any, x: Any, bits: Any) -> Codegen:
+    """Arithmetic shift right of every lane."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        return b.ashr(args[0], broadcast(b, b.trunc(args[1], x.ir.element), x.n))
+
+    return x(x, types.int64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def bitcast(ctx: Any, kind: Any, x: Any) -> Codegen:
+    """The same bits as another kind: a u64 as i8x8, f32 lanes as i32..."""
+    return kind.value.register(kind, x), lambda context, b, sig, args: b.bitcast(args[1], kind.value.register.ir)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def shuffle(ctx: Any, x: Any, lanes: Any) -> Codegen:
+    """x's lanes in the order of a constant Lanes."""
+    out = Vec(x.elem, len(lanes.value))
+    return out(x, lanes), lambda context, b, sig, args: pick(b, args[0], undef(x.ir), lanes.value)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def join(ctx: Any, low: Any, high: Any) -> Codegen:
+    """Two vectors as one of twice the lanes."""
+    return Vec(low.elem, 2 * low.n)(low, low), lambda context, b, sig, args: joined(b, *args)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def dot4(ctx: Any, acc: Any, u: Any, s: Any) -> Codegen:
+    """acc += sums of four neighbouring u * s; u: unsigned bytes up to 127, s: signed bytes, all in i32 lanes."""
+    return acc(acc, acc, acc), lambda context, b, sig, args: llvm_ir.dot4(b, *args, full=False)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def dot4_full(ctx: Any, acc: Any, u: Any, s: Any) -> Codegen:
+    """dot4 for unsigned bytes up to 255."""
+    return acc(acc, acc, acc), lambda context, b, sig, args: llvm_ir.dot4(b, *args, full=True)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def lookup(ctx: Any, table: Any, index: Any) -> Codegen:
+    """Bytes of an i8x16 table, picked by every byte (15 or less) of an i32 vector."""
+    return index(table, index), lambda context, b, sig, args: llvm_ir.lookup(b, *args)

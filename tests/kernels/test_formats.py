@@ -1,0 +1,100 @@
+"""Every weight format against gguf-py's dequantize and numpy float64: random bytes, odd shapes."""
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, quants
+from gguf.constants import GGML_QUANT_SIZES
+
+from ggrun.kernels import load_cpu
+
+FORMATS = ["F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q6_K"]
+# Where a block keeps its half-float scales: random bytes there would be infinities.
+HALVES = {
+    "Q4_0": [0],
+    "Q4_1": [0, 2],
+    "Q5_0": [0],
+    "Q5_1": [0, 2],
+    "Q8_0": [0],
+    "Q2_K": [80, 82],
+    "Q3_K": [108],
+    "Q4_K": [0, 2],
+    "Q5_K": [0, 2],
+    "Q6_K": [208],
+    "IQ4_NL": [0],
+    "IQ4_XS": [0],
+}
+
+
+def random_rows(name: str, rows: int, k: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of blocks with random bits and scales of a plausible size: uint8 [rows, bytes]."""
+    if name in ("F32", "F16", "BF16"):
+        values = rng.standard_normal((rows, k)).astype(np.float32)
+        return quants.quantize(values, GGMLQuantizationType[name]).view(np.uint8).reshape(rows, -1)
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[name]]
+    blocks = rng.integers(0, 256, (rows, k // block, size), np.uint8)
+    for at in HALVES.get(name, []):
+        scales = rng.uniform(-0.05, 0.05, (rows, k // block, 1)).astype(np.float16)
+        blocks[:, :, at : at + 2] = scales.view(np.uint8)
+    return blocks.reshape(rows, -1)
+
+
+def exact(name: str, data: np.ndarray) -> np.ndarray:
+    """gguf-py's word for the values: float64 [rows, k]."""
+    return quants.dequantize(data, GGMLQuantizationType[name]).astype(np.float64)
+
+
+def quantized(x: np.ndarray) -> np.ndarray:
+    """Columns as kernels take them: float32 [columns, k] to bytes [columns, k * 3 / 2]."""
+    columns = load_cpu("columns")
+    n, k = x.shape
+    out = np.zeros((n, k + k // 2), np.uint8)
+    count = np.array([n])
+    args = columns.QUANTIZE.pack(n=count.ctypes.data, x=x.ctypes.data, y=out.ctypes.data, k=k)
+    columns.quantize(args.ctypes.data, 0, 1)
+    return out
+
+
+def values(columns: np.ndarray, k: int) -> np.ndarray:
+    """What quantized columns stand for: float64 [columns, k]."""
+    scales = columns[:, k : k + k // 8].copy().view(np.float32).astype(np.float64)
+    return columns[:, :k].view(np.int8) * np.repeat(scales, 32, 1)
+
+
+def product(name: str, data: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The kernel's [columns, rows] float32."""
+    module = load_cpu(f"formats.{name.lower()}")
+    n, k = x.shape
+    columns = quantized(x) if module.COLUMNS == "q8" else x
+    y = np.full((n, len(data)), np.nan, np.float32)
+    task = load_cpu("formats.rows").MATMUL.pack(
+        w=data.ctypes.data, w_stride=data.shape[1], rows=len(data), x=columns.ctypes.data, k=k,
+        x_stride=columns.strides[0], columns=n, y=y.ctypes.data, y_stride=y.strides[0],
+    )  # fmt: skip
+    module.matmul(task.ctypes.data)
+    return y
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_dequantize(name: str) -> None:
+    data = random_rows(name, 5, 512, np.random.default_rng(1))
+    want = exact(name, data)
+    got = np.empty(want.shape, np.float32)
+    for row, out in zip(data, got, strict=True):
+        load_cpu(f"formats.{name.lower()}").dequantize(row.ctypes.data, 512, out.ctypes.data)
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("columns", [0, 1, 3, 8])
+@pytest.mark.parametrize("name", FORMATS)
+def test_product(name: str, columns: int) -> None:
+    rng = np.random.default_rng(2)
+    block = GGML_QUANT_SIZES[GGMLQuantizationType[name]][0]
+    for rows, k in ((1, block * 3 + 256 * (block == 1)), (7, 768), (2, 1024 + 32 * (block <= 32))):
+        data = random_rows(name, rows, k, rng)
+        x = rng.standard_normal((columns, k)).astype(np.float32)
+        seen = values(quantized(x), k) if load_cpu(f"formats.{name.lower()}").COLUMNS == "q8" else x
+        want = seen.astype(np.float64) @ exact(name, data).T
+        got = product(name, data, x)
+        assert got.shape == want.shape
+        error = np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-30)
+        assert error < 3e-6, (rows, k)

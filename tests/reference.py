@@ -1,0 +1,91 @@
+"""The forward pass in numpy float64 over gguf-py's dequantized weights: slow, short, and independent of ggrun."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFReader
+from gguf.quants import dequantize
+
+Array = np.ndarray
+
+
+class Reference:
+    """A llama-like model (llama, mistral3, qwen2, qwen3, and with experts) as float64 arrays."""
+
+    def __init__(self, path: Path):
+        reader = GGUFReader(path)
+        self.kv = {name: field.contents() for name, field in reader.fields.items()}
+        self.arch: str = self.kv["general.architecture"]
+        self.weights = {
+            t.name: dequantize(t.data, t.tensor_type).astype(np.float64).reshape(t.shape[::-1]) for t in reader.tensors
+        }
+        self.heads = self.hparam("attention.head_count")
+        self.kv_heads = self.hparam("attention.head_count_kv", self.heads)
+        self.head_dim = self.hparam("attention.key_length", self.hparam("embedding_length") // self.heads)
+        self.eps = self.hparam("attention.layer_norm_rms_epsilon")
+
+    def hparam(self, name: str, default: Any = None) -> Any:
+        return self.kv.get(f"{self.arch}.{name}", default)
+
+    def norm(self, x: Array, name: str) -> Array:
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.eps) * self.weights[f"{name}.weight"]
+
+    def linear(self, x: Array, name: str) -> Array:
+        y = x @ self.weights[f"{name}.weight"].T * self.weights.get(f"{name}.scale", 1.0)
+        return y + self.weights.get(f"{name}.bias", 0.0)
+
+    def rope(self, x: Array) -> Array:
+        n = self.hparam("rope.dimension_count", self.head_dim)
+        freqs = self.hparam("rope.freq_base", 10000.0) ** (-np.arange(0, n, 2) / n)
+        freqs = freqs / self.weights.get("rope_freqs.weight", 1.0)
+        angle = np.arange(len(x))[:, None, None] * freqs
+        pairs = self.arch in ("llama", "mistral3")
+        a, b = (x[..., 0:n:2], x[..., 1:n:2]) if pairs else (x[..., : n // 2], x[..., n // 2 : n])
+        lo, hi = a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)
+        return np.stack([lo, hi], -1).reshape(x.shape) if pairs else np.concatenate([lo, hi, x[..., n:]], -1)
+
+    def attention(self, x: Array, blk: str) -> Array:
+        n = len(x)
+        q, k, v = (self.linear(x, f"{blk}.attn_{p}").reshape(n, -1, self.head_dim) for p in "qkv")
+        if f"{blk}.attn_q_norm.weight" in self.weights:
+            q, k = self.norm(q, f"{blk}.attn_q_norm"), self.norm(k, f"{blk}.attn_k_norm")
+        q, k = self.rope(q), self.rope(k)
+        k, v = (np.repeat(a, self.heads // self.kv_heads, 1) for a in (k, v))
+        scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(self.head_dim)
+        scores = np.where(np.tril(np.ones((n, n), bool)), scores, -np.inf)
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+        out = np.einsum("hqk,khd->qhd", p / p.sum(-1, keepdims=True), v)
+        return self.linear(out.reshape(n, -1), f"{blk}.attn_output")
+
+    def ffn(self, x: Array, blk: str) -> Array:
+        gate = self.linear(x, f"{blk}.ffn_gate")
+        return self.linear(gate / (1 + np.exp(-gate)) * self.linear(x, f"{blk}.ffn_up"), f"{blk}.ffn_down")
+
+    def experts(self, x: Array, blk: str) -> Array:
+        logits = x @ self.weights[f"{blk}.ffn_gate_inp.weight"].T
+        probs = np.exp(logits - logits.max(-1, keepdims=True))
+        probs /= probs.sum(-1, keepdims=True)
+        out = np.zeros_like(x)
+        for t, row in enumerate(x):
+            chosen = np.argsort(-probs[t], kind="stable")[: self.hparam("expert_used_count")]
+            for e in chosen:
+                g, u, d = (self.weights[f"{blk}.ffn_{p}_exps.weight"][e] for p in ("gate", "up", "down"))
+                sg, su, sd = (
+                    self.weights.get(f"{blk}.ffn_{p}_exps.scale", np.ones(99))[e] for p in ("gate", "up", "down")
+                )
+                gate = g @ row * sg
+                y = d @ (gate / (1 + np.exp(-gate)) * (u @ row * su)) * sd
+                out[t] += y * probs[t, e] / probs[t, chosen].sum()
+        return out
+
+    def logits(self, tokens: Array) -> Array:
+        """[n] token ids -> [n, vocab] float64, all in one batch from position 0."""
+        x = self.weights["token_embd.weight"][tokens]
+        for i in range(self.hparam("block_count")):
+            blk = f"blk.{i}"
+            x = x + self.attention(self.norm(x, f"{blk}.attn_norm"), blk)
+            ffn = self.experts if f"{blk}.ffn_gate_inp.weight" in self.weights else self.ffn
+            x = x + ffn(self.norm(x, f"{blk}.ffn_norm"), blk)
+        head = "output" if "output.weight" in self.weights else "token_embd"
+        return self.linear(self.norm(x, "output_norm"), head)
