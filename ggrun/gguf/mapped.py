@@ -61,9 +61,7 @@ def _mapped(path: str) -> mmap.mmap:
     # Nobody closes the map: it goes when the last view of it does, so that no view can outlive its memory.
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(
-            status.st_mode
-        ):  # asked before opening: opening a pipe would wait for its other end
+        if not stat.S_ISREG(status.st_mode):  # a pipe, once opened, would wait for its other end
             kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise GGUFError(f"{path}: {kind}, where a GGUF file is needed")
         if status.st_size == 0:

@@ -23,11 +23,9 @@ from ggrun.gguf.types import (
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_NAME = 65535  # bytes of a key or a tensor's name, from the GGUF specification
-_WINDOW = 1 << 20  # bytes of a string array that are copied at a time
-_MIN_PAIR = 8 + 1 + 4 + 1  # the smallest key-value pair: length, one letter, type, one byte
-_MIN_INFO = (
-    8 + 1 + 4 + 8 + 4 + 8
-)  # the smallest tensor: length, one letter, dimensions, one size, format, offset
+_WINDOW = 1 << 16  # bytes of a string array that are copied at a time
+_MIN_PAIR = 8 + 1 + 4 + 1  # bytes of the smallest key-value pair: length, letter, type, value
+_MIN_INFO = 8 + 1 + 4 + 8 + 4 + 8  # of the smallest tensor: length, letter, dimensions, size, format, offset
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
@@ -136,7 +134,7 @@ def _version(cursor: Cursor) -> int:
     cursor.skip(4)
     version = cursor.u32()
     if version not in VERSIONS:
-        if version & 0xFFFF == 0:
+        if version and version & 0xFFFF == 0:
             cursor.fail("a big-endian GGUF file, which ggrun does not read: convert it to little endian")
         cursor.fail(f"GGUF version {version}; ggrun reads versions 2 and 3: convert the model again")
     return version
@@ -180,17 +178,19 @@ def _strings(cursor: Cursor, n: int) -> list[str]:
     strings: list[str] = []
     while len(strings) < n:
         window = cursor.data[cursor.pos : cursor.pos + _WINDOW]
-        if taken := _take_strings(window, n - len(strings), strings):
-            cursor.skip(taken)
-        else:  # one string longer than the window, or than the file
-            strings.append(cursor.string())
+        pieces, taken = _pieces(window, n - len(strings))
+        cursor.skip(taken)
+        strings += (
+            _decoded(pieces) if pieces else [cursor.string()]
+        )  # one longer than the window, or the file
     return strings
 
 
-def _take_strings(window: bytes, n: int, strings: list[str]) -> int:
+def _pieces(window: bytes, n: int) -> tuple[list[bytes], int]:
     # A vocabulary has up to a million strings, so the loop does for each only what it must: bytes slice
     # faster than a map does, and a string that does not fit into them ends the loop and is the caller's.
-    unpack, append = _U64.unpack_from, strings.append
+    pieces: list[bytes] = []
+    unpack, append = _U64.unpack_from, pieces.append
     pos, limit = 0, len(window)
     last_length = limit - 8
     for _ in range(n):
@@ -201,9 +201,16 @@ def _take_strings(window: bytes, n: int, strings: list[str]) -> int:
         end = start + size
         if end > limit:
             break
-        append(window[start:end].decode("utf-8", "surrogateescape"))
+        append(window[start:end])
         pos = end
-    return pos
+    return pieces, pos
+
+
+def _decoded(pieces: list[bytes]) -> list[str]:
+    try:
+        return [piece.decode() for piece in pieces]
+    except UnicodeDecodeError:
+        return [piece.decode("utf-8", "surrogateescape") for piece in pieces]
 
 
 def _infos(cursor: Cursor, n: int) -> list[TensorInfo]:
@@ -218,10 +225,8 @@ def _infos(cursor: Cursor, n: int) -> list[TensorInfo]:
 def _info(cursor: Cursor, names: set[str]) -> TensorInfo:
     name = cursor.name("tensor name", names)
     n_dims = cursor.u32()
-    if not 1 <= n_dims <= MAX_DIMS:
-        cursor.fail(
-            f"damaged: tensor {shown(name)} has {n_dims} dimensions, where 1 to {MAX_DIMS} are possible"
-        )
+    if n_dims > MAX_DIMS:  # must be known before as many are read; all else about the shape is asked later
+        cursor.fail(f"damaged: tensor {shown(name)} has {n_dims} dimensions, and {MAX_DIMS} is the most")
     shape = tuple(cursor.u64() for _ in range(n_dims))
     number = cursor.u32()
     format = FORMATS_BY_ID.get(number)

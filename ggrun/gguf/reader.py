@@ -19,7 +19,7 @@ class GGUF:
 
     `path` is the file that was named, `paths` all files of the model (several for shards, of which any one
     may be named), `version` the GGUF version, `metadata` the first file's key-value pairs and `tensors` the
-    tensors of all files by name. Opening copies no weights. Whatever is wrong with a file is a GGUFError of one line.
+    tensors of all files by name. Opening copies no weights. Whatever is wrong with a file is a GGUFError.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -31,7 +31,7 @@ class Format:
         blocks, rest = divmod(n_elements, self.block)
         if rest:
             raise ValueError(
-                f"a row of {n_elements} elements is not a multiple of {self.name}'s {self.block}"
+                f"a row of {n_elements} elements, which is no multiple of {self.name}'s {self.block}"
             )
         return blocks * self.size
 
@@ -132,6 +132,7 @@ def aligned(n: int, alignment: int) -> int:
 
 def checked_alignment(value: object) -> int:
     """Return a `general.alignment` that is usable; ValueError, in words, when it is not."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1 or value & (value - 1):
+    number = int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else 0
+    if number < 1 or number & (number - 1):
         raise ValueError(f"general.alignment must be a power of two, not {value!r:.80}")
-    return value
+    return number

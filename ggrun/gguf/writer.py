@@ -54,13 +54,14 @@ def write_gguf(
 
     Metadata: Python's bool, int and float (as 32 bits where that is enough), str, and lists of one of them;
     numpy scalars and 1-D arrays keep their own type. `general.alignment` is obeyed, `split.*` set anew.
-    Returns the paths written: `path` itself, or, when one shard is not enough, NAME-00001-of-0000N.gguf and so
-    on. Fails with a GGUFError, after which no file and no part of one is left behind.
+    Returns the paths written: `path` itself, or NAME-00001-of-0000N.gguf and so on when one shard is not
+    enough. Fails with a GGUFError, after which no file and no part of one is left behind.
     """
     target = os.fspath(path)
     try:
+        _refuse_twins(tensors)
         parts = _parts(target, metadata, _sharded(tensors, max_tensors, max_bytes))
-    except ValueError as error:
+    except (ValueError, OverflowError, struct.error) as error:
         raise GGUFError(f"{target}: cannot be written: {error}") from error
     try:
         return _publish(parts)
@@ -76,6 +77,14 @@ class _Part:
     header: bytes
     alignment: int
     tensors: Sequence[Source | Tensor]
+
+
+def _refuse_twins(tensors: Sequence[Source | Tensor]) -> None:
+    names = set()
+    for tensor in tensors:
+        if tensor.name in names:
+            raise ValueError(f"two tensors have the name {shown(tensor.name)}")
+        names.add(tensor.name)
 
 
 def _sharded(
@@ -101,14 +110,10 @@ def _parts(target: str, metadata: Mapping[str, Any], shards: list[list[Source | 
         return [_Part(target, _header(own, shards[0], alignment), alignment, shards[0])]
     stem = target.removesuffix(".gguf")
     rest = {"general.alignment": alignment} if "general.alignment" in metadata else {}
+    every = {SPLIT_COUNT: np.uint16(len(shards)), SPLIT_TENSORS: np.int32(sum(map(len, shards)))}
     parts = []
     for i, tensors in enumerate(shards):
-        split = {
-            SPLIT_NO: np.uint16(i),
-            SPLIT_COUNT: np.uint16(len(shards)),
-            SPLIT_TENSORS: np.int32(sum(map(len, shards))),
-        }
-        header = _header((rest if i else own) | split, tensors, alignment)
+        header = _header((rest if i else own) | every | {SPLIT_NO: np.uint16(i)}, tensors, alignment)
         parts.append(_Part(shard_name(stem, i, len(shards)), header, alignment, tensors))
     return parts
 
@@ -166,11 +171,8 @@ def _header(metadata: Mapping[str, Any], tensors: Sequence[Source | Tensor], ali
     out = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(metadata)))
     for key, value in metadata.items():
         out += _name(key) + _value(value, key)
-    offset, names = 0, set()
+    offset = 0
     for tensor in tensors:
-        if tensor.name in names:
-            raise ValueError(f"two tensors have the name {shown(tensor.name)}")
-        names.add(tensor.name)
         out += _name(tensor.name) + struct.pack("<I", len(tensor.shape))
         out += struct.pack(f"<{len(tensor.shape)}QIQ", *tensor.shape, tensor.format.id, offset)
         offset = aligned(offset + tensor_nbytes(tensor.shape, tensor.format), alignment)

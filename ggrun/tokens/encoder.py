@@ -1,8 +1,8 @@
-"""From text without special tokens to ids: built when first needed, by the builder of the vocabulary's kind."""
+"""From text without special tokens to ids: the encoder of a vocabulary is built when it is first needed."""
 
 from collections.abc import Callable
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from .errors import TokenizerError
 
@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as HfTokenizer
 
 Encode = Callable[[str], list[int]]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class LazyEncoder:
@@ -21,6 +23,7 @@ class LazyEncoder:
         self._lock = Lock()
 
     def __call__(self, text: str) -> list[int]:
+        """The ids of `text`."""
         return (self._encode or self.prepare())(text)
 
     def prepare(self) -> Encode:
@@ -33,7 +36,7 @@ class LazyEncoder:
             return self._encode
 
 
-def checked[**P, T](function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def checked(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Calls into the `tokenizers` library; whatever it raises becomes a `TokenizerError`."""
     try:
         return function(*args, **kwargs)

@@ -30,7 +30,7 @@ class Fields:
         return default if value is None else self._check(key, value, str, "a string")
 
     def general(self, key: str) -> str:
-        """`general.<key>` where it is a string, else ''. Such keys only steer details, so they are never an error."""
+        """`general.<key>` where it is a string, else '': such keys only steer details."""
         value = self._metadata.get("general." + key)
         return value if isinstance(value, str) else ""
 
@@ -61,12 +61,15 @@ class Fields:
     def integers(self, key: str, length: int) -> list[int] | None:
         """A list of `length` integers."""
         array = self._array(key, length, "iu")
-        return None if array is None else array.tolist()
+        return None if array is None else list(array.tolist())
 
     def floats(self, key: str, length: int) -> list[float] | None:
         """A list of `length` finite numbers; NaN and infinities become finite ones."""
         array = self._array(key, length, "f")
-        return None if array is None else np.nan_to_num(array, nan=np.finfo(np.float32).min).tolist()
+        if array is None:
+            return None
+        lowest = float(np.finfo(np.float32).min)
+        return list(np.nan_to_num(array, nan=lowest).tolist())
 
     def blob(self, key: str) -> bytes:
         """The bytes of a numeric array, b'' for none."""

@@ -1,8 +1,8 @@
 """How each `tokenizer.ggml.pre` cuts text into words before BPE merges them.
 
-The regular expressions are those of the models' own tokenizer.json files where llama.cpp's (src/llama-vocab.cpp)
-only approximate them for lack of Unicode classes, else llama.cpp's; the syntax is Oniguruma's. Every match of the
-first one becomes a piece of its own, then the next one cuts the pieces, and so on.
+The regular expressions are llama.cpp's (src/llama-vocab.cpp), or those of the models' own tokenizer.json
+where llama.cpp's only approximate them for lack of Unicode classes; the syntax is Oniguruma's. Every match of
+the first one becomes a piece of its own, then the next one cuts the pieces, and so on.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Pre:
     ignore_merges: bool = False  # a word that is a token is that token, whatever the merges say
     add_bos: bool = False
     add_sep: bool = False
-    groups_digits: bool = False  # in threes from the right: the regex looks ahead to the end of a run of digits
+    groups_digits: bool = False  # in threes from the right, looking ahead to the end of the number
 
 
 # Parts.
@@ -49,13 +49,8 @@ def _cased(number: str, contraction: str, but: str = "") -> str:
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _LLAMA3 = _words(r"\p{N}{1,3}")
 _QWEN2 = _words(r"\p{N}")
-_DEEPSEEK3 = (
-    rf"{_ASCII_SIGN}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
-)
-_SPARK = (
-    rf"{_ASCII_SIGN}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+"
-    r"| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+"
-)
+_DEEPSEEK_WORD = rf"{_ASCII_SIGN}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+"
+_DEEPSEEK3 = rf"{_DEEPSEEK_WORD}[\r\n]*|{_SPACES}"
 _BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 _JAIS2_SPACES = r"\s*[\r\n]+" + "".join(rf"|\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4))
 _GPT4O = _cased(r"\p{N}{1,3}", _CONTRACTION + "?")
@@ -86,8 +81,8 @@ _YOUTU_SCRIPTS = (
 # The regular expressions of each family, and the names of `tokenizer.ggml.pre` that use them.
 _FAMILIES: list[tuple[str, tuple[str, ...]]] = [
     (
-        "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano dbrx smaug-bpe chatglm-bpe"
-        " glm4 glm5",
+        "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano dbrx smaug-bpe"
+        " chatglm-bpe glm4 glm5",
         (_LLAMA3,),
     ),
     (
@@ -139,7 +134,7 @@ _FAMILIES: list[tuple[str, tuple[str, ...]]] = [
             r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
         ),
     ),
-    ("spark2_5", (r"\p{N}{1,3}", _CJK, _SPARK, r"\p{N}")),
+    ("spark2_5", (r"\p{N}{1,3}", _CJK, rf"{_DEEPSEEK_WORD}|[\r\n]|\s+(?!\S)|\s+", r"\p{N}")),
     ("afmoe", (_THREE_RIGHT, _AFMOE_SCRIPTS, _DEEPSEEK3)),
     ("superbpe", (r"\p{N}+", r"(?=(\d{3})+(?!\d))")),
     ("falcon", (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
@@ -174,10 +169,10 @@ _PLAIN_TEXT = {"gemma4", "granite-embed-multi-311m", "sarvam-moe", "whitespace"}
 _ESCAPE_SPACES = _PLAIN_TEXT - {"whitespace"}
 _GROUP_DIGITS = {"tiny_aya", "cohere2moe", "afmoe", "superbpe"}
 _ADD_SEP = {"jina-v1-en", "jina-v2-code", "roberta-bpe"}
-_ADD_BOS = set(
-    "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano tekken chameleon".split()
-)
-_IGNORE_MERGES = (_ADD_BOS - {"chameleon"}) | {"minicpm5", "youtu", "glm4", "glm5", "granite-embed-multi-97m"}
+_LLAMA3_FAMILY = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"}
+_ADD_BOS = _LLAMA3_FAMILY | {"jina-v5-nano", "tekken", "chameleon"}
+_IGNORE_MERGES = _LLAMA3_FAMILY | {"jina-v5-nano", "tekken", "minicpm5", "youtu", "glm4", "glm5"}
+_IGNORE_MERGES |= {"granite-embed-multi-97m"}
 
 NAMES = tuple(sorted(_REGEXES))
 
@@ -185,7 +180,7 @@ NAMES = tuple(sorted(_REGEXES))
 def find(name: str) -> Pre:
     """The preparation that `tokenizer.ggml.pre` names; `TokenizerError` for a name we do not know."""
     if name not in _REGEXES:
-        raise TokenizerError(f"pre-tokenizer {name!r} (tokenizer.ggml.pre) is not known to this version of ggrun")
+        raise TokenizerError(f"pre-tokenizer {name!r} (tokenizer.ggml.pre) is not known")
     return Pre(
         regexes=_REGEXES[name],
         byte_level=name not in _PLAIN_TEXT,

@@ -1,6 +1,6 @@
 """Which tokens end a generation, fill in the middle, or swallow spaces: mostly known by their text.
 
-The names and fix-ups are those of llama.cpp (src/llama-vocab.cpp): GGUF files often label such tokens wrongly.
+The names and fix-ups are those of llama.cpp (src/llama-vocab.cpp): GGUF files often label them wrongly.
 """
 
 import re
@@ -11,10 +11,19 @@ from .fields import Fields
 from .vocab import Type, Vocab
 
 _END_OF_GENERATION = (
-    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|>"
-    " <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response>"
-    " <｜end▁of▁sentence｜> [e~["
-).split()
+    *(
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<|flush|>",
+        "<|calls|>",
+        "<end_of_turn>",
+    ),
+    *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<eos>"),
+    *("<end_of_utterance>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
+)
 # What fills in the middle: the metadata keys, then the names, in order of preference.
 _FILL_IN = {
     "pre": (
@@ -35,7 +44,7 @@ _FILL_IN = {
 }
 _ENDING_FILL_IN = ("pad", "rep", "sep")
 # gpt-oss speaks in channels: these are part of what it says.
-_SHOWN = "<|channel|> <|message|> <|start|> <|constrain|>".split()
+_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 _MARKUP = re.compile(r"[<\[「].{1,80}[>\]」]", re.DOTALL)
 _HTML = re.compile(
     r"</?(?:table|caption|thead|tbody|tfoot|tr|th|td|[uo]l|li|h[1-6]|blockquote|strong|em|[biu]|su[bp]|code|p|br|pre)>"
@@ -52,41 +61,45 @@ class Specials:
     rstrip: frozenset[int]  # swallow the white space after them
 
 
-def derive(vocab: Vocab, fields: Fields) -> Specials:
-    """The roles of a vocabulary's special tokens; corrects `vocab.types` of those that the file labels wrongly."""
+def derive(vocab: Vocab, fields: Fields, template: str) -> Specials:
+    """The roles of a vocabulary's special tokens. `template` is the model's own chat template, '' for none.
+
+    Corrects `vocab.types` of those that the file labels wrongly, and sets `vocab.hidden`.
+    """
     ids = _ids_of_known_names(vocab)
     fim = _fill_in(vocab, fields, ids)
     n = len(vocab.texts)
     eog = {fim[role] for role in _ENDING_FILL_IN if role in fim}
     eog |= _retype(vocab, Type.CONTROL, [ids[name] for name in _END_OF_GENERATION if name in ids])
-    eog |= {i for i in (vocab.eos, *(fields.token(f"{key}_token_id", n) for key in ("eot", "eom"))) if i is not None}
+    named = (vocab.eos, fields.token("eot_token_id", n), fields.token("eom_token_id", n))
+    eog |= {token for token in named if token is not None}
     _retype(vocab, Type.USER_DEFINED, [ids[name] for name in _SHOWN if name in ids])
     eog -= _wrong_ends(vocab, ids, {vocab.texts[i] for i in eog})
     lstrip, rstrip = _strips(vocab, fields, ids)
+    structure = (i for i in vocab.of_type(Type.USER_DEFINED) if _is_structure(vocab.texts[i], template))
+    vocab.hidden = frozenset(vocab.of_type(Type.CONTROL, Type.UNKNOWN)).union(structure)
     return Specials(frozenset(eog), fim, lstrip, rstrip)
 
 
-def untrusted(vocab: Vocab, template: str) -> dict[str, int]:
-    """The special tokens that text from outside may become, by text.
+def for_outsiders(vocab: Vocab) -> dict[str, int]:
+    """The special tokens that text from outside may become, by text."""
+    shown = (i for i in vocab.of_type(Type.USER_DEFINED) if i not in vocab.hidden)
+    return {vocab.texts[i]: i for i in shown if vocab.texts[i]}
 
-    These are the USER_DEFINED ones that say nothing about the structure of a conversation: runs of spaces, plain
-    HTML, emoji; not what looks like markup, nor what the chat template itself writes.
+
+def for_ourselves(vocab: Vocab) -> dict[str, int]:
+    """All special tokens that text of our own can name, by text.
+
+    A hidden token of one single character is left out: no guard could break it in two (see `guard`).
     """
-    texts = {vocab.texts[i]: i for i in vocab.of_type(Type.USER_DEFINED)}
-    return {text: i for text, i in texts.items() if text and not _is_structure(text, template)}
-
-
-def parsed(vocab: Vocab) -> dict[str, int]:
-    """All special tokens that trusted text can name, by text.
-
-    A CONTROL token of one single character is left out: no guard could break it in two (see `guard`).
-    """
-    control = {vocab.texts[i]: i for i in vocab.of_type(Type.CONTROL, Type.UNKNOWN)}
-    shown = {vocab.texts[i]: i for i in vocab.of_type(Type.USER_DEFINED) if vocab.texts[i]}
-    return {text: i for text, i in control.items() if len(text) > 1} | shown
+    return {vocab.texts[i]: i for i in vocab.hidden if len(vocab.texts[i]) > 1} | for_outsiders(vocab)
 
 
 def _is_structure(text: str, template: str) -> bool:
+    """Whether a USER_DEFINED token is part of how a chat is written, not of what is said in it.
+
+    It is when it looks like markup or the template writes it; plain HTML, runs of spaces and such are not.
+    """
     bare = text.strip()
     if _HTML.fullmatch(bare):
         return False
@@ -133,7 +146,7 @@ def _wrong_ends(vocab: Vocab, ids: dict[str, int], texts: set[str]) -> set[int]:
 
 
 def _strips(vocab: Vocab, fields: Fields, ids: dict[str, int]) -> tuple[frozenset[int], frozenset[int]]:
-    """What swallows white space; the file does not say, so it goes by the names of models, as llama.cpp does it."""
+    """(lstrip, rstrip) of `Specials`. Files do not say, so names of models decide, as in llama.cpp."""
     none: frozenset[int] = frozenset()
     name, cut, arch = fields.general("name").lower(), fields.text("pre"), fields.general("architecture")
 

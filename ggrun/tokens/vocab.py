@@ -1,11 +1,8 @@
 """A vocabulary: the text, the type and the score of every token, and the ids with a role."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from functools import cached_property
-from typing import Any
 
 from . import pre
 from .errors import TokenizerError
@@ -66,9 +63,9 @@ _DEFAULTS = {
 class Vocab:
     """The tokens of a model; ids index `texts`, `types` and `scores`.
 
-    `texts` are as the file has them: BPE ones in GPT-2's byte alphabet, others with ▁ for a space. `types` holds
-    plain ints, and the fix-ups of `special.derive` change it. `pre` is how text is cut into words before BPE
-    (None for the other kinds).
+    `texts` are as the file has them: BPE ones in GPT-2's byte alphabet, others with ▁ for a space. `types`
+    are plain ints. `pre` is how text is cut into words before BPE (None for the other kinds). `hidden` are
+    tokens that plain text must never become; they, and corrections of `types`, come from `special.derive`.
     """
 
     kind: Kind
@@ -86,36 +83,24 @@ class Vocab:
     add_eos: bool = False
     add_sep: bool = False
     add_space_prefix: bool = False
-    named: dict[str, int] = field(default_factory=dict)
+    hidden: frozenset[int] = frozenset()
 
-    @cached_property
     def names(self) -> list[str]:
-        """`texts` for the model libraries: what is empty or not Unicode becomes a name that no text can contain."""
-        texts = self.texts
-        if "" not in texts and not _SURROGATE.search("".join(texts)):
-            return texts
-        return [
-            unreachable(i) if not text or _SURROGATE.search(text) else text for i, text in enumerate(texts)
-        ]
-
-    @property
-    def byte_fallback(self) -> bool:
-        """Whether characters without a token of their own are spelled with tokens such as <0x0A>."""
-        return "<0x0A>" in self.names
+        """`texts` for what encodes plain text; hidden and broken ones get names that no text contains."""
+        names = self.texts.copy()
+        broken = "" in names or _SURROGATE.search("".join(names))
+        for i in range(len(names)) if broken else self.hidden:
+            if i in self.hidden or not names[i] or _SURROGATE.search(names[i]):
+                names[i] = f"\U000f0000{i}\U000f0000"
+        return names
 
     def of_type(self, *types: Type) -> list[int]:
         """The ids of all tokens of these types."""
         return [i for i, t in enumerate(self.types) if t in types]
 
 
-def unreachable(token: int) -> str:
-    """A stand-in for the text of a token that plain text must never become (from a private-use plane)."""
-    return f"\U000f0000{token}\U000f0000"
-
-
-def read_vocab(metadata: Mapping[str, Any]) -> Vocab:
+def read_vocab(fields: Fields) -> Vocab:
     """The vocabulary in a model's metadata; `TokenizerError` where there is none that we can use."""
-    fields = Fields(metadata)
     kind = _read_kind(fields)
     texts = fields.strings("tokens")
     if not texts:
@@ -123,13 +108,14 @@ def read_vocab(metadata: Mapping[str, Any]) -> Vocab:
     n = len(texts)
     cut = _read_pre(fields, kind)
     defaults = _DEFAULTS[kind]
+    add_bos = fields.flag("add_bos_token", defaults.add_bos or bool(cut and cut.add_bos))
     vocab = Vocab(
         kind=kind,
         texts=texts,
         types=fields.integers("token_type", n) or [Type.NORMAL.value] * n,
         scores=fields.floats("scores", n) or [0.0] * n,
         pre=cut,
-        add_bos=kind is Kind.GEMMA4 or fields.flag("add_bos_token", defaults.add_bos or bool(cut and cut.add_bos)),
+        add_bos=add_bos or kind is Kind.GEMMA4,  # old files of gemma 4 say false
         add_eos=fields.flag("add_eos_token", defaults.add_eos),
         add_sep=fields.flag("add_sep_token", defaults.add_sep),
         add_space_prefix=fields.flag("add_space_prefix", defaults.add_space_prefix),
@@ -156,9 +142,12 @@ def _read_pre(fields: Fields, kind: Kind) -> pre.Pre | None:
 
 
 def _read_ids(vocab: Vocab, fields: Fields, defaults: _Defaults) -> None:
-    keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "mask": "mask"}
     n = len(vocab.texts)
-    for name, key in keys.items():
-        default = getattr(defaults, name, None)
+
+    def read(key: str, default: int | None) -> int | None:
         found = fields.token(f"{key}_token_id", n)
-        setattr(vocab, name, default if found is None and default is not None and default < n else found)
+        return default if found is None and default is not None and default < n else found
+
+    vocab.bos, vocab.eos = read("bos", defaults.bos), read("eos", defaults.eos)
+    vocab.unk, vocab.pad = read("unknown", defaults.unk), read("padding", defaults.pad)
+    vocab.sep, vocab.mask = read("seperator", defaults.sep), read("mask", None)  # spelled like that in GGUF

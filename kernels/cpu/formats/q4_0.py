@@ -3,17 +3,23 @@
 import numpy as np
 
 from ..runtime import jit, kernel
-from ..simd import f16, f32, i32x4, join, load, store, u8
-from .rows import blocks_dot, matmul_of
+from ..simd import f16, i32x4, join, load
+from .rows import blocks_dequantize, blocks_dot, matmul_of
 
 COLUMNS = "q8"
 SIZE = 18
 
 
 @jit
+def nibbles(p: int) -> object:
+    """32 values from the 16 bytes at p: the low nibbles, then the high ones."""
+    q = load(i32x4, p)
+    return join(q, q >> 4) & 0x0F0F0F0F
+
+
+@jit
 def _unpack(p: int) -> object:
-    q = load(i32x4, p + 2)
-    return join(q & 0x0F0F0F0F, (q >> 4) & 0x0F0F0F0F)
+    return nibbles(p + 2)
 
 
 @jit
@@ -23,6 +29,7 @@ def _scale(p: int) -> tuple[np.float32, np.float32]:
 
 
 _matmul = matmul_of(blocks_dot(_unpack, _scale, SIZE))
+_dequantize = blocks_dequantize(_unpack, _scale, SIZE)
 
 
 @kernel
@@ -34,10 +41,4 @@ def matmul(task: int) -> None:
 @kernel
 def dequantize(w: int, k: int, y: int) -> None:
     """One row."""
-    for i in range(k // 32):
-        p = w + SIZE * i
-        d = load(f16, p)
-        for j in range(16):
-            q = np.int64(load(u8, p + 2 + j))
-            store(f32, d * np.float32((q & 15) - 8), y + 4 * (32 * i + j))
-            store(f32, d * np.float32((q >> 4) - 8), y + 4 * (32 * i + j + 16))
+    _dequantize(w, k, y)

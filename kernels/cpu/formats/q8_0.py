@@ -3,8 +3,8 @@
 import numpy as np
 
 from ..runtime import jit, kernel
-from ..simd import f16, f32, i8, i32x8, load, store
-from .rows import blocks_dot, matmul_of
+from ..simd import dot4_full, f16, i32x8, load
+from .rows import blocks_dequantize, blocks_dot, matmul_of
 
 COLUMNS = "q8"
 SIZE = 34
@@ -21,7 +21,8 @@ def _scale(p: int) -> tuple[np.float32, np.float32]:
     return d, d * np.float32(128.0)
 
 
-_matmul = matmul_of(blocks_dot(_unpack, _scale, SIZE))
+_matmul = matmul_of(blocks_dot(_unpack, _scale, SIZE, dot4_full))
+_dequantize = blocks_dequantize(_unpack, _scale, SIZE)
 
 
 @kernel
@@ -33,7 +34,4 @@ def matmul(task: int) -> None:
 @kernel
 def dequantize(w: int, k: int, y: int) -> None:
     """One row."""
-    for i in range(k // 32):
-        p = w + SIZE * i
-        for j in range(32):
-            store(f32, load(f16, p) * np.float32(load(i8, p + 2 + j)), y + 4 * (32 * i + j))
+    _dequantize(w, k, y)

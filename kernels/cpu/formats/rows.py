@@ -6,13 +6,14 @@ import numpy as np
 
 from ..columns import scales_at, sums_at
 from ..runtime import Struct, at, jit
-from ..simd import address_of, dot4_full, f32, f32x8, f32x16, fma, hsum, i32x8, i32x16, join, load, prefetch, splat, store
-from ..simd import to_f32, zero
+from ..simd import Kind, address_of, bitcast, dot4, f32, f32x8, f32x16, fma, hsum, i8x32, i32x8, i32x16, join, load
+from ..simd import prefetch, splat, store, to_f32, zero, zext
 
 # What a matmul kernel is given: y[c, r] = row r of w . column c; strides in bytes.
 MATMUL = Struct("w w_stride rows x x_stride k columns y y_stride")
 
 AHEAD = 4096  # bytes between a load and its prefetch; found by measuring decode
+_f32x32 = Kind("f32", 32)
 
 
 def matmul_of(dot: Any) -> Any:
@@ -28,10 +29,10 @@ def matmul_of(dot: Any) -> Any:
     return matmul
 
 
-def blocks_dot(unpack: Any, scale: Any, size: int) -> Any:
+def blocks_dot(unpack: Any, scale: Any, size: int, dot4: Any = dot4) -> Any:
     """dot for formats in blocks of 32: unpack(p) -> 32 unsigned bytes (i32x8), scale(p) -> (d, m).
 
-    A weight is d * byte - m; a block is `size` bytes.
+    A weight is d * byte - m; a block is `size` bytes. Bytes above 127 need `dot4_full`.
     """
 
     @jit
@@ -43,7 +44,7 @@ def blocks_dot(unpack: Any, scale: Any, size: int) -> Any:
             p = w + i * size
             prefetch(p + AHEAD)
             (d0, m0), (d1, m1) = scale(p), scale(p + size)
-            products = dot4_full(zero(i32x16), join(unpack(p), unpack(p + size)), load(i32x16, x + 32 * i))
+            products = dot4(zero(i32x16), join(unpack(p), unpack(p + size)), load(i32x16, x + 32 * i))
             s0, s1 = load(f32, scales + 4 * i), load(f32, scales + 4 * i + 4)
             total = fma(to_f32(products), join(splat(f32x8, d0 * s0), splat(f32x8, d1 * s1)), total)
             minimum += m0 * load(f32, sums + 4 * i) + m1 * load(f32, sums + 4 * i + 4)
@@ -51,11 +52,24 @@ def blocks_dot(unpack: Any, scale: Any, size: int) -> Any:
         if blocks % 2:
             i = blocks - 1
             d, m = scale(w + i * size)
-            products = dot4_full(zero(i32x8), unpack(w + i * size), load(i32x8, x + 32 * i))
+            products = dot4(zero(i32x8), unpack(w + i * size), load(i32x8, x + 32 * i))
             result += np.float32(hsum(products)) * d * load(f32, scales + 4 * i) - m * load(f32, sums + 4 * i)
         return result
 
     return dot
+
+
+def blocks_dequantize(unpack: Any, scale: Any, size: int) -> Any:
+    """dequantize(w, k, y) for the formats of blocks_dot."""
+
+    @jit
+    def dequantize(w: int, k: int, y: int) -> None:
+        for i in range(k // 32):
+            d, m = scale(w + size * i)
+            q = to_f32(zext(bitcast(i8x32, unpack(w + size * i))))
+            store(_f32x32, fma(q, splat(_f32x32, d), splat(_f32x32, -m)), y + 128 * i)
+
+    return dequantize
 
 
 def dot_of(vector: Any, scalar: Any, size: int) -> Any:

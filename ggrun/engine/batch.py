@@ -1,0 +1,31 @@
+"""A batch: tokens of any sequences, each with its position, and which of them want logits."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggrun.devices.base import Inputs, Rows
+
+
+@dataclass(frozen=True)
+class Batch:
+    """n tokens that are computed together; all arrays are [n] but `tables`."""
+
+    tokens: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    sequences: NDArray[np.int32]
+    slots: NDArray[np.int32]  # cells of the KV cache
+    outputs: NDArray[np.bool_]  # whose logits are wanted
+    tables: dict[int, list[int]]  # the pages of each sequence
+
+    def fill(self, inputs: Inputs, experts_used: int) -> None:
+        """Write it where a device reads it."""
+        n, wanted = len(self.tokens), np.flatnonzero(self.outputs)
+        inputs.counts[Rows.TOKENS], inputs.counts[Rows.OUTPUTS] = n, len(wanted)
+        inputs.counts[Rows.PAIRS] = n * experts_used
+        inputs.tokens[:n], inputs.positions[:n] = self.tokens, self.positions
+        inputs.sequences[:n], inputs.slots[:n] = self.sequences, self.slots
+        inputs.outputs[: len(wanted)] = wanted
+        for sequence, table in self.tables.items():
+            inputs.tables[sequence, : len(table)] = table

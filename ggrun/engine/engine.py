@@ -1,0 +1,99 @@
+"""A loaded model: tokens of sequences in, logits out, through a KV cache."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggrun.arch.config import Config
+from ggrun.devices.base import Device, Limits
+from ggrun.engine.batch import Batch
+from ggrun.engine.cache import PAGE, KVCache
+from ggrun.engine.pipeline import Pipeline
+from ggrun.engine.runner import CacheSpec
+from ggrun.errors import UsageError
+from ggrun.gguf import GGUF
+from ggrun.plan import Plan
+
+CACHE_KINDS = ("f16", "f32", "bf16", "q8_0")
+_LOGITS_BYTES = 64 << 20
+"""How much memory the logits of one run may take."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The sizes that a user chooses; see docs of LLM."""
+
+    n_ctx: int
+    n_ubatch: int = 512
+    sequences: int = 1
+    cache_keys: str = "f16"
+    cache_values: str = "f16"
+
+
+class Engine:
+    """Evaluates tokens. A sequence is a number below options.sequences."""
+
+    def __init__(self, model: GGUF, config: Config, plan: Plan, devices: dict[str, Device], options: EngineOptions):
+        self.config, self.options = config, options
+        self.cache = KVCache(options.n_ctx, options.sequences)
+        self._step = min(options.n_ubatch, options.n_ctx)
+        self._most_outputs = max(1, min(self._step, _LOGITS_BYTES // (4 * config.vocab)))
+        limits = Limits(self._step, self._most_outputs, options.sequences, self.cache.pages)
+        spec = CacheSpec(self.cache.pages, options.cache_keys, options.cache_values)
+        self._pipeline = Pipeline(plan, devices, model, config, spec, limits)
+
+    @property
+    def n_ctx(self) -> int:
+        """The most positions of all sequences together."""
+        return self.options.n_ctx
+
+    def decode(self, tokens: Sequence[int], sequence: int = 0, all_logits: bool = False) -> NDArray[np.float32]:
+        """Append tokens to a sequence; the logits after the last, or after each: float32 [1 or n, vocab].
+
+        Long prompts are cut into micro-batches. UsageError for a token that the vocabulary does not have, CacheFull
+        when the context is; both change nothing.
+        """
+        ids = self._checked(tokens)
+        begin = self.cache.length(sequence)
+        slots = self.cache.extend(sequence, len(ids))
+        outputs = np.full(len(ids), all_logits)
+        outputs[-1:] = True
+        try:
+            parts = [
+                self._pipeline.run(self._batch(ids, slots, outputs, sequence, begin, part))
+                for part in self._cuts(len(ids), all_logits)
+            ]
+        except BaseException:
+            self.cache.truncate(sequence, begin)
+            raise
+        return np.concatenate(parts)
+
+    def _checked(self, tokens: Sequence[int]) -> NDArray[np.int32]:
+        ids = np.asarray(tokens, np.int64)
+        wrong = ids[(ids < 0) | (ids >= self.config.vocab)]
+        if len(wrong):
+            raise UsageError(f"token {wrong[0]} is not in the vocabulary of {self.config.vocab}")
+        if not len(ids):
+            raise UsageError("no tokens to evaluate")
+        if len(ids) > self.n_ctx:
+            raise UsageError(
+                f"the prompt has {len(ids)} tokens, the context holds {self.n_ctx}: give a larger one with -c"
+            )
+        return ids.astype(np.int32)
+
+    def _cuts(self, n: int, all_logits: bool) -> list[slice]:
+        step = self._most_outputs if all_logits else self._step
+        return [slice(i, min(i + step, n)) for i in range(0, n, step)]
+
+    def _batch(self, ids: NDArray[np.int32], slots: NDArray[np.int32], outputs: NDArray[np.bool_], sequence: int,
+               begin: int, part: slice) -> Batch:  # fmt: skip
+        n = part.stop - part.start
+        positions = np.arange(begin + part.start, begin + part.stop, dtype=np.int32)
+        sequences = np.full(n, sequence, np.int32)
+        tables = {sequence: self.cache.table(sequence)}
+        return Batch(ids[part], positions, sequences, slots[part], outputs[part], tables)
+
+
+__all__ = ["CACHE_KINDS", "PAGE", "Engine", "EngineOptions"]

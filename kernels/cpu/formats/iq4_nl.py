@@ -1,0 +1,46 @@
+"""IQ4_NL: blocks of 32 nibbles that index a table of bytes, one half-float scale. { f16 d; u8 q[16] } as in Q4_0."""
+
+import numpy as np
+
+from ..runtime import jit, kernel
+from ..simd import address_of, dot4_full, f16, i8x16, load, lookup
+from .q4_0 import nibbles
+from .rows import blocks_dequantize, blocks_dot, matmul_of
+
+COLUMNS = "q8"
+SIZE = 18
+VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
+_UNSIGNED = (VALUES + 128).astype(np.uint8)
+
+
+@jit
+def values(indices: object) -> object:
+    """The table's bytes + 128 for nibbles, one a byte (IQ4_XS has the same)."""
+    return lookup(load(i8x16, address_of(_UNSIGNED)), indices)
+
+
+@jit
+def _unpack(p: int) -> object:
+    return values(nibbles(p + 2))
+
+
+@jit
+def _scale(p: int) -> tuple[np.float32, np.float32]:
+    d = load(f16, p)
+    return d, d * np.float32(128.0)
+
+
+_matmul = matmul_of(blocks_dot(_unpack, _scale, SIZE, dot4_full))
+_dequantize = blocks_dequantize(_unpack, _scale, SIZE)
+
+
+@kernel
+def matmul(task: int) -> None:
+    """Rows times columns."""
+    _matmul(task)
+
+
+@kernel
+def dequantize(w: int, k: int, y: int) -> None:
+    """One row."""
+    _dequantize(w, k, y)

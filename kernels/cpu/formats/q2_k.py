@@ -1,0 +1,49 @@
+"""Q2_K: superblocks of 256 pairs of bits; 16 sub-blocks with 4-bit scales and minima.
+
+{ u8 scales[16]; u8 q[64]; f16 d, dmin }: the pairs at bits 0, 2, 4, 6 of q[0:32] are values 0-31, 32-63, 64-95,
+96-127, those of q[32:64] the other half. A scale is a low nibble, its minimum the high one; a weight is
+d * scale * pair - dmin * minimum.
+"""
+
+from ..runtime import jit, kernel
+from ..simd import f16, f32x16, i8x16, i32x8, join, load, splat, to_f32, zext
+from .rows import matmul_of
+from .superblocks import superblocks_dequantize, superblocks_dot
+
+COLUMNS = "q8"
+SIZE = 84
+
+
+@jit
+def pairs(p: int) -> tuple[object, object, object, object]:
+    """256 values from the 64 bytes at p (Q3_K and TQ2_0 have the same)."""
+    low, high = load(i32x8, p), load(i32x8, p + 32)
+    q_0, q_2 = join(low, low >> 2), join(high, high >> 2)
+    return q_0 & 0x03030303, (q_0 >> 4) & 0x03030303, q_2 & 0x03030303, (q_2 >> 4) & 0x03030303
+
+
+@jit
+def _unpack(p: int) -> tuple[object, object, object, object]:
+    return pairs(p + 16)
+
+
+@jit
+def _scale(p: int) -> tuple[object, object]:
+    s = zext(load(i8x16, p))
+    return to_f32(s & 15) * splat(f32x16, load(f16, p + 80)), to_f32(s >> 4) * splat(f32x16, load(f16, p + 82))
+
+
+_matmul = matmul_of(superblocks_dot(_unpack, _scale, SIZE, 16))
+_dequantize = superblocks_dequantize(_unpack, _scale, SIZE, 16)
+
+
+@kernel
+def matmul(task: int) -> None:
+    """Rows times columns."""
+    _matmul(task)
+
+
+@kernel
+def dequantize(w: int, k: int, y: int) -> None:
+    """One row."""
+    _dequantize(w, k, y)

@@ -1,0 +1,53 @@
+"""Q5_0: blocks of 32 5-bit values less 16, one half-float scale.
+
+{ f16 d; u8 qh[4]; u8 q[16] }: q[i] holds the low nibbles of values i and i + 16; bit i of qh, the fifth bit of value i.
+"""
+
+import numpy as np
+
+from ..runtime import jit, kernel
+from ..simd import Lanes, address_of, bitcast, f16, i8x16, i32x8, load, shuffle
+from .q4_0 import nibbles
+from .rows import blocks_dequantize, blocks_dot, matmul_of
+
+COLUMNS = "q8"
+SIZE = 22
+_EIGHT_TIMES = Lanes([i // 8 for i in range(32)])
+_BIT = np.tile(1 << np.arange(8, dtype=np.uint8), 4)
+_CARRY = np.uint8(128) - _BIT
+
+
+@jit
+def five_bits(p: int) -> object:
+    """32 values from the 4 bytes at p, which hold their fifth bits, and 16 bytes of nibbles (Q5_1 has the same)."""
+    h = bitcast(i32x8, shuffle(load(i8x16, p), _EIGHT_TIMES)) & load(i32x8, address_of(_BIT))
+    # Byte i is now 2 ** i or 0: what is missing to 128 makes it carry into the top bit, never into its neighbour.
+    h = h + load(i32x8, address_of(_CARRY))
+    return nibbles(p + 4) | ((h >> 3) & 0x10101010)
+
+
+@jit
+def _unpack(p: int) -> object:
+    return five_bits(p + 2)
+
+
+@jit
+def _scale(p: int) -> tuple[np.float32, np.float32]:
+    d = load(f16, p)
+    return d, d * np.float32(16.0)
+
+
+_matmul = matmul_of(blocks_dot(_unpack, _scale, SIZE))
+_dequantize = blocks_dequantize(_unpack, _scale, SIZE)
+
+
+@kernel
+def matmul(task: int) -> None:
+    """Rows times columns."""
+    _matmul(task)
+
+
+@kernel
+def dequantize(w: int, k: int, y: int) -> None:
+    """One row."""
+    _dequantize(w, k, y)

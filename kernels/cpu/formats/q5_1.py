@@ -1,0 +1,33 @@
+"""Q5_1: blocks of 32 5-bit values, a half-float scale and minimum.
+
+{ f16 d, m; u8 qh[4]; u8 q[16] }: d * value + m, the bits lie as in Q5_0.
+"""
+
+from ..runtime import jit, kernel
+from .q4_1 import scale
+from .q5_0 import five_bits
+from .rows import blocks_dequantize, blocks_dot, matmul_of
+
+COLUMNS = "q8"
+SIZE = 24
+
+
+@jit
+def _unpack(p: int) -> object:
+    return five_bits(p + 4)
+
+
+_matmul = matmul_of(blocks_dot(_unpack, scale, SIZE))
+_dequantize = blocks_dequantize(_unpack, scale, SIZE)
+
+
+@kernel
+def matmul(task: int) -> None:
+    """Rows times columns."""
+    _matmul(task)
+
+
+@kernel
+def dequantize(w: int, k: int, y: int) -> None:
+    """One row."""
+    _dequantize(w, k, y)

@@ -1,0 +1,70 @@
+"""Superblocks: 256 values in 8 or 16 sub-blocks with scales of their own."""
+
+from typing import Any
+
+import numpy as np
+
+from ..columns import half_sums_at, scales_at, sums_at
+from ..runtime import jit
+from ..simd import Kind, Lanes, bitcast, dot4, f32x8, f32x16, fma, hsum, i8x64, i32x16, load, prefetch, shuffle, store
+from ..simd import to_f32, zero, zext
+from .rows import AHEAD
+
+_f32x64 = Kind("f32", 64)
+
+
+def superblocks_dot(unpack: Any, scale: Any, size: int, n: int, dot4: Any = dot4) -> Any:
+    """dot for superblocks of n sub-blocks: unpack(p) -> four times 64 unsigned bytes (i32x16), scale(p) -> (d, m).
+
+    d and m have a lane a sub-block; a weight is d * byte - m; a superblock is `size` bytes. Bytes above 127 need
+    `dot4_full`.
+    """
+    vector, sums_of = Kind("f32", n), sums_at if n == 8 else half_sums_at
+    columns = Lanes([8 * i // n for i in range(n)])  # a scale a 32 values of the column to one a sub-block
+    lanes_0, lanes_1, lanes_2, lanes_3 = _spread(n, 4)
+
+    @jit
+    def dot(w: int, x: int, k: int) -> np.float32:
+        scales, sums = scales_at(x, k), sums_of(x, k)
+        even, odd, minimum = zero(f32x16), zero(f32x16), zero(vector)
+        for i in range(k // 256):
+            p, c = w + size * i, x + 256 * i
+            for line in range(0, size, 64):
+                prefetch(p + AHEAD + line)
+            d, m = scale(p)
+            minimum = fma(m, load(vector, sums + 4 * n * i), minimum)
+            d = d * shuffle(load(f32x8, scales + 32 * i), columns)
+            q_0, q_1, q_2, q_3 = unpack(p)
+            even = fma(to_f32(dot4(zero(i32x16), q_0, load(i32x16, c))), shuffle(d, lanes_0), even)
+            odd = fma(to_f32(dot4(zero(i32x16), q_1, load(i32x16, c + 64))), shuffle(d, lanes_1), odd)
+            even = fma(to_f32(dot4(zero(i32x16), q_2, load(i32x16, c + 128))), shuffle(d, lanes_2), even)
+            odd = fma(to_f32(dot4(zero(i32x16), q_3, load(i32x16, c + 192))), shuffle(d, lanes_3), odd)
+        return hsum(even + odd) - hsum(minimum)
+
+    return dot
+
+
+def superblocks_dequantize(unpack: Any, scale: Any, size: int, n: int) -> Any:
+    """dequantize(w, k, y) for the formats of superblocks_dot."""
+    lanes_0, lanes_1, lanes_2, lanes_3 = _spread(n, 1)
+
+    @jit
+    def put(q: object, d: object, m: object, y: int) -> None:
+        store(_f32x64, fma(to_f32(zext(bitcast(i8x64, q))), d, zero(_f32x64) - m), y)
+
+    @jit
+    def dequantize(w: int, k: int, y: int) -> None:
+        for i in range(k // 256):
+            d, m = scale(w + size * i)
+            q_0, q_1, q_2, q_3 = unpack(w + size * i)
+            put(q_0, shuffle(d, lanes_0), shuffle(m, lanes_0), y + 1024 * i)
+            put(q_1, shuffle(d, lanes_1), shuffle(m, lanes_1), y + 1024 * i + 256)
+            put(q_2, shuffle(d, lanes_2), shuffle(m, lanes_2), y + 1024 * i + 512)
+            put(q_3, shuffle(d, lanes_3), shuffle(m, lanes_3), y + 1024 * i + 768)
+
+    return dequantize
+
+
+def _spread(n: int, values: int) -> list[Lanes]:
+    """For each quarter of a superblock, n scales to a lane for so many values."""
+    return [Lanes([(64 * part + i) * n // 256 for i in range(0, 64, values)]) for part in range(4)]

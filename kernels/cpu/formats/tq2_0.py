@@ -1,0 +1,32 @@
+"""TQ2_0: superblocks of 256 pairs of bits less 1 (ternary weights), one half-float scale. { u8 q[64]; f16 d } as Q2_K."""
+
+from ..runtime import jit, kernel
+from ..simd import f16, f32x8, load, splat
+from .q2_k import pairs
+from .rows import matmul_of
+from .superblocks import superblocks_dequantize, superblocks_dot
+
+COLUMNS = "q8"
+SIZE = 66
+
+
+@jit
+def _scale(p: int) -> tuple[object, object]:
+    d = splat(f32x8, load(f16, p + 64))
+    return d, d
+
+
+_matmul = matmul_of(superblocks_dot(pairs, _scale, SIZE, 8))
+_dequantize = superblocks_dequantize(pairs, _scale, SIZE, 8)
+
+
+@kernel
+def matmul(task: int) -> None:
+    """Rows times columns."""
+    _matmul(task)
+
+
+@kernel
+def dequantize(w: int, k: int, y: int) -> None:
+    """One row."""
+    _dequantize(w, k, y)

@@ -1,0 +1,37 @@
+"""Functions of vectors that the CPU has no instruction for."""
+
+import numpy as np
+
+from .runtime import jit
+from .simd import bitcast, divide, f32x16, fma, i32x16, maximum, minimum, rounded, splat, to_i32
+
+_LOG2E = np.float32(1.4426950408889634)
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+# Cephes' expf (S. Moshier): exp(r) = 1 + r + r^2 * P(r) on |r| <= ln(2) / 2, relative error 2e-7.
+_P = tuple(
+    np.float32(c)
+    for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+)
+
+
+@jit
+def exp(x: object) -> object:
+    """e^x for 16 floats; what is below -87 gives about 1e-38, above 88 about 1e38."""
+    x = minimum(maximum(x, splat(f32x16, np.float32(-87.0))), splat(f32x16, np.float32(88.0)))
+    n = rounded(x * splat(f32x16, _LOG2E))
+    r = fma(n, splat(f32x16, -_LN2_HIGH), x)
+    r = fma(n, splat(f32x16, -_LN2_LOW), r)
+    p = fma(splat(f32x16, _P[0]), r, splat(f32x16, _P[1]))
+    p = fma(p, r, splat(f32x16, _P[2]))
+    p = fma(p, r, splat(f32x16, _P[3]))
+    p = fma(p, r, splat(f32x16, _P[4]))
+    p = fma(p, r, splat(f32x16, _P[5]))
+    p = fma(p, r * r, r + splat(f32x16, np.float32(1.0)))
+    return bitcast(f32x16, bitcast(i32x16, p) + (to_i32(n) << 23))
+
+
+@jit
+def silu(x: object) -> object:
+    """x / (1 + e^-x) for 16 floats."""
+    zero = splat(f32x16, np.float32(0.0))
+    return divide(x, splat(f32x16, np.float32(1.0)) + exp(zero - x))
