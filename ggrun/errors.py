@@ -2,7 +2,8 @@
 
 
 class GgrunError(Exception):
-    """Something is wrong with a file, a device or a request; str() is the one line that says what and what to do."""
+    """Something is wrong with a file, a device or a request; str() is the one line that says what and what
+    to do."""
 
     exit_status = 1
 

@@ -1,4 +1,5 @@
-"""The forward pass in numpy float64 over gguf-py's dequantized weights: slow, short, and independent of ggrun."""
+"""The forward pass in numpy float64 over gguf-py's dequantized weights: slow, short, and independent of
+ggrun."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ class Reference:
         self.kv = {name: field.contents() for name, field in reader.fields.items()}
         self.arch: str = self.kv["general.architecture"]
         self.weights = {
-            t.name: dequantize(t.data, t.tensor_type).astype(np.float64).reshape(t.shape[::-1]) for t in reader.tensors
+            t.name: dequantize(t.data, t.tensor_type).astype(np.float64).reshape(t.shape[::-1])
+            for t in reader.tensors
         }
         self.heads = self.hparam("attention.head_count")
         self.kv_heads = self.hparam("attention.head_count_kv", self.heads)
@@ -72,7 +74,8 @@ class Reference:
             for e in chosen:
                 g, u, d = (self.weights[f"{blk}.ffn_{p}_exps.weight"][e] for p in ("gate", "up", "down"))
                 sg, su, sd = (
-                    self.weights.get(f"{blk}.ffn_{p}_exps.scale", np.ones(99))[e] for p in ("gate", "up", "down")
+                    self.weights.get(f"{blk}.ffn_{p}_exps.scale", np.ones(99))[e]
+                    for p in ("gate", "up", "down")
                 )
                 gate = g @ row * sg
                 y = d @ (gate / (1 + np.exp(-gate)) * (u @ row * su)) * sd

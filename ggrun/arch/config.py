@@ -64,7 +64,9 @@ class Config:
         if self.heads % self.kv_heads:
             raise GGUFError(f"{model.path}: {self.heads} heads cannot share {self.kv_heads} key-value heads")
         if self.layers > MAX_LAYERS:
-            raise GGUFError(f"{model.path}: {self.layers} layers: more than {MAX_LAYERS}, which is not plausible")
+            raise GGUFError(
+                f"{model.path}: {self.layers} layers: more than {MAX_LAYERS}, which is not plausible"
+            )
         if self.experts and not 0 < self.experts_used <= self.experts:
             raise GGUFError(f"{model.path}: {self.experts_used} of {self.experts} experts cannot be used")
 
@@ -92,5 +94,7 @@ def _ff(model: GGUF, experts: int) -> int:
 def _vocab(model: GGUF) -> int:
     embedding = model.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
-        raise GGUFError(f"{model.path}: there is no matrix token_embd.weight: not a language model, or damaged")
+        raise GGUFError(
+            f"{model.path}: there is no matrix token_embd.weight: not a language model, or damaged"
+        )
     return embedding.shape[1]

@@ -1,11 +1,15 @@
 """Rotary embedding: the frequencies of a model, with everything that stretches its context."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggrun.gguf import GGUF, GGUFError
+
+Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,9 @@ class Rope:
         key = f"{prefix}.rope.scaling"
         scaling = model.str_(f"{key}.type", "linear")
         if scaling not in ("none", "linear", "yarn"):
-            raise GGUFError(f"{model.path}: {key}.type is {scaling!r:.40}; this ggrun knows none, linear and yarn")
+            raise GGUFError(
+                f"{model.path}: {key}.type is {scaling!r:.40}; this ggrun knows none, linear and yarn"
+            )
         # A factor of 0 is how files say that there is none; scale_linear is its name before 2023-09.
         factor = model.float_(f"{key}.factor", model.float_(f"{prefix}.rope.scale_linear", 0.0)) or 1.0
         ext_factor = model.float_(f"{key}.yarn_ext_factor", -1.0)
@@ -56,22 +62,27 @@ class Rope:
     def _check(self, model: GGUF, head_dim: int) -> None:
         if not 0 < self.dims <= head_dim or self.dims % 2:
             raise GGUFError(f"{model.path}: rope.dimension_count is {self.dims} for heads of {head_dim}")
-        if not (math.isfinite(self.base) and self.base > 0 and math.isfinite(self.factor) and self.factor > 0):
-            raise GGUFError(f"{model.path}: rope base {self.base} or factor {self.factor} is not a positive number")
+        if not (
+            math.isfinite(self.base) and self.base > 0 and math.isfinite(self.factor) and self.factor > 0
+        ):
+            raise GGUFError(
+                f"{model.path}: rope base {self.base} or factor {self.factor} is not a positive number"
+            )
 
     def _with_yarn_magnitude(self, log_multiplier: float) -> "Rope":
-        """YaRN's attention temperature: 0.1 log(factor) + 1 (Peng et al. 2023), or what the model trained with."""
+        """YaRN's attention temperature: 0.1 log(factor) + 1 (Peng et al. 2023), or what the model trained
+        with."""
 
         def temperature(multiplier: float) -> float:
             return 1.0 if self.factor <= 1.0 else 0.1 * multiplier * math.log(self.factor) + 1.0
 
         magnitude = temperature(1.0) / (temperature(log_multiplier) if log_multiplier else 1.0)
-        return Rope(**{**self.__dict__, "magnitude": self.magnitude * magnitude})
+        return replace(self, magnitude=self.magnitude * magnitude)
 
-    def frequencies(self, factors: np.ndarray | None = None) -> np.ndarray:
+    def frequencies(self, factors: Floats | None = None) -> Floats:
         """The angle that one position adds, for each pair: float32 [dims / 2]; `factors` divide (Llama 3)."""
         pairs = np.arange(self.dims // 2)
-        plain = self.base ** (-2.0 * pairs / self.dims)
+        plain: Floats = self.base ** (-2.0 * pairs / self.dims)
         if factors is not None:
             plain = plain / factors
         if self.ext_factor == 0.0:
@@ -80,9 +91,11 @@ class Rope:
         low, high = max(0.0, math.floor(low)), min(self.dims - 1.0, math.ceil(high))
         ramp = 1.0 - np.clip((pairs - low) / max(0.001, high - low), 0.0, 1.0)
         mix = ramp * self.ext_factor
-        return (plain / self.factor * (1.0 - mix) + plain * mix).astype(np.float32)
+        mixed: Floats = plain / self.factor * (1.0 - mix) + plain * mix
+        return mixed.astype(np.float32)
 
     def _correction(self, rotations: float) -> float:
-        """The pair that turns `rotations` times within the original context (Peng et al. 2023, section 3.2)."""
+        """The pair that turns `rotations` times within the original context (Peng et al. 2023, section
+        3.2)."""
         turns = self.original_context / (rotations * 2.0 * math.pi)
         return self.dims * math.log(turns) / (2.0 * math.log(self.base))

@@ -1,8 +1,11 @@
 """What a device must do. A kind of device is one file with a class of this shape in it.
 
-A forward pass is recorded once: each call on a Recorder notes an operation and returns the Buffer that it will fill.
-`finish` turns the notes into a Program, which runs any number of times: how many rows there are, the tokens and
-their places are read from Inputs at each run. A Buffer's memory is used again as soon as Python drops the Buffer.
+A forward pass is recorded once: each call on a Recorder notes an operation and returns the Buffer that it
+will fill.
+`finish` turns the notes into a Program, which runs any number of times: how many rows there are, the tokens
+and
+their places are read from Inputs at each run. A Buffer's memory is used again as soon as Python drops the
+Buffer.
 """
 
 from dataclasses import dataclass
@@ -26,18 +29,14 @@ class Rows(IntEnum):
     PAIRS = 2  # of a token and one of its experts
 
 
-class Buffer(Protocol):
-    """Rows of float32, `width` a row."""
+Buffer = Any
+"""Rows of float32, `width` a row: has the attributes rows (Rows) and width."""
 
-    rows: Rows
-    width: int
+Weight = Any
+"""A matrix, or one a expert, in its own format: has the attributes rows and columns."""
 
-
-class Weight(Protocol):
-    """A matrix (or one a expert) on a device, in its format: `rows` rows of `columns` values."""
-
-    rows: int
-    columns: int
+Routing = Any
+"""Which tokens go to which experts, with what weights."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +64,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Cells:
-    """The keys or the values of one layer: memory for [page, head, position in page], a row of `dim` values each."""
+    """The keys or the values of one layer: memory for [page, head, position in page], a row of `dim` values
+    each."""
 
     memory: Memory
     kind: str  # f32, f16, bf16, q8_0
     heads: int
     dim: int
     page: int
-
-
-class Routing(Protocol):
-    """Which tokens go to which experts, with what weights."""
 
 
 class Program(Protocol):
@@ -86,7 +82,8 @@ class Program(Protocol):
 
 
 class Recorder(Protocol):
-    """The operations that a forward pass is made of. All values are float32 unless a Weight says otherwise."""
+    """The operations that a forward pass is made of. All values are float32 unless a Weight says
+    otherwise."""
 
     inputs: Inputs
 
@@ -102,7 +99,9 @@ class Recorder(Protocol):
     def linear(self, x: Buffer, w: Weight, scale: float = 1.0, bias: Memory | None = None) -> Buffer:
         """x . w^T * scale + bias."""
 
-    def rope_table(self, frequencies: Memory, dims: int, magnitude: float, slope: float, period: float) -> Any:
+    def rope_table(
+        self, frequencies: Memory, dims: int, magnitude: float, slope: float, period: float
+    ) -> Any:
         """The cosines and sines of the input positions, for `rope`; see kernels/cpu/elementwise.py."""
 
     def rope(self, x: Buffer, table: Any, heads: int, neighbours: bool) -> None:
@@ -157,7 +156,8 @@ class Device(Protocol):
         """A float32 vector on the device."""
 
     def weight(self, tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Weight:
-        """A tensor's block of rows and columns, in its own format; a third dimension is one matrix a expert."""
+        """A tensor's block of rows and columns, in its own format; a third dimension is one matrix a
+        expert."""
 
     def write(self, buffer: Buffer, values: NDArray[np.float32]) -> None:
         """Fill the first rows of an input buffer."""

@@ -59,11 +59,10 @@ class Cpu:
     def weight(self, tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> CpuWeight:
         """A view: nothing is copied. Columns are cut between blocks."""
         module = _format_module(tensor)
-        begin, end = (tensor.format.nbytes(column) for column in columns)
         experts = tensor.shape[2] if len(tensor.shape) > 2 else 1
         return CpuWeight(
             kernels=module,
-            address=tensor.data.ctypes.data + rows[0] * tensor.row_bytes + begin,
+            address=tensor.data.ctypes.data + rows[0] * tensor.row_bytes + tensor.format.nbytes(columns[0]),
             rows=rows[1] - rows[0],
             columns=columns[1] - columns[0],
             row_stride=tensor.row_bytes,

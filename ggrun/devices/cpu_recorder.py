@@ -1,12 +1,15 @@
-"""Records operations for the CPU: a table of kernels with their arguments, and barriers where they are needed.
+"""Records operations for the CPU: a table of kernels with their arguments, and barriers where they are
+needed.
 
-All threads walk the table; each does its share of every operation. An operation must wait for all threads only when
+All threads walk the table; each does its share of every operation. An operation must wait for all threads
+only when
 it touches memory that an operation since the last barrier wrote, or writes memory that one read.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +39,8 @@ class _Pool:
 
 
 class CpuBuffer:
-    """Rows of float32 (or of quantized columns), whose memory goes back to the pool with the last reference."""
+    """Rows of float32 (or of quantized columns), whose memory goes back to the pool with the last
+    reference."""
 
     def __init__(self, pool: _Pool, rows: Rows, width: int, row_bytes: int, limit: int):
         self.rows, self.width, self.row_bytes = rows, width, row_bytes
@@ -68,6 +72,19 @@ class _RopeTable:
     dims: int
 
 
+class _Region(Protocol):
+    """Memory that operations read or write, known by where it begins."""
+
+    address: int
+
+
+class _Cells:
+    """The cache of a layer, as a region."""
+
+    def __init__(self, cells: Cells):
+        self.address: int = cells.memory.ctypes.data
+
+
 class CpuProgram:
     """A table of operations, and all memory that it points to."""
 
@@ -92,14 +109,19 @@ class CpuRecorder:
         self._written: set[int] = set()
         self._pairs_a_token = 0
         self._elementwise, self._linear = load_cpu("elementwise"), load_cpu("linear")
-        self._attention, self._moe, self._columns = load_cpu("attention"), load_cpu("moe"), load_cpu("columns")
+        self._attention, self._moe, self._columns = (
+            load_cpu("attention"),
+            load_cpu("moe"),
+            load_cpu("columns"),
+        )
 
     # ---------------------------------------------------------------- recording
 
     def _record(
-        self, kernel: Any, struct: Any, reads: list[CpuBuffer], writes: list[CpuBuffer], **values: Any
+        self, kernel: Any, struct: Any, reads: Sequence[_Region], writes: Sequence[_Region], **values: Any
     ) -> None:
-        """Note an operation; arguments may be numbers, arrays or buffers (their addresses) and kernels (likewise)."""
+        """Note an operation; arguments may be numbers, arrays or buffers (their addresses) and kernels
+        (likewise)."""
         packed = struct.pack(**{name: self._plain(value) for name, value in values.items()})
         read, written = {b.address for b in reads}, {b.address for b in writes}
         waits = bool(read & self._written or written & (self._written | self._read))
@@ -107,8 +129,9 @@ class CpuRecorder:
             self._read, self._written = set(), set()
         self._read |= read
         self._written |= written
-        for buffer in writes:
-            buffer.quantized = None
+        for region in writes:
+            if isinstance(region, CpuBuffer):
+                region.quantized = None
         self._operations.append((kernel, packed, waits))
 
     def _plain(self, value: Any) -> float:
@@ -143,7 +166,8 @@ class CpuRecorder:
         y = self._buffer(Rows.TOKENS, table.columns)
         self._record(
             self._linear.embed, self._linear.EMBED, [], [y], n=self._count(y.rows), tokens=self.inputs.tokens,
-            w=table.address, w_stride=table.row_stride, k=table.columns, dequantize=table.kernels.dequantize, y=y,
+            w=table.address, w_stride=table.row_stride, k=table.columns, dequantize=table.kernels.dequantize,
+            y=y,
         )  # fmt: skip
         return y
 
@@ -154,7 +178,8 @@ class CpuRecorder:
     def _picked(self, x: CpuBuffer, rows: Rows, which: Any, reads: list[CpuBuffer]) -> CpuBuffer:
         y = self._buffer(rows, x.width)
         self._record(
-            self._elementwise.pick, self._elementwise.PICK, [x, *reads], [y], n=self._count(rows), rows=which, x=x,
+            self._elementwise.pick, self._elementwise.PICK, [x, *reads], [y], n=self._count(rows),
+            rows=which, x=x,
             y=y, width=x.width,
         )  # fmt: skip
         return y
@@ -201,17 +226,22 @@ class CpuRecorder:
         """RMS norm of each of `groups` equal parts of a row, times weight."""
         y = self._buffer(x.rows, x.width)
         self._record(
-            self._elementwise.rms_norm, self._elementwise.RMS_NORM, [x], [y], n=self._count(x.rows), groups=groups,
+            self._elementwise.rms_norm, self._elementwise.RMS_NORM, [x], [y], n=self._count(x.rows),
+            groups=groups,
             x=x, y=y, width=x.width // groups, weight=weight, eps=eps,
         )  # fmt: skip
         return y
 
-    def rope_table(self, frequencies: Any, dims: int, magnitude: float, slope: float, period: float) -> _RopeTable:
+    def rope_table(
+        self, frequencies: Any, dims: int, magnitude: float, slope: float, period: float
+    ) -> _RopeTable:
         """The cosines and sines of the input positions."""
         angles = self._buffer(Rows.TOKENS, dims)
         self._record(
-            self._elementwise.rope_table, self._elementwise.ROPE_TABLE, [], [angles], n=self._count(angles.rows),
-            positions=self.inputs.positions, frequencies=frequencies, dims=dims, table=angles, magnitude=magnitude,
+            self._elementwise.rope_table, self._elementwise.ROPE_TABLE, [], [angles],
+            n=self._count(angles.rows),
+            positions=self.inputs.positions, frequencies=frequencies, dims=dims, table=angles,
+            magnitude=magnitude,
             slope=slope, period=period,
         )  # fmt: skip
         return _RopeTable(angles, dims)
@@ -219,8 +249,10 @@ class CpuRecorder:
     def rope(self, x: CpuBuffer, table: _RopeTable, heads: int, neighbours: bool) -> None:
         """Rotate every head of x in place."""
         self._record(
-            self._elementwise.rope, self._elementwise.ROPE, [x, table.angles], [x], n=self._count(x.rows), x=x,
-            heads=heads, head_dim=x.width // heads, dims=table.dims, table=table.angles, neighbours=neighbours,
+            self._elementwise.rope, self._elementwise.ROPE, [x, table.angles], [x], n=self._count(x.rows),
+            x=x,
+            heads=heads, head_dim=x.width // heads, dims=table.dims, table=table.angles,
+            neighbours=neighbours,
         )  # fmt: skip
 
     def swiglu(self, gate: CpuBuffer, up: CpuBuffer) -> CpuBuffer:
@@ -234,7 +266,14 @@ class CpuRecorder:
     def add(self, x: CpuBuffer, y: CpuBuffer) -> None:
         """y += x."""
         self._record(
-            self._elementwise.add, self._elementwise.ADD, [x, y], [y], n=self._count(y.rows), x=x, y=y, width=y.width
+            self._elementwise.add,
+            self._elementwise.ADD,
+            [x, y],
+            [y],
+            n=self._count(y.rows),
+            x=x,
+            y=y,
+            width=y.width,
         )
 
     # ---------------------------------------------------------------- attention
@@ -243,8 +282,10 @@ class CpuRecorder:
         """Keep keys or values in the input slots."""
         kernels = load_cpu(f"cache.{cells.kind}")
         self._record(
-            self._attention.store_cells, self._attention.STORE, [x], [_At(cells.memory)], n=self._count(x.rows), x=x,
-            heads=cells.heads, head_dim=cells.dim, slots=self.inputs.slots, page=cells.page, cells=cells.memory,
+            self._attention.store_cells, self._attention.STORE, [x], [_Cells(cells)], n=self._count(x.rows),
+            x=x,
+            heads=cells.heads, head_dim=cells.dim, slots=self.inputs.slots, page=cells.page,
+            cells=cells.memory,
             row_bytes=kernels.row_bytes(cells.dim), write=kernels.write,
         )  # fmt: skip
 
@@ -253,13 +294,16 @@ class CpuRecorder:
         y = self._buffer(q.rows, heads * values.dim)
         of_keys, of_values = load_cpu(f"cache.{keys.kind}"), load_cpu(f"cache.{values.kind}")
         self._record(
-            self._attention.attend, self._attention.ATTEND, [q, _At(keys.memory), _At(values.memory)], [y],
+            self._attention.attend, self._attention.ATTEND, [q, _Cells(keys), _Cells(values)], [y],
             n=self._count(q.rows), q=q, y=y, heads=heads, kv_heads=keys.heads, head_dim=keys.dim,
             value_dim=values.dim, padded_dim=load_cpu("cache").padded(keys.dim),
             padded_value=load_cpu("cache").padded(values.dim), positions=self.inputs.positions,
-            sequences=self.inputs.sequences, tables=self.inputs.tables, table_stride=self.inputs.tables.shape[1],
-            page=keys.page, keys=keys.memory, key_bytes=of_keys.row_bytes(keys.dim), key_scores=of_keys.scores,
-            values=values.memory, value_bytes=of_values.row_bytes(values.dim), value_mix=of_values.mix, scale=scale,
+            sequences=self.inputs.sequences, tables=self.inputs.tables,
+            table_stride=self.inputs.tables.shape[1],
+            page=keys.page, keys=keys.memory, key_bytes=of_keys.row_bytes(keys.dim),
+            key_scores=of_keys.scores,
+            values=values.memory, value_bytes=of_values.row_bytes(values.dim), value_mix=of_values.mix,
+            scale=scale,
         )  # fmt: skip
         return y
 
@@ -274,11 +318,13 @@ class CpuRecorder:
         starts = CpuBuffer(self._memory, Rows.TOKENS, experts + 1, 4 * (experts + 1), 1)
         moe, n = self._moe, self._count(Rows.TOKENS)
         self._record(
-            moe.route, moe.ROUTE, [logits], [logits, weights, chosen], n=n, logits=logits, experts=experts, used=used,
+            moe.route, moe.ROUTE, [logits], [logits, weights, chosen], n=n, logits=logits, experts=experts,
+            used=used,
             normalize=normalize, chosen=chosen, weights=weights,
         )  # fmt: skip
         self._record(
-            moe.sort, moe.SORT, [chosen], [starts, tokens, places], n=n, experts=experts, used=used, chosen=chosen,
+            moe.sort, moe.SORT, [chosen], [starts, tokens, places], n=n, experts=experts, used=used,
+            chosen=chosen,
             starts=starts, tokens=tokens, places=places,
         )  # fmt: skip
         return _Routing(used, experts, weights, starts, tokens, places)
@@ -292,15 +338,8 @@ class CpuRecorder:
         y = self._buffer(Rows.TOKENS, x.width)
         self._record(
             self._moe.combine, self._moe.COMBINE, [x, routing.weights, routing.places], [y],
-            n=self._count(Rows.TOKENS), used=routing.used, weights=routing.weights, places=routing.places, x=x, y=y,
+            n=self._count(Rows.TOKENS), used=routing.used, weights=routing.weights, places=routing.places,
+            x=x, y=y,
             width=x.width,
         )  # fmt: skip
         return y
-
-
-class _At:
-    """Memory that is no buffer, in the lists of what is read and written."""
-
-    def __init__(self, memory: NDArray[Any]):
-        self.address = memory.ctypes.data
-        self.quantized = None

@@ -34,7 +34,8 @@ class ThreadPool:
         finalize(self, self._crew.dismiss)
 
     def run(self, table: NDArray[np.int64]) -> None:
-        """Walk a table of operations [n, 3] (see kernels/cpu/runtime.py) on all threads; one table at a time."""
+        """Walk a table of operations [n, 3] (see kernels/cpu/runtime.py) on all threads; one table at a
+        time."""
         with self._busy:
             self._crew.wake()
             self._runtime.post(self._control.ctypes.data, self.threads, table.ctypes.data, len(table))
@@ -53,7 +54,9 @@ class _Crew:
         self._ending = False
         self._wanted = [threading.Event() for _ in range(threads - 1)]
         for i, wanted in enumerate(self._wanted):
-            worker = threading.Thread(target=self._work, args=(i + 1, wanted), daemon=True, name=f"ggrun-{i + 1}")
+            worker = threading.Thread(
+                target=self._work, args=(i + 1, wanted), daemon=True, name=f"ggrun-{i + 1}"
+            )
             worker.start()
 
     def wake(self) -> None:

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from ggrun.arch.config import Config
 from ggrun.devices.base import Device, Limits
 from ggrun.engine.batch import Batch
-from ggrun.engine.cache import PAGE, KVCache
+from ggrun.engine.cache import KVCache, pages_for
 from ggrun.engine.pipeline import Pipeline
-from ggrun.engine.runner import CacheSpec
+from ggrun.engine.runner import CacheSpec, check_memory
 from ggrun.errors import UsageError
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan
@@ -35,13 +35,17 @@ class EngineOptions:
 class Engine:
     """Evaluates tokens. A sequence is a number below options.sequences."""
 
-    def __init__(self, model: GGUF, config: Config, plan: Plan, devices: dict[str, Device], options: EngineOptions):
+    def __init__(
+        self, model: GGUF, config: Config, plan: Plan, devices: dict[str, Device], options: EngineOptions
+    ):
         self.config, self.options = config, options
+        spec = CacheSpec(pages_for(options.n_ctx), options.cache_keys, options.cache_values)
+        plan.check(config)
+        check_memory(plan, devices, config, spec)
         self.cache = KVCache(options.n_ctx, options.sequences)
         self._step = min(options.n_ubatch, options.n_ctx)
         self._most_outputs = max(1, min(self._step, _LOGITS_BYTES // (4 * config.vocab)))
         limits = Limits(self._step, self._most_outputs, options.sequences, self.cache.pages)
-        spec = CacheSpec(self.cache.pages, options.cache_keys, options.cache_values)
         self._pipeline = Pipeline(plan, devices, model, config, spec, limits)
 
     @property
@@ -49,10 +53,13 @@ class Engine:
         """The most positions of all sequences together."""
         return self.options.n_ctx
 
-    def decode(self, tokens: Sequence[int], sequence: int = 0, all_logits: bool = False) -> NDArray[np.float32]:
+    def decode(
+        self, tokens: Sequence[int], sequence: int = 0, all_logits: bool = False
+    ) -> NDArray[np.float32]:
         """Append tokens to a sequence; the logits after the last, or after each: float32 [1 or n, vocab].
 
-        Long prompts are cut into micro-batches. UsageError for a token that the vocabulary does not have, CacheFull
+        Long prompts are cut into micro-batches. UsageError for a token that the vocabulary does not have,
+        CacheFull
         when the context is; both change nothing.
         """
         ids = self._checked(tokens)
@@ -87,13 +94,11 @@ class Engine:
         step = self._most_outputs if all_logits else self._step
         return [slice(i, min(i + step, n)) for i in range(0, n, step)]
 
-    def _batch(self, ids: NDArray[np.int32], slots: NDArray[np.int32], outputs: NDArray[np.bool_], sequence: int,
+    def _batch(self, ids: NDArray[np.int32], slots: NDArray[np.int32], outputs: NDArray[np.bool_], sequence:
+    int,
                begin: int, part: slice) -> Batch:  # fmt: skip
         n = part.stop - part.start
         positions = np.arange(begin + part.start, begin + part.stop, dtype=np.int32)
         sequences = np.full(n, sequence, np.int32)
         tables = {sequence: self.cache.table(sequence)}
         return Batch(ids[part], positions, sequences, slots[part], outputs[part], tables)
-
-
-__all__ = ["CACHE_KINDS", "PAGE", "Engine", "EngineOptions"]

@@ -102,7 +102,8 @@ class Forward:
         bias = self._bias(name, rows, cut, cut_columns)
         return self.ops.linear(x, w, self._scale(name), bias)
 
-    def _ffn_linear(self, x: Buffer, name: str, rows: int, columns: int | None = None, cut: Range | None = None,
+    def _ffn_linear(self, x: Buffer, name: str, rows: int, columns: int | None = None, cut: Range | None =
+    None,
                     cut_columns: Range | None = None) -> Buffer:  # fmt: skip
         """(x . weight^T + bias) * scale: llama.cpp's order in the feed-forward."""
         w = self.weights.matrix(f"{name}.weight", columns or self.config.width, rows, cut, cut_columns)
@@ -113,7 +114,9 @@ class Forward:
         scale = self.weights.optional(f"{name}.scale", 1)
         return 1.0 if scale is None else float(scale[0])
 
-    def _bias(self, name: str, rows: int, cut: Range | None, cut_columns: Range | None, scale: float = 1.0) -> Any:
+    def _bias(
+        self, name: str, rows: int, cut: Range | None, cut_columns: Range | None, scale: float = 1.0
+    ) -> Any:
         # Members that own different columns of a matrix sum their products: one of them adds the bias.
         if f"{name}.bias" not in self.weights or (cut_columns and cut_columns[0] > 0):
             return None
@@ -122,7 +125,10 @@ class Forward:
     def _rope_tables(self) -> tuple[Any, Any]:
         """The angles for queries and for keys: the same, unless queries grow with the position."""
         if self._tables is None:
-            rope, factors = self.config.rope, self.weights.optional("rope_freqs.weight", self.config.rope.dims // 2)
+            rope, factors = (
+                self.config.rope,
+                self.weights.optional("rope_freqs.weight", self.config.rope.dims // 2),
+            )
             frequencies = self.weights.device.vector(rope.frequencies(factors))
 
             def table(slope: float) -> Any:

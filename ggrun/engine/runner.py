@@ -1,4 +1,5 @@
-"""One member's share of some half layers on one device: weights, cells of the KV cache, a recorded program."""
+"""One member's share of some half layers on one device: weights, cells of the KV cache, a recorded
+program."""
 
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from ggrun.engine.forward import Forward, LayerCells
 from ggrun.engine.weights import Weights
 from ggrun.errors import GgrunError
 from ggrun.gguf import GGUF
-from ggrun.plan import Member, Stage
+from ggrun.plan import Member, Plan, Stage
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class CacheSpec:
 class Runner:
     """Records its half layers once, then runs batches through them."""
 
-    def __init__(self, device: Device, model: GGUF, config: Config, stage: Stage, member: Member, cache: CacheSpec,
+    def __init__(self, device: Device, model: GGUF, config: Config, stage: Stage, member: Member, cache:
+    CacheSpec,
                  limits: Limits):  # fmt: skip
         self._device, self._config, self._member, self._cache = device, config, member, cache
         begin, end = stage.halves
@@ -49,7 +51,8 @@ class Runner:
         self._inputs, self._program = ops.inputs, ops.finish()
 
     def run(self, batch: Batch, x: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        """The residual stream [n, width] after these half layers, or the logits [outputs, vocab] after the last.
+        """The residual stream [n, width] after these half layers, or the logits [outputs, vocab] after the
+        last.
 
         x: the residual stream before them; None for the first stage, which embeds the batch's tokens.
         """
@@ -70,13 +73,15 @@ class Runner:
         return LayerCells(cells(self._cache.keys, c.key_dim), cells(self._cache.values, c.value_dim))
 
 
-def check_memory(plan_stages: tuple[Stage, ...], devices: dict[str, Device], config: Config, cache: CacheSpec) -> None:
+def check_memory(plan: Plan, devices: dict[str, Device], config: Config, cache: CacheSpec) -> None:
     """GgrunError, before anything is loaded, when a device has no room for its part of the KV cache."""
     needed: dict[str, int] = {}
-    for stage in plan_stages:
+    for stage in plan.stages:
         layers = sum(half % 2 == 0 for half in range(*stage.halves))
         for m in stage.members:
-            needed[m.device] = needed.get(m.device, 0) + layers * cache.layer_bytes(config, devices[m.device], m)
+            needed[m.device] = needed.get(m.device, 0) + layers * cache.layer_bytes(
+                config, devices[m.device], m
+            )
     for name, nbytes in needed.items():
         if nbytes > (free := devices[name].available()):
             raise GgrunError(

@@ -1,4 +1,5 @@
-"""A member's weights: named tensors, checked for their shapes, cut to the member's share, given to its device."""
+"""A member's weights: named tensors, checked for their shapes, cut to the member's share, given to its
+device."""
 
 from typing import Any
 
@@ -27,9 +28,11 @@ class Weights:
             raise GGUFError(f"{self._model.path}: tensor {name} has shape {tensor.shape}, {shape} is needed")
         return tensor
 
-    def matrix(self, name: str, columns: int, rows: int, cut: Range | None = None, cut_columns: Range | None = None,
+    def matrix(self, name: str, columns: int, rows: int, cut: Range | None = None, cut_columns: Range | None
+    = None,
                experts: int = 0) -> Weight:  # fmt: skip
-        """The matrix [rows, columns] (or one a expert), or the block of it that `cut` and `cut_columns` leave."""
+        """The matrix [rows, columns] (or one a expert), or the block of it that `cut` and `cut_columns`
+        leave."""
         tensor = self._tensor(name, columns, rows, *([experts] if experts else []))
         return self.device.weight(tensor, cut or (0, rows), cut_columns or (0, columns))
 
@@ -53,4 +56,5 @@ def _floats(tensor: Tensor, model: GGUF) -> NDArray[np.float32]:
     kinds: dict[str, Any] = {"F32": np.float32, "F16": np.float16}
     if tensor.format.name not in kinds:
         raise GGUFError(f"{model.path}: tensor {tensor.name} is {tensor.format.name}, floats are needed")
-    return tensor.data.view(kinds[tensor.format.name]).astype(np.float32)
+    values: NDArray[np.float32] = tensor.data.view(kinds[tensor.format.name]).astype(np.float32)
+    return values

@@ -180,9 +180,8 @@ def _strings(cursor: Cursor, n: int) -> list[str]:
         window = cursor.data[cursor.pos : cursor.pos + _WINDOW]
         pieces, taken = _pieces(window, n - len(strings))
         cursor.skip(taken)
-        strings += (
-            _decoded(pieces) if pieces else [cursor.string()]
-        )  # one longer than the window, or the file
+        # No piece at all: a string that is longer than the window, or than the file.
+        strings += _decoded(pieces) if pieces else [cursor.string()]
     return strings
 
 

@@ -3,6 +3,8 @@
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
 from importlib import import_module
@@ -33,7 +35,18 @@ def _use_own_numba_cache() -> None:
     text = b"".join(p.read_bytes() for p in sorted((ROOT / "cpu").rglob("*.py")))
     state = f"{os.environ.get('GGRUN_SIMD', '')} {numba.__version__} {sys.version_info[:2]}".encode()
     folder = cache_home() / "kernels" / sha256(text + state).hexdigest()[:16]
-    numba.config.CACHE_DIR = str(_writable(folder))
+    setattr(numba.config, "CACHE_DIR", str(_writable(folder)))  # noqa: B010 -- mypy does not see it
+
+
+@contextmanager
+def watch(show: Callable[[str], None]) -> Iterator[None]:
+    """Call `show` with the name of each CPU kernel that has to be compiled: that is not in the cache."""
+    runtime = load_cpu("runtime")
+    runtime.Kernel.on_compile, before = show, runtime.Kernel.on_compile
+    try:
+        yield
+    finally:
+        runtime.Kernel.on_compile = before
 
 
 def cache_home() -> Path:
@@ -50,8 +63,8 @@ def _writable(folder: Path) -> Path:
             return folder
     except OSError as error:
         print(
-            f"ggrun: cannot write to the cache folder {folder} ({error.strerror}): kernels are compiled anew at "
-            "every start; set GGRUN_CACHE to a folder that can be written",
+            f"ggrun: cannot write to the cache folder {folder} ({error.strerror}): kernels are compiled "
+            "at every start; set GGRUN_CACHE to a folder that can be written",
             file=sys.stderr,
         )
         return Path(tempfile.mkdtemp(prefix="ggrun-kernels-"))

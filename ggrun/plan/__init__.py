@@ -1,6 +1,7 @@
 """Where every layer runs: a Plan is data, made before anything is loaded.
 
-A Plan is a list of Stages; a Stage is a run of half layers and the Members that share it; a Member is a device and
+A Plan is a list of Stages; a Stage is a run of half layers and the Members that share it; a Member is a
+device and
 the ranges of heads, key-value heads and feed-forward columns that it owns.
 """
 
@@ -27,7 +28,8 @@ class Member:
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of half layers: 2 i is the attention of layer i, 2 i + 1 its feed-forward. One member: no sharing."""
+    """A run of half layers: 2 i is the attention of layer i, 2 i + 1 its feed-forward. One member: no
+    sharing."""
 
     halves: Range
     members: tuple[Member, ...]
@@ -35,7 +37,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages, in the order in which activations pass them. The first has the embedding, the last the output."""
+    """All stages, in the order in which activations pass them. The first has the embedding, the last the
+    output."""
 
     stages: tuple[Stage, ...]
 
@@ -57,7 +60,9 @@ class Plan:
         at = 0
         for stage in self.stages:
             if stage.halves[0] != at or stage.halves[1] <= at:
-                raise UsageError(f"the plan's stages must follow each other: {stage.halves} after half layer {at}")
+                raise UsageError(
+                    f"the plan's stages must follow each other: {stage.halves} after half layer {at}"
+                )
             at = stage.halves[1]
         if at != 2 * config.layers:
             raise UsageError(f"the plan ends at half layer {at}, the model has {2 * config.layers}")
@@ -72,7 +77,8 @@ def _range(value: Any) -> Range:
 
 def _stage(data: dict[str, Any]) -> Stage:
     members = tuple(
-        Member(str(m["device"]), _range(m["heads"]), _range(m["kv_heads"]), _range(m["ff"])) for m in data["members"]
+        Member(str(m["device"]), _range(m["heads"]), _range(m["kv_heads"]), _range(m["ff"]))
+        for m in data["members"]
     )
     if not members:
         raise ValueError("a stage without members")

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .encoder import Encode, hf_encoder
-from .pre import Pre
-from .vocab import Vocab
+from ggrun.tokens.encoder import Encode, hf_encoder
+from ggrun.tokens.pre import Pre
+from ggrun.tokens.vocab import Vocab
 
 if TYPE_CHECKING:
     from tokenizers.models import BPE
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 # Grouping digits from the right takes time quadratic in the length of the number; a longer one is cut first,
 # at a multiple of three from its right end, where two groups meet anyway.
 _LONGEST_NUMBER = 768
-_LONGEST_HIDDEN = 256  # characters; of a longer token not all merges are looked for
 _LONG_NUMBER = re.compile(rf"\d{{{_LONGEST_NUMBER + 1},}}")
 
 
@@ -44,26 +43,17 @@ def _model(vocab: Vocab, cut: Pre, merges: list[str]) -> "BPE":
         options |= {"byte_fallback": True, "fuse_unk": True, "unk_token": unknown}
     if len(set(merges)) != len(merges):
         merges = list(dict.fromkeys(merges))  # the best rank counts
-    hidden = _merges_of_hidden(vocab)
     # A left part may start with a space, so the parts meet at a later one.
-    pairs = [
-        (m[0] + left, right)
-        for m in merges
-        if m not in hidden
-        for left, found, right in [m[1:].partition(" ")]
-        if found
-    ]
+    parts = (m[1:].partition(" ") for m in merges)
+    pairs = [(m[0] + left, right) for m, (left, found, right) in zip(merges, parts, strict=True) if found]
+    # A file may have merges that make a hidden token of plain text: qwen2 has one for </s>.
+    hidden = {vocab.texts[i] for i in vocab.hidden}
+    pairs = [pair for pair in pairs if pair[0] + pair[1] not in hidden]
     try:
         return BPE(vocab=ids, merges=pairs, **options)
     except Exception:  # a merge does not fit the vocabulary; looking for it first would cost every build time
         pairs = [(left, right) for left, right in pairs if {left, right, left + right} <= ids.keys()]
         return BPE(vocab=ids, merges=pairs, **options)
-
-
-def _merges_of_hidden(vocab: Vocab) -> set[str]:
-    """Merges that would make a hidden token of plain text, were they in the file (qwen2 has one for </s>)."""
-    texts = (vocab.texts[i] for i in vocab.hidden)
-    return {f"{text[:i]} {text[i:]}" for text in texts for i in range(1, min(len(text), _LONGEST_HIDDEN))}
 
 
 def _short_numbers(text: str) -> Iterator[str]:

@@ -7,7 +7,7 @@ one that leads outside ends the search like a missing entry.
 
 import numpy as np
 
-from .errors import TokenizerError
+from ggrun.tokens.errors import TokenizerError
 
 _LONGEST = 16  # characters; what is replaced is never longer in the maps that SentencePiece makes
 

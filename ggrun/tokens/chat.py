@@ -11,13 +11,12 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
 from ggrun.errors import UsageError
-
-from .errors import TemplateError
-from .guard import GUARD, Guard
-from .tokenizer import Tokenizer
+from ggrun.tokens.errors import TemplateError
+from ggrun.tokens.guard import GUARD, Guard
+from ggrun.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from .sandbox import ChatEnvironment
+    from ggrun.tokens.sandbox import ChatEnvironment
 
 Message = Mapping[str, Any]  # role; content: text, None or a list of parts; tool_calls, ...
 _MAX_SOURCE = 1 << 20  # characters; the longest templates in use have some 20,000
@@ -32,7 +31,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, tokenizer: Tokenizer, now: Callable[[], datetime] = datetime.now) -> None:
         """`source` is Jinja; `now` is the clock that it sees. `TemplateError` if it cannot be compiled."""
-        from .sandbox import ChatEnvironment
+        from ggrun.tokens.sandbox import ChatEnvironment
 
         self.source = source
         self._tokenizer = tokenizer
@@ -122,7 +121,7 @@ class ChatTemplate:
 
     def _first_success(self, given: dict[str, Any]) -> str:
         """Renders with the fewest fallbacks that make the template accept the messages."""
-        from .sandbox import RunawayError
+        from ggrun.tokens.sandbox import RunawayError
 
         refusal: Exception | None = None
         for fallbacks in _attempts():

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from .errors import TokenizerError
+from ggrun.tokens.errors import TokenizerError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HfTokenizer

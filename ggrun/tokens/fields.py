@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import TokenizerError
+from ggrun.tokens.errors import TokenizerError
 
 _PREFIX = "tokenizer.ggml."
 
@@ -19,10 +19,6 @@ class Fields:
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
-
-    def has(self, key: str) -> bool:
-        """Whether the key is there at all."""
-        return _PREFIX + key in self._metadata
 
     def text(self, key: str, default: str = "") -> str:
         """A string."""
@@ -44,10 +40,9 @@ class Fields:
         value = self._get(key)
         if value is None:
             return None
-        if isinstance(value, bool):
+        if isinstance(value, bool) or not isinstance(value, int):
             raise _wrong(key, "a token id")
-        token: int = self._check(key, value, int, "a token id")
-        return token if 0 <= token < n_vocab else None
+        return value if 0 <= value < n_vocab else None
 
     def strings(self, key: str) -> list[str] | None:
         """A list of strings."""

@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .matcher import Matcher
+from ggrun.tokens.matcher import Matcher
 
 GUARD = "\ufdd0"  # a Unicode noncharacter: never part of text that is meant for others
+_LONGEST = 64  # characters of a token that count where it may be completed; real tokens are shorter
 _WORD = re.compile(r"[\w\s]*")
 
 
@@ -23,9 +24,9 @@ class Guard:
         self._matcher = Matcher(dict.fromkeys(tokens, 0))
         # Text next to the template's own could complete a token, so beginnings and ends of tokens count too;
         # but only with a sign in them, because the names of roles and fields must stay what they are.
-        self._heads = _parts(token[:i] for token in tokens for i in range(1, len(token)))
-        self._tails = _parts(token[i:] for token in tokens for i in range(1, len(token)))
-        self._longest = max(map(len, tokens), default=0)
+        self._longest = min(max(map(len, tokens), default=0), _LONGEST)
+        self._heads = _parts(token[:i] for token in tokens for i in range(1, min(len(token), _LONGEST)))
+        self._tails = _parts(token[-i:] for token in tokens for i in range(1, min(len(token), _LONGEST)))
         self._all = "\0".join(tokens)
 
     def text(self, text: str, allowed: frozenset[str] = frozenset()) -> str:

@@ -2,7 +2,7 @@
 
 import re
 
-from .vocab import SPACE, Type, Vocab
+from ggrun.tokens.vocab import SPACE, Type, Vocab
 
 _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 
@@ -43,9 +43,7 @@ def _from_alphabet(text: str) -> bytes:
 
 
 def _utf8(text: str) -> bytes:
-    # Bytes of the file that are not UTF-8 are kept as surrogates; other surrogates cannot come from a file.
-    return text.encode("utf-8", "surrogateescape" if _escaped(text) else "replace")
-
-
-def _escaped(text: str) -> bool:
-    return not any("\ud800" <= c <= "\udc7f" or "\udd00" <= c <= "\udfff" for c in text)
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # surrogates that stand for no byte: not from a file
+        return text.encode("utf-8", "replace")

@@ -7,7 +7,7 @@ the first one becomes a piece of its own, then the next one cuts the pieces, and
 
 from dataclasses import dataclass
 
-from .errors import TokenizerError
+from ggrun.tokens.errors import TokenizerError
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,6 @@ class Pre:
     escape_spaces: bool = False  # spaces are written ▁
     ignore_merges: bool = False  # a word that is a token is that token, whatever the merges say
     add_bos: bool = False
-    add_sep: bool = False
     groups_digits: bool = False  # in threes from the right, looking ahead to the end of the number
 
 
@@ -168,7 +167,6 @@ _REGEXES = {name: regexes for names, regexes in _FAMILIES for name in names.spli
 _PLAIN_TEXT = {"gemma4", "granite-embed-multi-311m", "sarvam-moe", "whitespace"}
 _ESCAPE_SPACES = _PLAIN_TEXT - {"whitespace"}
 _GROUP_DIGITS = {"tiny_aya", "cohere2moe", "afmoe", "superbpe"}
-_ADD_SEP = {"jina-v1-en", "jina-v2-code", "roberta-bpe"}
 _LLAMA3_FAMILY = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"}
 _ADD_BOS = _LLAMA3_FAMILY | {"jina-v5-nano", "tekken", "chameleon"}
 _IGNORE_MERGES = _LLAMA3_FAMILY | {"jina-v5-nano", "tekken", "minicpm5", "youtu", "glm4", "glm5"}
@@ -187,6 +185,5 @@ def find(name: str) -> Pre:
         escape_spaces=name in _ESCAPE_SPACES,
         ignore_merges=name in _IGNORE_MERGES,
         add_bos=name in _ADD_BOS,
-        add_sep=name in _ADD_SEP,
         groups_digits=name in _GROUP_DIGITS,
     )

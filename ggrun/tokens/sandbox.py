@@ -19,13 +19,16 @@ from jinja2.runtime import Context
 from jinja2.sandbox import SandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from .guard import GUARD
+from ggrun.tokens.guard import GUARD
 
-MAX_STEPS = 1_000_000  # rounds of loops and calls of macros, in one rendering
+MAX_STEPS = 200_000  # rounds of loops and calls of macros, in one rendering
 MAX_CHARS = 32_000_000  # written in one rendering, parts that are thrown away included
 _MAX_STRING = 16_000_000  # characters in one value
 _MAX_BITS = 4096  # of an integer
-_MAX_ARGUMENT = 100_000  # an integer given to a function or a filter, such as a width
+_MAX_WIDTH = 10_000  # of a field or an indentation
+_PADDING = frozenset(["center", "expandtabs", "indent", "ljust", "rjust", "tojson", "zfill"])
+# In a format: a width that is large or comes from the values.
+_WIDE = re.compile(r"%(?:\([^)]*\))?[^a-zA-Z%]*(?:\*|\d{5})|\{[^{}]*:[^{}]*(?:\{|\d{5})")
 
 # Filters that can make much out of little, and that no chat template needs.
 _NO_FILTERS = ("batch", "center", "filesizeformat", "pprint", "slice", "urlize", "wordwrap", "xmlattr")
@@ -86,6 +89,13 @@ class ChatEnvironment(SandboxedEnvironment):
         if owner is not __self:
             _check_call(getattr(__obj, "__name__", ""), owner, *args, *kwargs.values())
         return super().call(__context, __obj, *args, **kwargs)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """`format` of a string, which Jinja wraps when a template asks for it."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None:
+            _check_fields(str(value.__self__))
+        return wrapped
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         return _Meter().visit(super()._parse(source, name, filename))  # type: ignore[no-any-return]
@@ -200,9 +210,8 @@ def _check_operands(operator: str, left: Any, right: Any) -> None:
 
 def _check_call(name: str, *values: Any) -> None:
     """Bounds what a function (with its object as first value) or a filter can make of small arguments."""
-    for value in values:
-        if isinstance(value, int) and abs(value) > _MAX_ARGUMENT:
-            raise RunawayError(f"the template calls {name} with {value}")
+    if name in _PADDING and any(isinstance(value, int) and value > _MAX_WIDTH for value in values):
+        raise RunawayError(f"the template calls {name} with too large a width")
     sizes = [_size(value) for value in values]
     if name == "replace" and len(sizes) > 2:
         _check_size(sizes[0] + sizes[0] // max(sizes[1], 1) * sizes[2])
@@ -217,8 +226,7 @@ def _check_call(name: str, *values: Any) -> None:
 
 
 def _check_fields(form: str) -> None:
-    """Refuses a format with wide fields, or with widths that come from the values."""
-    if "*" in form or re.search(r"\d{5}", form):
+    if _WIDE.search(form):
         raise RunawayError("the template asks for too wide a field")
 
 

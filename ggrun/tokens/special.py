@@ -7,22 +7,15 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .fields import Fields
-from .vocab import Type, Vocab
+from ggrun.tokens.fields import Fields
+from ggrun.tokens.matcher import Matcher
+from ggrun.tokens.vocab import Type, Vocab
 
 _END_OF_GENERATION = (
-    *(
-        "<|eot_id|>",
-        "<|im_end|>",
-        "<|end|>",
-        "<|return|>",
-        "<|call|>",
-        "<|flush|>",
-        "<|calls|>",
-        "<end_of_turn>",
-    ),
-    *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<eos>"),
-    *("<end_of_utterance>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
+    *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|calls|>"),
+    *("<|flush|>", "</s>", "<eos>", "[EOS]", "<EOT>", "_<EOT>", "[EOT]", "<end_of_turn>", "<turn|>"),
+    *("<|tool_response>", "<|endoftext|>", "<|end_of_text|>", "<end_of_utterance>"),
+    *("<｜end▁of▁sentence｜>", "[e~["),
 )
 # What fills in the middle: the metadata keys, then the names, in order of preference.
 _FILL_IN = {
@@ -47,7 +40,8 @@ _ENDING_FILL_IN = ("pad", "rep", "sep")
 _SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 _MARKUP = re.compile(r"[<\[「].{1,80}[>\]」]", re.DOTALL)
 _HTML = re.compile(
-    r"</?(?:table|caption|thead|tbody|tfoot|tr|th|td|[uo]l|li|h[1-6]|blockquote|strong|em|[biu]|su[bp]|code|p|br|pre)>"
+    "</?(?:table|caption|thead|tbody|tfoot|tr|th|td|[uo]l|li|h[1-6]|p|br|[biu]|em|strong|su[bp]|code|pre"
+    "|blockquote)>"
 )
 
 
@@ -76,8 +70,7 @@ def derive(vocab: Vocab, fields: Fields, template: str) -> Specials:
     _retype(vocab, Type.USER_DEFINED, [ids[name] for name in _SHOWN if name in ids])
     eog -= _wrong_ends(vocab, ids, {vocab.texts[i] for i in eog})
     lstrip, rstrip = _strips(vocab, fields, ids)
-    structure = (i for i in vocab.of_type(Type.USER_DEFINED) if _is_structure(vocab.texts[i], template))
-    vocab.hidden = frozenset(vocab.of_type(Type.CONTROL, Type.UNKNOWN)).union(structure)
+    vocab.hidden = frozenset(vocab.of_type(Type.CONTROL, Type.UNKNOWN)) | _structure(vocab, template)
     return Specials(frozenset(eog), fim, lstrip, rstrip)
 
 
@@ -92,18 +85,20 @@ def for_ourselves(vocab: Vocab) -> dict[str, int]:
 
     A hidden token of one single character is left out: no guard could break it in two (see `guard`).
     """
-    return {vocab.texts[i]: i for i in vocab.hidden if len(vocab.texts[i]) > 1} | for_outsiders(vocab)
+    return {vocab.texts[i]: i for i in sorted(vocab.hidden) if len(vocab.texts[i]) > 1} | for_outsiders(vocab)
 
 
-def _is_structure(text: str, template: str) -> bool:
-    """Whether a USER_DEFINED token is part of how a chat is written, not of what is said in it.
+def _structure(vocab: Vocab, template: str) -> set[int]:
+    """The USER_DEFINED tokens that are part of how a chat is written, not of what is said in it.
 
-    It is when it looks like markup or the template writes it; plain HTML, runs of spaces and such are not.
+    These are those that look like markup or that the template writes; not plain HTML, spaces and such.
     """
-    bare = text.strip()
-    if _HTML.fullmatch(bare):
-        return False
-    return bool(_MARKUP.fullmatch(bare)) or (len(bare) > 3 and text in template)
+    shown = {vocab.texts[i]: i for i in vocab.of_type(Type.USER_DEFINED) if vocab.texts[i]}
+    written = {template[start:end] for start, end, _ in Matcher(shown).find(template)}
+    structure = {text for text in written if len(text.strip()) > 3}
+    structure |= {text for text in shown if _MARKUP.fullmatch(text.strip())}
+    texts = {text for text in structure if not _HTML.fullmatch(text.strip())}
+    return {i for i in vocab.of_type(Type.USER_DEFINED) if vocab.texts[i] in texts}
 
 
 def _ids_of_known_names(vocab: Vocab) -> dict[str, int]:

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from .encoder import Encode, hf_encoder
-from .vocab import SPACE, Type, Vocab
+from ggrun.tokens.encoder import Encode, hf_encoder
+from ggrun.tokens.vocab import SPACE, Type, Vocab
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

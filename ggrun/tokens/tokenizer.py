@@ -1,22 +1,20 @@
 """A model's tokenizer: text to token ids and back."""
 
-import re
 from collections.abc import Iterable, Mapping
 from operator import index
 from os import PathLike
 from typing import Any, Self
 
-from . import bpe, special, spm, unigram, wordpiece
-from .encoder import LazyEncoder
-from .errors import TokenizerError
-from .fields import Fields
-from .guard import GUARD
-from .matcher import Matcher
-from .pieces import token_bytes
-from .stream import StreamDecoder
-from .vocab import SPACE, Kind, Type, Vocab, read_vocab
+from ggrun.tokens import bpe, special, spm, unigram, wordpiece
+from ggrun.tokens.encoder import LazyEncoder
+from ggrun.tokens.errors import TokenizerError
+from ggrun.tokens.fields import Fields
+from ggrun.tokens.guard import GUARD
+from ggrun.tokens.matcher import Matcher
+from ggrun.tokens.pieces import token_bytes
+from ggrun.tokens.stream import StreamDecoder
+from ggrun.tokens.vocab import SPACE, SURROGATE, Kind, Type, Vocab, read_vocab
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _WHITE = " \t\n\v\f\r"  # what C calls white space
 
 
@@ -120,7 +118,9 @@ class Tokenizer:
     def _enclosed(self, ids: list[int]) -> list[int]:
         vocab = self._vocab
         before = [vocab.bos] if vocab.add_bos and vocab.bos is not None else []
-        last = vocab.sep if vocab.kind is Kind.WORDPIECE else vocab.eos if vocab.add_eos else None
+        last = vocab.eos if vocab.add_eos else None
+        if vocab.kind is Kind.WORDPIECE:
+            last = vocab.sep
         return before + ids + ([last] if last is not None else [])
 
     # Ids to text.
@@ -184,6 +184,6 @@ def _encoder(vocab: Vocab, fields: Fields) -> LazyEncoder:
 
 
 def _repaired(text: str) -> str:
-    if not _SURROGATE.search(text):
+    if not SURROGATE.search(text):
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -2,12 +2,12 @@
 
 import re
 
-from .charsmap import Charsmap
-from .encoder import Encode, hf_encoder
-from .errors import TokenizerError
-from .fields import Fields
-from .spm import plain_pieces, split_words
-from .vocab import SPACE, Type, Vocab
+from ggrun.tokens.charsmap import Charsmap
+from ggrun.tokens.encoder import Encode, hf_encoder
+from ggrun.tokens.errors import TokenizerError
+from ggrun.tokens.fields import Fields
+from ggrun.tokens.spm import plain_pieces, split_words
+from ggrun.tokens.vocab import SPACE, Type, Vocab
 
 _SPACES = re.compile(" {2,}")
 

@@ -4,12 +4,12 @@ import re
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
-from . import pre
-from .errors import TokenizerError
-from .fields import Fields
+from ggrun.tokens import pre
+from ggrun.tokens.errors import TokenizerError
+from ggrun.tokens.fields import Fields
 
 SPACE = "\u2581"  # ▁: how most vocabularies write a space
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")  # in a string from a file: a byte that is not UTF-8
 _MODELS_WITHOUT = ("none", "no_vocab", "test")
 
 
@@ -46,7 +46,6 @@ class _Defaults:
     pad: int | None = None
     add_bos: bool = False
     add_eos: bool = False
-    add_sep: bool = False
     add_space_prefix: bool = False
 
 
@@ -54,7 +53,7 @@ _DEFAULTS = {
     Kind.BPE: _Defaults(bos=11, eos=11),
     Kind.GEMMA4: _Defaults(),
     Kind.SPM: _Defaults(bos=1, eos=2, unk=0, add_bos=True, add_space_prefix=True),
-    Kind.WORDPIECE: _Defaults(bos=101, unk=100, sep=102, pad=0, add_bos=True, add_sep=True),
+    Kind.WORDPIECE: _Defaults(bos=101, unk=100, sep=102, pad=0, add_bos=True),
     Kind.UNIGRAM: _Defaults(eos=1, unk=2, pad=0, add_eos=True),
 }
 
@@ -81,16 +80,15 @@ class Vocab:
     mask: int | None = None
     add_bos: bool = False
     add_eos: bool = False
-    add_sep: bool = False
     add_space_prefix: bool = False
     hidden: frozenset[int] = frozenset()
 
     def names(self) -> list[str]:
         """`texts` for what encodes plain text; hidden and broken ones get names that no text contains."""
         names = self.texts.copy()
-        broken = "" in names or _SURROGATE.search("".join(names))
+        broken = "" in names or SURROGATE.search("".join(names))
         for i in range(len(names)) if broken else self.hidden:
-            if i in self.hidden or not names[i] or _SURROGATE.search(names[i]):
+            if i in self.hidden or not names[i] or SURROGATE.search(names[i]):
                 names[i] = f"\U000f0000{i}\U000f0000"
         return names
 
@@ -115,9 +113,8 @@ def read_vocab(fields: Fields) -> Vocab:
         types=fields.integers("token_type", n) or [Type.NORMAL.value] * n,
         scores=fields.floats("scores", n) or [0.0] * n,
         pre=cut,
-        add_bos=add_bos or kind is Kind.GEMMA4,  # old files of gemma 4 say false
+        add_bos=add_bos or kind in (Kind.GEMMA4, Kind.WORDPIECE),  # whatever the file says, as in llama.cpp
         add_eos=fields.flag("add_eos_token", defaults.add_eos),
-        add_sep=fields.flag("add_sep_token", defaults.add_sep),
         add_space_prefix=fields.flag("add_space_prefix", defaults.add_space_prefix),
     )
     _read_ids(vocab, fields, defaults)

@@ -1,9 +1,9 @@
 """BERT's WordPiece: the longest token that fits, again and again, word by word."""
 
-from .encoder import Encode, hf_encoder
-from .errors import TokenizerError
-from .fields import Fields
-from .vocab import SPACE, Vocab
+from ggrun.tokens.encoder import Encode, hf_encoder
+from ggrun.tokens.errors import TokenizerError
+from ggrun.tokens.fields import Fields
+from ggrun.tokens.vocab import SPACE, Vocab
 
 _LONGEST_WORD = 100  # characters, as in BERT: a longer word is unknown
 

@@ -1,8 +1,11 @@
 """Attention over a paged KV cache, as operations.
 
-Keys and values of one layer lie as cells[page, head, position in page], a row each (see cache/). Each token names
+Keys and values of one layer lie as cells[page, head, position in page], a row each (see cache/). Each token
+names
 the row of `tables` that lists the pages of its sequence, so that any mix of sequences is one batch.
 """
+
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +15,8 @@ from .simd import address_of, f32, f32x16, i32, i64, load, splat, store
 
 STORE = Struct("n x heads head_dim slots page cells row_bytes write")
 ATTEND = Struct(
-    "n q y heads kv_heads head_dim value_dim padded_dim padded_value positions sequences tables table_stride page "
-    "keys key_bytes key_scores values value_bytes value_mix scale:f"
+    "n q y heads kv_heads head_dim value_dim padded_dim padded_value positions sequences tables "
+    "table_stride page keys key_bytes key_scores values value_bytes value_mix scale:f"
 )
 
 
@@ -30,7 +33,8 @@ def store_cells(args: int, thread: int, threads: int) -> None:
 
 @jit
 def _softmax_step(s: int, n: int, scale: np.float32, largest: np.float32) -> tuple[np.float32, np.float32]:
-    """Scores at s to weights e^(s * scale - max), the max over these and `largest`: (new max, sum of weights)."""
+    """Scores at s to weights e^(s * scale - max), the max over these and `largest`: (new max, sum of
+    weights)."""
     for j in range(n):
         largest = max(largest, load(f32, s + 4 * j) * scale)
     total = np.float32(0.0)
@@ -43,7 +47,7 @@ def _softmax_step(s: int, n: int, scale: np.float32, largest: np.float32) -> tup
 
 
 @jit
-def _attend_head(a: object, q: int, y: int, table: int, head: int, n: int, scores: int, sums: int) -> None:
+def _attend_head(a: Any, q: int, y: int, table: int, head: int, n: int, scores: int, sums: int) -> None:
     """One head of one token over the first n positions: an online softmax, a page at a time (Dao 2022)."""
     largest, total = np.float32(-np.inf), np.float32(0.0)
     for i in range(a.padded_value):
@@ -59,14 +63,17 @@ def _attend_head(a: object, q: int, y: int, table: int, head: int, n: int, score
         total = total * rescale + part
         for i in range(a.padded_value):
             store(f32, load(f32, sums + 4 * i) * rescale, sums + 4 * i)
-        invoke(a.value_mix, (scores, a.values + rows * a.value_bytes, a.value_bytes, here, a.padded_value, sums))
+        invoke(
+            a.value_mix, (scores, a.values + rows * a.value_bytes, a.value_bytes, here, a.padded_value, sums)
+        )
     for i in range(a.value_dim):
         store(f32, load(f32, sums + 4 * i) / total, y + 4 * i)
 
 
 @kernel
 def attend(args: int, thread: int, threads: int) -> None:
-    """ATTEND: y[n, heads, value_dim] = softmax(q . keys * scale) . values, over positions up to the token's own."""
+    """ATTEND: y[n, heads, value_dim] = softmax(q . keys * scale) . values, over positions up to the token's
+    own."""
     a = at(ATTEND, args)
     group = a.heads // a.kv_heads
     begin, end = share(load(i64, a.n) * a.kv_heads, thread, threads, 1)
@@ -82,5 +89,7 @@ def attend(args: int, thread: int, threads: int) -> None:
             for d in range(a.head_dim):
                 query[d] = load(f32, q + 4 * d)
             y = a.y + 4 * a.value_dim * (token * a.heads + head)
-            _attend_head(a, address_of(query), y, table, kv_head, positions, address_of(scores), address_of(sums))
+            _attend_head(
+                a, address_of(query), y, table, kv_head, positions, address_of(scores), address_of(sums)
+            )
     query[0], scores[0], sums[0] = 0, 0, 0  # keeps them alive: Numba does not see their addresses in use

@@ -28,14 +28,17 @@ def _rms_norm(x: int, y: int, width: int, weight: int, eps: np.float32) -> None:
         rest += load(f32, x + 4 * i) * load(f32, x + 4 * i)
     scale = np.float32(1.0) / np.sqrt((hsum(squares) + rest) / np.float32(width) + eps)
     for i in range(0, whole, 16):
-        store(f32x16, load(f32x16, x + 4 * i) * splat(f32x16, scale) * load(f32x16, weight + 4 * i), y + 4 * i)
+        store(
+            f32x16, load(f32x16, x + 4 * i) * splat(f32x16, scale) * load(f32x16, weight + 4 * i), y + 4 * i
+        )
     for i in range(whole, width):
         store(f32, load(f32, x + 4 * i) * scale * load(f32, weight + 4 * i), y + 4 * i)
 
 
 @kernel
 def rms_norm(args: int, thread: int, threads: int) -> None:
-    """RMS_NORM: each of n * groups rows of `width` (a row, or a head of it) normed and weighted; x may be y."""
+    """RMS_NORM: each of n * groups rows of `width` (a row, or a head of it) normed and weighted; x may be
+    y."""
     a = at(RMS_NORM, args)
     begin, end = share(load(i64, a.n) * a.groups, thread, threads, 1)
     for i in range(begin, end):

@@ -1,5 +1,7 @@
 """Functions of vectors that the CPU has no instruction for."""
 
+from typing import Any
+
 import numpy as np
 
 from .runtime import jit
@@ -10,12 +12,19 @@ _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 # Cephes' expf (S. Moshier): exp(r) = 1 + r + r^2 * P(r) on |r| <= ln(2) / 2, relative error 2e-7.
 _P = tuple(
     np.float32(c)
-    for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+    for c in (
+        1.9875691500e-4,
+        1.3981999507e-3,
+        8.3334519073e-3,
+        4.1665795894e-2,
+        1.6666665459e-1,
+        5.0000001201e-1,
+    )
 )
 
 
 @jit
-def exp(x: object) -> object:
+def exp(x: Any) -> Any:
     """e^x for 16 floats; what is below -87 gives about 1e-38, above 88 about 1e38."""
     x = minimum(maximum(x, splat(f32x16, np.float32(-87.0))), splat(f32x16, np.float32(88.0)))
     n = rounded(x * splat(f32x16, _LOG2E))
@@ -31,7 +40,7 @@ def exp(x: object) -> object:
 
 
 @jit
-def silu(x: object) -> object:
+def silu(x: Any) -> Any:
     """x / (1 + e^-x) for 16 floats."""
     zero = splat(f32x16, np.float32(0.0))
     return divide(x, splat(f32x16, np.float32(1.0)) + exp(zero - x))

@@ -1,5 +1,7 @@
 """Matrix products as operations: the division of the work, and what comes after the product."""
 
+from typing import Any
+
 import numpy as np
 
 from .formats.rows import MATMUL
@@ -12,11 +14,11 @@ EMBED = Struct("n tokens w w_stride k dequantize y")
 
 # A tile of weights stays in the L2 cache while the columns pass by, a tile of columns in L1.
 _ROWS, _COLUMNS = 32, 16
-_TASK = len(MATMUL.dtype)
+_TASK = len(MATMUL.fields)
 
 
 @jit
-def _tiles(a: object, w: int, x: int, y: int, columns: int, begin: int, end: int) -> None:
+def _tiles(a: Any, w: int, x: int, y: int, columns: int, begin: int, end: int) -> None:
     """Rows [begin, end) of w times columns of x, a tile at a time; a: LINEAR or EXPERTS."""
     memory = np.empty(_TASK, np.int64)
     task = address_of(memory)
@@ -55,7 +57,8 @@ def linear(args: int, thread: int, threads: int) -> None:
 
 @kernel
 def experts(args: int, thread: int, threads: int) -> None:
-    """EXPERTS: the columns starts[e] to starts[e + 1] times expert e's weights, for every expert that has some."""
+    """EXPERTS: the columns starts[e] to starts[e + 1] times expert e's weights, for every expert that has
+    some."""
     a = at(EXPERTS, args)
     begin, end = share(a.rows, thread, threads, 1)
     for e in range(a.experts):

@@ -73,7 +73,7 @@ def call(b: Any, name: str, result: Any, args: Sequence[Value]) -> Value:
 def overloaded(b: Any, name: str, args: Sequence[Value]) -> Value:
     """Call an LLVM intrinsic that is mangled by, and returns, the type of its first argument."""
     ty = args[0].type
-    elem = {"float": "f32", "double": "f64"}.get(str(like(ty, ty)), None)
+    elem = {"float": "f32", "double": "f64"}.get(str(like(ty, ty)))
     if isinstance(ty, ir.VectorType):
         elem = f"v{ty.count}" + {"float": "f32"}.get(str(ty.element), str(ty.element))
     return call(b, f"llvm.{name}.{elem}", ty, args)
@@ -91,8 +91,10 @@ def widen(b: Any, bits: Value, elem: str) -> Value:
         return b.bitcast(b.shl(words, const(words.type, 16)), like(bits.type, F32))
     if ISA != "portable":
         return b.fpext(b.bitcast(bits, like(bits.type, F16)), like(bits.type, F32))
-    # Without conversion instructions LLVM would call compiler-rt, which the JIT does not have. Shift exponent and
-    # mantissa into place and scale by 2^112: exact for normal and subnormal numbers; infinities stay infinite.
+    # Without conversion instructions LLVM would call compiler-rt, which the JIT does not have. Shift
+    # exponent and
+    # mantissa into place and scale by 2^112: exact for normal and subnormal numbers; infinities stay
+    # infinite.
     sign = b.shl(b.and_(words, const(words.type, 0x8000)), const(words.type, 16))
     magnitude = b.shl(b.and_(words, const(words.type, 0x7FFF)), const(words.type, 13))
     scaled = b.bitcast(magnitude, like(bits.type, F32))
@@ -110,10 +112,13 @@ def narrow(b: Any, x: Value, elem: str) -> Value:
     bits = b.bitcast(x, word)
     if elem == "bf16":
         odd = b.and_(b.lshr(bits, const(word, 16)), const(word, 1))
-        return b.trunc(b.lshr(b.add(bits, b.add(odd, const(word, 0x7FFF))), const(word, 16)), like(x.type, I16))
+        return b.trunc(
+            b.lshr(b.add(bits, b.add(odd, const(word, 0x7FFF))), const(word, 16)), like(x.type, I16)
+        )
     sign = b.and_(b.lshr(bits, const(word, 16)), const(word, 0x8000))
     size = b.and_(bits, const(word, 0x7FFFFFFF))
-    # Subnormal halves: adding 0.5 moves the wanted bits to the end of the mantissa, and the adder rounds them.
+    # Subnormal halves: adding 0.5 moves the wanted bits to the end of the mantissa, and the adder rounds
+    # them.
     tiny = b.fadd(b.bitcast(size, x.type), const(x.type, 0.5))
     tiny = b.sub(b.bitcast(tiny, word), const(word, 0x3F000000))
     odd = b.and_(b.lshr(size, const(word, 13)), const(word, 1))
@@ -147,8 +152,9 @@ def signed_low(b: Any, x: Value, bits: int) -> Value:
     return b.ashr(b.shl(x, shift), shift)
 
 
-def dot4(b: Any, acc: Value, u: Value, s: Value, full: bool) -> Value:
-    """acc (i32) += the sum of four neighbouring products of unsigned bytes u and signed bytes s (in i32 lanes).
+def dot4(b: Any, full: bool, acc: Value, u: Value, s: Value) -> Value:
+    """acc (i32) += the sum of four neighbouring products of unsigned bytes u and signed bytes s (in i32
+    lanes).
 
     With `full` u may be anything, else it is 127 or less, which saves AVX2 and others half of the work.
     s is in [-127, 127].
@@ -159,7 +165,7 @@ def dot4(b: Any, acc: Value, u: Value, s: Value, full: bool) -> Value:
         name = f"llvm.x86.avx512.vpdpbusd.{32 * n}"
         return call(b, name, acc.type, [acc, b.bitcast(u, bytes_), b.bitcast(s, bytes_)])
     if n == 16:
-        return in_halves(b, lambda *v: dot4(b, *v, full=full), acc, u, s)
+        return in_halves(b, lambda *v: dot4(b, full, *v), acc, u, s)
     if ISA == "avx2" and n == 8 and not full:
         pairs = call(b, "llvm.x86.avx2.pmadd.ub.sw", words, [b.bitcast(u, bytes_), b.bitcast(s, bytes_)])
         return b.add(acc, call(b, "llvm.x86.avx2.pmadd.wd", acc.type, [pairs, const(words, 1)]))

@@ -1,6 +1,7 @@
 """Mixture of experts as operations: who goes to which expert, and the weighted sum of what comes back.
 
-A *pair* is one of a token's chosen experts: pair = token * used + choice. Pairs are sorted by expert, so that an
+A *pair* is one of a token's chosen experts: pair = token * used + choice. Pairs are sorted by expert, so
+that an
 expert's columns lie side by side, and only the weights of experts that have some are read.
 """
 
@@ -40,7 +41,8 @@ def _largest(x: int, n: int) -> int:
 
 @kernel
 def route(args: int, thread: int, threads: int) -> None:
-    """ROUTE: each token's `used` most probable experts and their weights; overwrites the logits[n, experts]."""
+    """ROUTE: each token's `used` most probable experts and their weights; overwrites the logits[n,
+    experts]."""
     a = at(ROUTE, args)
     begin, end = share(load(i64, a.n), thread, threads, 1)
     for i in range(begin, end):
@@ -75,7 +77,8 @@ def sort(args: int, thread: int, threads: int) -> None:
         store(i32, load(i32, count) + 1, count)
     for e in range(a.experts):
         store(i32, load(i32, a.starts + 4 * e) + load(i32, a.starts + 4 * e + 4), a.starts + 4 * e + 4)
-    # Now starts[e] counts up as the pairs are placed, and ends where starts[e + 1] was: shift back at the end.
+    # Now starts[e] counts up as the pairs are placed, and ends where starts[e + 1] was: shift back at the
+    # end.
     for pair in range(pairs):
         start = a.starts + 4 * load(i32, a.chosen + 4 * pair)
         place = load(i32, start)

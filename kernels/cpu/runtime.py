@@ -1,22 +1,26 @@
-"""How kernels are compiled, called and walked: every kernel is a C function of integers, a program is a table.
+"""How kernels are compiled, called and walked: every kernel is a C function of integers, a program is a
+table.
 
 A *kernel* takes 64-bit integers (addresses and counts) and returns nothing, so that any kernel can be called
-through its address. An *operation* is a kernel (args, thread, threads): `args` is the address of a Struct; the
-operation finds its own share of the work. `walk` runs a table of operations; all threads walk the same table and
-meet at a barrier where the table asks for one. Python is entered once a program and thread, not once an operation.
+through its address. An *operation* is a kernel (args, thread, threads): `args` is the address of a Struct;
+the
+operation finds its own share of the work. `walk` runs a table of operations; all threads walk the same table
+and
+meet at a barrier where the table asks for one. Python is entered once a program and thread, not once an
+operation.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from llvmlite import ir
 from numba import cfunc, from_dtype, njit, types
 from numba.core.imputils import lower_constant
-from numba.extending import intrinsic, models, register_model, typeof_impl
+from numba.extending import models, register_model, typeof_impl
 
-from .llvm_ir import I32, I64, ISA, Value, call, const, pointer
-from .simd import Codegen
+from .llvm_ir import I32, I64, ISA, Value, call, pointer
+from .simd import Codegen, intrinsic
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 
@@ -26,12 +30,22 @@ def jit(function: Callable[..., Any]) -> Any:
     return njit(**_OPTIONS)(function)
 
 
+def _entry(function: Callable[..., Any]) -> Any:
+    """A function of integers that Python calls; compiled at import, or found in the cache."""
+    arguments = [types.intp] * function.__code__.co_argcount
+    return njit(types.intp(*arguments), cache=True, **_OPTIONS)(function)
+
+
 class Kernel:
     """A function of integers that compiles when its address is first asked for.
 
-    Only a function at the top of a module is found again in Numba's disk cache: one made by a factory never is.
+    Only a function at the top of a module is found again in Numba's disk cache: one made by a factory never
+    is.
     So kernels are such functions, and what is made by factories are the helpers that they call.
     """
+
+    on_compile: ClassVar[Callable[[str], None]] = staticmethod(lambda name: None)
+    """Told the name of each kernel that was compiled because it was not in the cache."""
 
     def __init__(self, function: Callable[..., None]):
         self.function = function
@@ -50,6 +64,8 @@ class Kernel:
             arguments = self.function.__code__.co_argcount
             signature = types.void(*[types.intp] * arguments)
             self._compiled = cfunc(signature, cache=True, **_OPTIONS)(self.function)
+            if not self._compiled.cache_hits:
+                Kernel.on_compile(self.name)
         return self._compiled
 
     def __call__(self, *args: int) -> None:
@@ -67,20 +83,21 @@ class Struct:
 
     def __init__(self, fields: str):
         parts = [field.partition(":") for field in fields.split()]
+        self.fields = tuple(name for name, _, _ in parts)
         self.dtype = np.dtype([(name, "f8" if kind == "f" else "i8") for name, _, kind in parts])
         self.record = from_dtype(self.dtype)
 
     def pack(self, **values: float) -> np.ndarray:
         """The arguments in memory; every field must be named."""
-        if values.keys() != set(self.dtype.names or ()):
-            raise TypeError(f"arguments are {self.dtype.names}, not {tuple(values)}")
+        if values.keys() != set(self.fields):
+            raise TypeError(f"arguments are {self.fields}, not {tuple(values)}")
         packed = np.zeros(1, self.dtype)
         for name, value in values.items():
             packed[name] = value
         return packed
 
 
-class _StructType(types.Dummy):  # type: ignore[misc]
+class _StructType(types.Dummy):
     def __init__(self, struct: Struct):
         self.struct = struct
         super().__init__(f"Struct({struct.dtype.descr})")
@@ -91,7 +108,7 @@ register_model(_StructType)(models.OpaqueModel)
 lower_constant(_StructType)(lambda context, builder, ty, value: context.get_dummy_value())
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def at(ctx: Any, struct: Any, address: Any) -> Codegen:
     """The record at an address: at(LINEAR, args).rows."""
 
@@ -101,14 +118,16 @@ def at(ctx: Any, struct: Any, address: Any) -> Codegen:
     return struct.struct.record(struct, types.intp), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def invoke(ctx: Any, address: Any, arguments: Any) -> Codegen:
     """Call the kernel at an address with a tuple of integers."""
     taken = types.UniTuple(types.intp, len(arguments))
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
         fnty = ir.FunctionType(ir.VoidType(), [I64] * len(taken))
-        b.call(b.inttoptr(args[0], fnty.as_pointer()), [b.extract_value(args[1], i) for i in range(len(taken))])
+        b.call(
+            b.inttoptr(args[0], fnty.as_pointer()), [b.extract_value(args[1], i) for i in range(len(taken))]
+        )
         return context.get_dummy_value()
 
     return types.void(types.intp, taken), codegen
@@ -117,7 +136,7 @@ def invoke(ctx: Any, address: Any, arguments: Any) -> Codegen:
 # ---------------------------------------------------------------- threads
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def atomic_add(ctx: Any, address: Any, value: Any) -> Codegen:
     """Add to an int64; gives what was there before."""
 
@@ -127,7 +146,7 @@ def atomic_add(ctx: Any, address: Any, value: Any) -> Codegen:
     return types.int64(types.intp, types.int64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def atomic_load(ctx: Any, address: Any) -> Codegen:
     """Read an int64 that other threads write."""
 
@@ -137,7 +156,7 @@ def atomic_load(ctx: Any, address: Any) -> Codegen:
     return types.int64(types.intp), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def atomic_store(ctx: Any, address: Any, value: Any) -> Codegen:
     """Write an int64 that other threads read."""
 
@@ -149,7 +168,7 @@ def atomic_store(ctx: Any, address: Any, value: Any) -> Codegen:
     return types.void(types.intp, types.int64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def pause(ctx: Any) -> Codegen:
     """Tell the CPU that this is a spin loop."""
 
@@ -161,7 +180,7 @@ def pause(ctx: Any) -> Codegen:
     return types.void(), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def sched_yield(ctx: Any) -> Codegen:
     """Let another thread have this core (libc)."""
 
@@ -219,7 +238,7 @@ def share(total: int, thread: int, threads: int, grain: int) -> tuple[int, int]:
 _int64 = atomic_load
 
 
-@njit(types.int64(types.intp, types.intp, types.intp, types.int64, types.int64), cache=True, **_OPTIONS)  # type: ignore[untyped-decorator]
+@_entry
 def serve(control: int, thread: int, threads: int, job: int, patience: int) -> int:
     """A worker's loop: walk each posted job; return the last job's number after `patience` idle spins."""
     spins = 0
@@ -238,9 +257,9 @@ def serve(control: int, thread: int, threads: int, job: int, patience: int) -> i
     return job
 
 
-@njit(types.void(types.intp, types.intp, types.intp, types.intp), cache=True, **_OPTIONS)  # type: ignore[untyped-decorator]
-def post(control: int, threads: int, table: int, operations: int) -> None:
-    """Run a table on all threads of a pool, as thread 0 of it; returns when all are done."""
+@_entry
+def post(control: int, threads: int, table: int, operations: int) -> int:
+    """Run a table on all threads of a pool, as thread 0 of it; returns 0 when all are done."""
     atomic_store(control + DONE, 0)
     atomic_store(control + TABLE, table)
     atomic_store(control + OPERATIONS, operations)
@@ -253,3 +272,4 @@ def post(control: int, threads: int, table: int, operations: int) -> None:
             pause()
         else:
             sched_yield()
+    return 0

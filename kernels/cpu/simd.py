@@ -15,11 +15,32 @@ from llvmlite import ir
 from numba import types
 from numba.core.imputils import lower_builtin, lower_constant
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, models, register_model, typeof_impl
+from numba.extending import intrinsic as numba_intrinsic
+from numba.extending import models, register_model, typeof_impl
 
 from . import llvm_ir
-from .llvm_ir import F32, F64, I8, I16, I32, I64, ISA, Value, broadcast, call, const, joined, like, narrow
-from .llvm_ir import overloaded, pick, pointer, reduced, undef, widen
+from .llvm_ir import (
+    F32,
+    F64,
+    I8,
+    I16,
+    I32,
+    I64,
+    ISA,
+    Value,
+    broadcast,
+    call,
+    const,
+    joined,
+    like,
+    narrow,
+    overloaded,
+    pick,
+    pointer,
+    reduced,
+    undef,
+    widen,
+)
 
 Codegen = tuple[Any, Callable[..., Value]]
 
@@ -31,7 +52,12 @@ _SCALAR = {"u8": types.uint8, "i8": types.int8, "i16": types.int16, "u16": types
 _SCALAR |= {"u32": types.uint32, "i64": types.int64, "f64": types.float64}
 
 
-class Vec(types.Type):  # type: ignore[misc]
+def intrinsic(function: Callable[..., Codegen | None]) -> Any:
+    """Numba's intrinsic: a function of (typing context, types) to a signature and what writes its code."""
+    return numba_intrinsic(function)
+
+
+class Vec(types.Type):
     """A register of n lanes; elem is "f32", "i32" or "i8"."""
 
     def __init__(self, elem: str, n: int):
@@ -41,7 +67,7 @@ class Vec(types.Type):  # type: ignore[misc]
 
 
 @register_model(Vec)
-class _VecModel(models.PrimitiveModel):  # type: ignore[misc]
+class _VecModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Vec):
         super().__init__(dmm, fe_type, fe_type.ir)
 
@@ -53,10 +79,12 @@ class Kind:
         self.elem, self.n = elem, n
         self.stored = ir.VectorType(_STORED[elem], n) if n > 1 else _STORED[elem]
         widened = "f32" if elem in ("f16", "bf16") else elem
-        self.register = Vec({"u8": "i8"}.get(widened, widened), n) if n > 1 else _SCALAR.get(widened, types.float32)
+        self.register = (
+            Vec({"u8": "i8"}.get(widened, widened), n) if n > 1 else _SCALAR.get(widened, types.float32)
+        )
 
 
-class _Static(types.Dummy):  # type: ignore[misc]
+class _Static(types.Dummy):
     """The Numba type of a compile-time constant: a Kind, or the lanes of a shuffle."""
 
     def __init__(self, value: Any, name: str):
@@ -73,15 +101,23 @@ typeof_impl.register(Lanes)(lambda lanes, _: _Static(lanes, f"Lanes{tuple(lanes)
 register_model(_Static)(models.OpaqueModel)
 lower_constant(_Static)(lambda context, builder, ty, value: context.get_dummy_value())
 
-f32, f16, bf16, i64, i32, u32, u16, i16, u8, i8 = map(Kind, "f32 f16 bf16 i64 i32 u32 u16 i16 u8 i8".split())
-f32x16, f32x8, i32x16, i32x8, i32x4 = Kind("f32", 16), Kind("f32", 8), Kind("i32", 16), Kind("i32", 8), Kind("i32", 4)
+f32, f16, bf16, i64, i32, u32, u16, i16, u8, i8 = map(
+    Kind, ["f32", "f16", "bf16", "i64", "i32", "u32", "u16", "i16", "u8", "i8"]
+)
+f32x16, f32x8, i32x16, i32x8, i32x4 = (
+    Kind("f32", 16),
+    Kind("f32", 8),
+    Kind("i32", 16),
+    Kind("i32", 8),
+    Kind("i32", 4),
+)
 f16x16, bf16x16, f16x8 = Kind("f16", 16), Kind("bf16", 16), Kind("f16", 8)
 i8x16, i8x8, i8x32, i8x64 = Kind("i8", 16), Kind("i8", 8), Kind("i8", 32), Kind("i8", 64)
 
 # ---------------------------------------------------------------- memory
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def load(ctx: Any, kind: Any, address: Any) -> Codegen:
     """What lies at an address, unaligned; half floats become f32."""
     k = kind.value
@@ -93,11 +129,17 @@ def load(ctx: Any, kind: Any, address: Any) -> Codegen:
     return k.register(kind, types.intp), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def store(ctx: Any, kind: Any, value: Any, address: Any) -> Codegen:
     """Write a value in the kind's form: wider integers are truncated, floats narrowed to halves."""
     k = kind.value
-    taken = value if isinstance(value, Vec) else types.float32 if k.elem in ("f32", "f16", "bf16") else types.int64
+    taken = (
+        value
+        if isinstance(value, Vec)
+        else types.float32
+        if k.elem in ("f32", "f16", "bf16")
+        else types.int64
+    )
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
         x = args[1]
@@ -111,7 +153,7 @@ def store(ctx: Any, kind: Any, value: Any, address: Any) -> Codegen:
     return types.void(kind, taken, types.intp), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def prefetch(ctx: Any, address: Any) -> Codegen:
     """Ask for the cache line of an address (any address: it need not be mapped)."""
 
@@ -123,9 +165,10 @@ def prefetch(ctx: Any, address: Any) -> Codegen:
     return types.void(types.intp), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def address_of(ctx: Any, array: Any) -> Codegen:
-    """The address of a NumPy array's first element (a global array: of the constant in the compiled kernel)."""
+    """The address of a NumPy array's first element (a global array: of the constant in the compiled
+    kernel)."""
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
         return b.ptrtoint(context.make_array(sig.args[0])(context, b, args[0]).data, I64)
@@ -137,7 +180,7 @@ def address_of(ctx: Any, array: Any) -> Codegen:
 
 
 def _operator(op: Any, integer: str, floating: str | None) -> None:
-    class Typing(AbstractTemplate):  # type: ignore[misc]
+    class Typing(AbstractTemplate):
         def generic(self, args: Any, kws: Any) -> Any:
             if len(args) == 2 and isinstance(args[0], Vec):
                 a, c = args
@@ -150,7 +193,8 @@ def _operator(op: Any, integer: str, floating: str | None) -> None:
     infer_global(op)(Typing)
 
     def vectors(context: Any, b: Any, sig: Any, args: Any) -> Value:
-        return getattr(b, floating if sig.args[0].elem == "f32" else integer)(*args)
+        name = floating if floating and sig.args[0].elem == "f32" else integer
+        return getattr(b, name)(*args)
 
     def with_scalar(context: Any, b: Any, sig: Any, args: Any) -> Value:
         lane = b.trunc(args[1], sig.args[0].ir.element)
@@ -174,7 +218,7 @@ for _op, _int, _float in (
 
 
 def _unary(write: Callable[[Any, Value], Value], result: Callable[[Vec], Any], doc: str) -> Any:
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def f(ctx: Any, x: Any) -> Codegen:
         return result(x)(x), lambda context, b, sig, args: write(b, args[0])
 
@@ -203,7 +247,9 @@ rounded = _unary(lambda b, x: overloaded(b, "rint", [x]), _same, "To the nearest
 hsum = _unary(_sum, _scalar, "The sum of all lanes, added pairwise.")
 hmax = _unary(_largest, _scalar, "The largest lane.")
 to_f32 = _unary(lambda b, x: b.sitofp(x, like(x.type, F32)), lambda x: Vec("f32", x.n), "i32 to f32.")
-to_i32 = _unary(lambda b, x: b.fptosi(x, like(x.type, I32)), lambda x: Vec("i32", x.n), "f32 to i32, truncated.")
+to_i32 = _unary(
+    lambda b, x: b.fptosi(x, like(x.type, I32)), lambda x: Vec("i32", x.n), "f32 to i32, truncated."
+)
 zext = _unary(lambda b, x: b.zext(x, like(x.type, I32)), lambda x: Vec("i32", x.n), "Unsigned bytes to i32.")
 sext = _unary(lambda b, x: b.sext(x, like(x.type, I32)), lambda x: Vec("i32", x.n), "Signed bytes to i32.")
 widen_i16 = _unary(
@@ -213,7 +259,7 @@ widen_i16 = _unary(
 )
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def splat(ctx: Any, kind: Any, x: Any) -> Codegen:
     """A scalar in every lane."""
     vec = kind.value.register
@@ -225,14 +271,14 @@ def splat(ctx: Any, kind: Any, x: Any) -> Codegen:
     return vec(kind, scalar), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def zero(ctx: Any, kind: Any) -> Codegen:
     """Zero in every lane."""
     vec = kind.value.register
     return vec(kind), lambda context, b, sig, args: ir.Constant(vec.ir, None)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def fma(ctx: Any, x: Any, y: Any, z: Any) -> Codegen:
     """x * y + z, rounded once where the CPU can."""
     # Without the instruction llvm.fma is a library call a lane; fmuladd may be two roundings, and is fast.
@@ -240,25 +286,25 @@ def fma(ctx: Any, x: Any, y: Any, z: Any) -> Codegen:
     return x(x, x, x), lambda context, b, sig, args: overloaded(b, name, args)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def maximum(ctx: Any, x: Any, y: Any) -> Codegen:
     """The larger of two floats, lane by lane."""
     return x(x, x), lambda context, b, sig, args: overloaded(b, "maxnum", args)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def minimum(ctx: Any, x: Any, y: Any) -> Codegen:
     """The smaller of two floats, lane by lane."""
     return x(x, x), lambda context, b, sig, args: overloaded(b, "minnum", args)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def divide(ctx: Any, x: Any, y: Any) -> Codegen:
     """x / y, lane by lane (/ itself is Numba's, with its checks)."""
     return x(x, y), lambda context, b, sig, args: b.fdiv(*args)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def sar(ctx: Any, x: Any, bits: Any) -> Codegen:
     """Arithmetic shift right of every lane."""
 
@@ -268,38 +314,41 @@ def sar(ctx: Any, x: Any, bits: Any) -> Codegen:
     return x(x, types.int64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def bitcast(ctx: Any, kind: Any, x: Any) -> Codegen:
     """The same bits as another kind: a u64 as i8x8, f32 lanes as i32..."""
-    return kind.value.register(kind, x), lambda context, b, sig, args: b.bitcast(args[1], kind.value.register.ir)
+    return kind.value.register(kind, x), lambda context, b, sig, args: b.bitcast(
+        args[1], kind.value.register.ir
+    )
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def shuffle(ctx: Any, x: Any, lanes: Any) -> Codegen:
     """x's lanes in the order of a constant Lanes."""
     out = Vec(x.elem, len(lanes.value))
     return out(x, lanes), lambda context, b, sig, args: pick(b, args[0], undef(x.ir), lanes.value)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def join(ctx: Any, low: Any, high: Any) -> Codegen:
     """Two vectors as one of twice the lanes."""
     return Vec(low.elem, 2 * low.n)(low, low), lambda context, b, sig, args: joined(b, *args)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def dot4(ctx: Any, acc: Any, u: Any, s: Any) -> Codegen:
-    """acc += sums of four neighbouring u * s; u: unsigned bytes up to 127, s: signed bytes, all in i32 lanes."""
-    return acc(acc, acc, acc), lambda context, b, sig, args: llvm_ir.dot4(b, *args, full=False)
+    """acc += sums of four neighbouring u * s; u: unsigned bytes up to 127, s: signed bytes, all in i32
+    lanes."""
+    return acc(acc, acc, acc), lambda context, b, sig, args: llvm_ir.dot4(b, False, *args)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def dot4_full(ctx: Any, acc: Any, u: Any, s: Any) -> Codegen:
     """dot4 for unsigned bytes up to 255."""
-    return acc(acc, acc, acc), lambda context, b, sig, args: llvm_ir.dot4(b, *args, full=True)
+    return acc(acc, acc, acc), lambda context, b, sig, args: llvm_ir.dot4(b, True, *args)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def lookup(ctx: Any, table: Any, index: Any) -> Codegen:
     """Bytes of an i8x16 table, picked by every byte (15 or less) of an i32 vector."""
     return index(table, index), lambda context, b, sig, args: llvm_ir.lookup(b, *args)

@@ -54,6 +54,13 @@ def test_any_one_shard_opens_all(shards, given):
     assert list(opened.tensors) == [s.name for s in weights()]
 
 
+def test_shards_in_a_folder_of_an_odd_name(tmp_path):
+    folder = tmp_path / "a\nb"
+    folder.mkdir()
+    paths = write_gguf(folder / "m.gguf", {}, weights(2), max_tensors=1)
+    assert len(GGUF(paths[1]).tensors) == 2
+
+
 @pytest.mark.parametrize("given", [0, 1])
 def test_a_missing_shard_is_named(shards, given):
     shards[2].unlink()
@@ -139,6 +146,7 @@ def test_shards_by_size(tmp_path):
     raw = [GGUF(p).tensors for p in paths]
     assert len(paths) == 3
     assert all(len(tensors) == 4 for tensors in raw)
+    assert len(write_gguf(tmp_path / "five.gguf", {}, weights(5), max_bytes=64)) == 3
     assert write_gguf(tmp_path / "n.gguf", {}, weights(2), max_bytes=64) == [tmp_path / "n.gguf"]
 
 

@@ -1,16 +1,16 @@
-"""IQ4_NL: blocks of 32 nibbles that index a table of bytes, one half-float scale. { f16 d; u8 q[16] } as in Q4_0."""
+"""IQ4_NL: blocks of 32 nibbles that index a table, one half-float scale. { f16 d; u8 q[16] } as in Q4_0."""
 
 import numpy as np
 
 from ..runtime import jit, kernel
-from ..simd import address_of, dot4_full, f16, i8x16, load, lookup
+from ..simd import address_of, dot4_full, f32x8, i8x16, load, lookup, splat
 from .q4_0 import nibbles
-from .rows import blocks_dequantize, blocks_dot, matmul_of
+from .rows import blocks_dequantize, blocks_dot, half, matmul_of
 
 COLUMNS = "q8"
 SIZE = 18
-VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
-_UNSIGNED = (VALUES + 128).astype(np.uint8)
+_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
+_UNSIGNED = (_VALUES + 128).astype(np.uint8)
 
 
 @jit
@@ -25,9 +25,9 @@ def _unpack(p: int) -> object:
 
 
 @jit
-def _scale(p: int) -> tuple[np.float32, np.float32]:
-    d = load(f16, p)
-    return d, d * np.float32(128.0)
+def _scale(p: int) -> tuple[object, object]:
+    d = half(p)
+    return d, d * splat(f32x8, 128.0)
 
 
 _matmul = matmul_of(blocks_dot(_unpack, _scale, SIZE, dot4_full))

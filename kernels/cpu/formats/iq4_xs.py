@@ -1,13 +1,27 @@
 """IQ4_XS: superblocks of 256 nibbles that index IQ4_NL's table; 8 sub-blocks with 6-bit scales less 32.
 
-{ f16 d; u16 tops; u8 scales[4]; u8 q[128] }: sub-block i has its nibbles in q[16 i : 16 i + 16] as in Q4_0; its scale
-is nibble i of scales and pair i of tops above it.
+{ f16 d; u16 tops; u8 scales[4]; u8 q[128] }: sub-block i has its nibbles in q[16 i : 16 i + 16] as in Q4_0;
+its scale is nibble i of scales and, above it, pair i of tops.
 """
 
 import numpy as np
 
 from ..runtime import jit, kernel
-from ..simd import Lanes, address_of, dot4_full, f16, f32x8, i32x8, join, load, shuffle, splat, to_f32, u16, u32
+from ..simd import (
+    Lanes,
+    address_of,
+    dot4_full,
+    f16,
+    f32x8,
+    i32x8,
+    join,
+    load,
+    shuffle,
+    splat,
+    to_f32,
+    u16,
+    u32,
+)
 from .iq4_nl import values
 from .rows import matmul_of
 from .superblocks import superblocks_dequantize, superblocks_dot

@@ -1,12 +1,13 @@
-"""MXFP4: blocks of 32 4-bit floats (E2M1), one power of two (E8M0) as scale. { u8 e; u8 q[16] } nibbles as in Q4_0.
+"""MXFP4: blocks of 32 4-bit floats (E2M1), one power of two (E8M0) as scale. { u8 e; u8 q[16] }
 
-The table has twice the floats, to be whole numbers: a weight is 2 ** (e - 128) * table[nibble].
+The nibbles of q lie as in Q4_0. The table has twice the floats, to be whole numbers: a weight is
+2 ** (e - 128) * table[nibble].
 """
 
 import numpy as np
 
 from ..runtime import jit, kernel
-from ..simd import address_of, f32, i8x16, load, lookup, u8
+from ..simd import address_of, f32, f32x8, i8x16, load, lookup, splat, u8
 from .q4_0 import nibbles
 from .rows import blocks_dequantize, blocks_dot, matmul_of
 
@@ -23,9 +24,9 @@ def _unpack(p: int) -> object:
 
 
 @jit
-def _scale(p: int) -> tuple[np.float32, np.float32]:
-    d = load(f32, address_of(_POWERS) + 4 * load(u8, p))
-    return d, d * np.float32(12.0)
+def _scale(p: int) -> tuple[object, object]:
+    d = splat(f32x8, load(f32, address_of(_POWERS) + 4 * load(u8, p)))
+    return d, d * splat(f32x8, 12.0)
 
 
 _matmul = matmul_of(blocks_dot(_unpack, _scale, SIZE))

@@ -1,8 +1,8 @@
 """Q2_K: superblocks of 256 pairs of bits; 16 sub-blocks with 4-bit scales and minima.
 
-{ u8 scales[16]; u8 q[64]; f16 d, dmin }: the pairs at bits 0, 2, 4, 6 of q[0:32] are values 0-31, 32-63, 64-95,
-96-127, those of q[32:64] the other half. A scale is a low nibble, its minimum the high one; a weight is
-d * scale * pair - dmin * minimum.
+{ u8 scales[16]; u8 q[64]; f16 d, dmin }: the pairs at bits 0, 2, 4, 6 of q[0:32] are values 0-31, 32-63,
+64-95, 96-127; those of q[32:64], the other half. A scale is the low nibble of its byte, a minimum the high
+one; a weight is d * scale * pair - dmin * minimum.
 """
 
 from ..runtime import jit, kernel
@@ -30,7 +30,8 @@ def _unpack(p: int) -> tuple[object, object, object, object]:
 @jit
 def _scale(p: int) -> tuple[object, object]:
     s = zext(load(i8x16, p))
-    return to_f32(s & 15) * splat(f32x16, load(f16, p + 80)), to_f32(s >> 4) * splat(f32x16, load(f16, p + 82))
+    d, m = splat(f32x16, load(f16, p + 80)), splat(f32x16, load(f16, p + 82))
+    return to_f32(s & 15) * d, to_f32(s >> 4) * m
 
 
 _matmul = matmul_of(superblocks_dot(_unpack, _scale, SIZE, 16))

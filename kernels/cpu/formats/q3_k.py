@@ -1,8 +1,8 @@
 """Q3_K: superblocks of 256 3-bit values less 4; 16 sub-blocks with 6-bit scales less 32.
 
-{ u8 qh[32]; u8 q[64]; u8 scales[12]; f16 d }: the low pairs of bits lie as in Q2_K; bit i of qh[j] is the third bit of
-value 32 i + j. Scales 0-7 have their low nibbles in the low ones of scales[0:8], scales 8-15 in the high ones; pair
-i // 4 of scales[8 + i % 4] is the top of scale i.
+{ u8 qh[32]; u8 q[64]; u8 scales[12]; f16 d }: the low pairs of bits lie as in Q2_K; bit i of qh[j] is the
+third bit of value 32 i + j. The low nibbles of scales[0:8] belong to scales 0-7, the high ones to scales
+8-15; the top pair of bits of scale i is pair i // 4 of scales[8 + i % 4].
 """
 
 import numpy as np
@@ -21,10 +21,10 @@ _TOPS = np.array([8 * (i % 4) + 2 * (i // 4) for i in range(16)], np.int32)
 @jit
 def _unpack(p: int) -> tuple[object, object, object, object]:
     h = load(i32x8, p)
-    h = join(h << 2, h << 1)
     q_0, q_1, q_2, q_3 = pairs(p + 32)
     top = 0x04040404
-    return q_0 | (h & top), q_1 | ((h >> 2) & top), q_2 | ((h >> 4) & top), q_3 | ((h >> 6) & top)
+    low, high = join(h << 2, h << 1), join(h >> 2, h >> 3)
+    return q_0 | (low & top), q_1 | ((low >> 2) & top), q_2 | (high & top), q_3 | ((high >> 2) & top)
 
 
 @jit

@@ -1,10 +1,11 @@
-"""Q4_0: blocks of 32 nibbles less 8, one half-float scale. { f16 d; u8 q[16] }: q[i] holds values i and i + 16."""
+"""Q4_0: blocks of 32 nibbles less 8, one half-float scale.
 
-import numpy as np
+{ f16 d; u8 q[16] }: q[i] holds values i (low) and i + 16 (high).
+"""
 
 from ..runtime import jit, kernel
-from ..simd import f16, i32x4, join, load
-from .rows import blocks_dequantize, blocks_dot, matmul_of
+from ..simd import f32x8, i32x4, join, load, splat
+from .rows import blocks_dequantize, blocks_dot, half, matmul_of
 
 COLUMNS = "q8"
 SIZE = 18
@@ -23,9 +24,9 @@ def _unpack(p: int) -> object:
 
 
 @jit
-def _scale(p: int) -> tuple[np.float32, np.float32]:
-    d = load(f16, p)
-    return d, d * np.float32(8.0)
+def _scale(p: int) -> tuple[object, object]:
+    d = half(p)
+    return d, d * splat(f32x8, 8.0)
 
 
 _matmul = matmul_of(blocks_dot(_unpack, _scale, SIZE))

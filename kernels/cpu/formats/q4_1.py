@@ -1,11 +1,12 @@
-"""Q4_1: blocks of 32 nibbles, a half-float scale and minimum. { f16 d, m; u8 q[16] }: d * nibble + m, as in Q4_0."""
+"""Q4_1: blocks of 32 nibbles, a half-float scale and minimum.
 
-import numpy as np
+{ f16 d, m; u8 q[16] }: d * nibble + m, the nibbles lie as in Q4_0.
+"""
 
 from ..runtime import jit, kernel
-from ..simd import f16, load
+from ..simd import f32x8, zero
 from .q4_0 import nibbles
-from .rows import blocks_dequantize, blocks_dot, matmul_of
+from .rows import blocks_dequantize, blocks_dot, half, matmul_of
 
 COLUMNS = "q8"
 SIZE = 20
@@ -17,9 +18,9 @@ def _unpack(p: int) -> object:
 
 
 @jit
-def scale(p: int) -> tuple[np.float32, np.float32]:
-    """The scale and the minimum at p, the latter to be subtracted."""
-    return load(f16, p), -load(f16, p + 2)
+def scale(p: int) -> tuple[object, object]:
+    """The scale and the minimum at p, the latter to be subtracted (Q5_1 has the same)."""
+    return half(p), zero(f32x8) - half(p + 2)
 
 
 _matmul = matmul_of(blocks_dot(_unpack, scale, SIZE))

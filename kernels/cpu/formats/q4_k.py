@@ -1,8 +1,9 @@
 """Q4_K: superblocks of 256 nibbles; 8 sub-blocks with 6-bit scales and minima.
 
-{ f16 d, dmin; u8 scales[12]; u8 q[128] }: the 32 bytes at q + 32 j hold sub-blocks 2 j (low) and 2 j + 1 (high).
-A weight is d * scale * nibble - dmin * minimum. Scales and minima 0-3 are the low six bits of scales[0:4] and
-scales[4:8]; 4-7 have their nibbles, low and high, in scales[8:12] and their tops in the free bits of the others.
+{ f16 d, dmin; u8 scales[12]; u8 q[128] }: the 32 bytes at q + 32 j hold sub-blocks 2 j (low) and 2 j + 1
+(high). A weight is d * scale * nibble - dmin * minimum. Scales 0-3 are the low six bits of scales[0:4],
+minima 0-3 those of scales[4:8]; scales 4-7 are the low nibbles of scales[8:12], minima 4-7 the high ones, and
+the free bits of the first eight bytes are their tops.
 """
 
 import numpy as np

@@ -1,14 +1,14 @@
 """Q5_0: blocks of 32 5-bit values less 16, one half-float scale.
 
-{ f16 d; u8 qh[4]; u8 q[16] }: q[i] holds the low nibbles of values i and i + 16; bit i of qh, the fifth bit of value i.
+{ f16 d; u8 qh[4]; u8 q[16] }: the nibbles of q lie as in Q4_0; bit i of qh is the fifth bit of value i.
 """
 
 import numpy as np
 
 from ..runtime import jit, kernel
-from ..simd import Lanes, address_of, bitcast, f16, i8x16, i32x8, load, shuffle
+from ..simd import Lanes, address_of, bitcast, f32x8, i8x16, i32x8, load, shuffle, splat
 from .q4_0 import nibbles
-from .rows import blocks_dequantize, blocks_dot, matmul_of
+from .rows import blocks_dequantize, blocks_dot, half, matmul_of
 
 COLUMNS = "q8"
 SIZE = 22
@@ -19,9 +19,9 @@ _CARRY = np.uint8(128) - _BIT
 
 @jit
 def five_bits(p: int) -> object:
-    """32 values from the 4 bytes at p, which hold their fifth bits, and 16 bytes of nibbles (Q5_1 has the same)."""
+    """32 values from the 4 bytes of fifth bits at p and the 16 of nibbles after them (Q5_1 has the same)."""
     h = bitcast(i32x8, shuffle(load(i8x16, p), _EIGHT_TIMES)) & load(i32x8, address_of(_BIT))
-    # Byte i is now 2 ** i or 0: what is missing to 128 makes it carry into the top bit, never into its neighbour.
+    # A byte is now 2 ** i or 0. What is missing to 128 carries it into the top bit, never into its neighbour.
     h = h + load(i32x8, address_of(_CARRY))
     return nibbles(p + 4) | ((h >> 3) & 0x10101010)
 
@@ -32,9 +32,9 @@ def _unpack(p: int) -> object:
 
 
 @jit
-def _scale(p: int) -> tuple[np.float32, np.float32]:
-    d = load(f16, p)
-    return d, d * np.float32(16.0)
+def _scale(p: int) -> tuple[object, object]:
+    d = half(p)
+    return d, d * splat(f32x8, 16.0)
 
 
 _matmul = matmul_of(blocks_dot(_unpack, _scale, SIZE))

@@ -1,7 +1,7 @@
 """Q5_K: superblocks of 256 5-bit values; 8 sub-blocks with 6-bit scales and minima as in Q4_K.
 
-{ f16 d, dmin; u8 scales[12]; u8 qh[32]; u8 q[128] }: nibbles lie as in Q4_K; bit i of qh[j] is the fifth bit of value
-32 i + j.
+{ f16 d, dmin; u8 scales[12]; u8 qh[32]; u8 q[128] }: the nibbles lie as in Q4_K; bit i of qh[j] is the fifth
+bit of value 32 i + j.
 """
 
 from ..runtime import jit, kernel

@@ -1,8 +1,8 @@
 """Q6_K: superblocks of 256 6-bit values less 32; 16 sub-blocks with signed byte scales.
 
 { u8 ql[128]; u8 qh[64]; i8 scales[16]; f16 d }: each half of the superblock (128 values) has 64 bytes of low
-nibbles and 32 bytes of high bit pairs. Values 0-63 of a half are low nibbles, 64-127 high nibbles; the pairs at
-bits 0, 2, 4, 6 of qh belong to values 0-31, 32-63, 64-95, 96-127.
+nibbles and 32 bytes of high bit pairs. Values 0-63 of a half are low nibbles, 64-127 high nibbles; the pairs
+at bits 0, 2, 4, 6 of qh belong to values 0-31, 32-63, 64-95, 96-127.
 """
 
 from ..runtime import jit, kernel

@@ -1,10 +1,8 @@
 """Q8_0: blocks of 32 signed bytes, one half-float scale. { f16 d; i8 q[32] }"""
 
-import numpy as np
-
 from ..runtime import jit, kernel
-from ..simd import dot4_full, f16, i32x8, load
-from .rows import blocks_dequantize, blocks_dot, matmul_of
+from ..simd import dot4_full, f32x8, i32x8, load, splat
+from .rows import blocks_dequantize, blocks_dot, half, matmul_of
 
 COLUMNS = "q8"
 SIZE = 34
@@ -16,9 +14,9 @@ def _unpack(p: int) -> object:
 
 
 @jit
-def _scale(p: int) -> tuple[np.float32, np.float32]:
-    d = load(f16, p)
-    return d, d * np.float32(128.0)
+def _scale(p: int) -> tuple[object, object]:
+    d = half(p)
+    return d, d * splat(f32x8, 128.0)
 
 
 _matmul = matmul_of(blocks_dot(_unpack, _scale, SIZE, dot4_full))

@@ -6,18 +6,35 @@ import numpy as np
 
 from ..columns import half_sums_at, scales_at, sums_at
 from ..runtime import jit
-from ..simd import Kind, Lanes, bitcast, dot4, f32x8, f32x16, fma, hsum, i8x64, i32x16, load, prefetch, shuffle, store
-from ..simd import to_f32, zero, zext
+from ..simd import (
+    Kind,
+    Lanes,
+    bitcast,
+    dot4,
+    f32x8,
+    f32x16,
+    fma,
+    hsum,
+    i8x64,
+    i32x16,
+    load,
+    prefetch,
+    shuffle,
+    store,
+    to_f32,
+    zero,
+    zext,
+)
 from .rows import AHEAD
 
 _f32x64 = Kind("f32", 64)
 
 
 def superblocks_dot(unpack: Any, scale: Any, size: int, n: int, dot4: Any = dot4) -> Any:
-    """dot for superblocks of n sub-blocks: unpack(p) -> four times 64 unsigned bytes (i32x16), scale(p) -> (d, m).
+    """dot for superblocks of n sub-blocks: unpack(p) -> four times 64 unsigned bytes, scale(p) -> (d, m).
 
-    d and m have a lane a sub-block; a weight is d * byte - m; a superblock is `size` bytes. Bytes above 127 need
-    `dot4_full`.
+    The bytes are in i32x16; d and m have a lane a sub-block; a weight is d * byte - m; a superblock is `size`
+    bytes. Bytes above 127 need `dot4_full`.
     """
     vector, sums_of = Kind("f32", n), sums_at if n == 8 else half_sums_at
     columns = Lanes([8 * i // n for i in range(n)])  # a scale a 32 values of the column to one a sub-block

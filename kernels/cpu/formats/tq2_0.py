@@ -1,4 +1,4 @@
-"""TQ2_0: superblocks of 256 pairs of bits less 1 (ternary weights), one half-float scale. { u8 q[64]; f16 d } as Q2_K."""
+"""TQ2_0: superblocks of 256 pairs of bits less 1, one half-float scale. { u8 q[64]; f16 d }: as in Q2_K."""
 
 from ..runtime import jit, kernel
 from ..simd import f16, f32x8, load, splat

@@ -1,0 +1,132 @@
+"""Options that several commands share, with llama.cpp's names, defaults and meanings."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ggrun.errors import UsageError
+
+Command = Callable[..., Any]
+
+# Spelled here and not imported: the engine takes half a second to import, and help must not.
+_CACHE_TYPES = click.Choice(["f16", "f32", "bf16", "q8_0"])
+
+
+def _option(*names: str, **settings: Any) -> Callable[[Command], Command]:
+    return click.option(*names, **{"show_default": settings.get("default") is not None, **settings})
+
+
+_LOAD = [
+    _option(
+        "-m",
+        "--model",
+        type=click.Path(path_type=Path),
+        help="GGUF file, or any shard. Default: the demo model.",
+    ),
+    _option(
+        "-c",
+        "--ctx-size",
+        "n_ctx",
+        default=0,
+        type=click.IntRange(0),
+        help="Context; 0: the model's, if it fits.",
+    ),
+    _option(
+        "-b", "--batch-size", "n_batch", default=2048, type=click.IntRange(1), help="Most tokens of a batch."
+    ),
+    _option(
+        "-ub",
+        "--ubatch-size",
+        "n_ubatch",
+        default=512,
+        type=click.IntRange(1),
+        help="Tokens computed together.",
+    ),
+    _option("-t", "--threads", type=click.IntRange(1), help="Default: one for each physical core."),
+    _option("-ctk", "--cache-type-k", default="f16", type=_CACHE_TYPES, help="Keys in the KV cache."),
+    _option("-ctv", "--cache-type-v", default="f16", type=_CACHE_TYPES, help="Values in the KV cache."),
+]
+
+_SAMPLE = [
+    _option("--temp", default=0.8, help="Temperature; 0: always the most probable token."),
+    _option("--top-k", default=40, help="The k most probable; 0: all."),
+    _option("--top-p", default=0.95, help="The most probable that make up p; 1: all."),
+    _option("--min-p", default=0.05, help="Those at least p times as probable as the first; 0: all."),
+    _option("--typical", default=1.0, help="Locally typical sampling; 1: off."),
+    _option(
+        "--top-nsigma", "--top-n-sigma", "top_n_sigma", default=-1.0, help="Within n deviations; -1: off."
+    ),
+    _option("--xtc-probability", default=0.0, help="How often to exclude top choices; 0: off."),
+    _option("--xtc-threshold", default=0.1, help="Choices above this are excluded; above 0.5: off."),
+    _option("--repeat-last-n", default=64, help="Tokens that penalties look at; -1: the whole context."),
+    _option("--repeat-penalty", default=1.0, help="1: off."),
+    _option("--presence-penalty", default=0.0, help="0: off."),
+    _option("--frequency-penalty", default=0.0, help="0: off."),
+    _option("--dry-multiplier", default=0.0, help="Don't repeat yourself; 0: off."),
+    _option("--dry-base", default=1.75, help="How fast the penalty grows with the length of a repetition."),
+    _option("--dry-allowed-length", default=2, help="Repetitions up to this length are free."),
+    _option("--dry-penalty-last-n", default=-1, help="Tokens that DRY looks at; -1: the whole context."),
+    _option(
+        "--dry-sequence-breaker",
+        multiple=True,
+        help='Ends a repetition; replaces the defaults (newline : " *).',
+    ),
+    _option(
+        "-l", "--logit-bias", multiple=True, metavar="ID(+|-)BIAS", help="Make a token more or less likely."
+    ),
+    _option("-s", "--seed", default=-1, help="-1: a new one every time."),
+]
+
+
+def load_options(command: Command) -> Command:
+    """How a model is loaded; see load."""
+    return _apply(_LOAD, command)
+
+
+def sampling_options(command: Command) -> Command:
+    """How tokens are chosen; see sampling."""
+    return _apply(_SAMPLE, command)
+
+
+def _apply(options: list[Callable[[Command], Command]], command: Command) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def load(options: dict[str, Any]) -> Any:
+    """Take the load options out of `options` and load the model: a ggrun.LLM."""
+    from ggrun.bundled import demo_model
+    from ggrun.llm import LLM
+
+    keys = ("model", "n_ctx", "n_batch", "n_ubatch", "threads", "cache_type_k", "cache_type_v")
+    model, n_ctx, n_batch, n_ubatch, threads, keys_type, values_type = (options.pop(key) for key in keys)
+    return LLM(
+        model or demo_model(), n_ctx=n_ctx, n_ubatch=min(n_ubatch, n_batch), threads=threads,
+        cache_type_k=keys_type,
+        cache_type_v=values_type,
+    )  # fmt: skip
+
+
+def sampling(options: dict[str, Any]) -> Any:
+    """Take the sampling options out of `options`: a ggrun.SamplingOptions."""
+    from ggrun.engine.sampler import SamplingOptions
+
+    taken = {
+        name: options.pop(name) for name in list(options) if name in SamplingOptions.__dataclass_fields__
+    }
+    taken["logit_bias"] = dict(map(_bias, taken["logit_bias"]))
+    if breakers := options.pop("dry_sequence_breaker"):
+        taken["dry_sequence_breakers"] = tuple(breakers)
+    return SamplingOptions(**taken)
+
+
+def _bias(text: str) -> tuple[int, float]:
+    """'15043+1.5' or '15043-inf'."""
+    at = max(text.find("+"), text.find("-", 1))
+    try:
+        return int(text[:at]), float(text[at:])
+    except ValueError:
+        raise UsageError(f"--logit-bias {text!r}: it must be a token id, + or -, and a number") from None

@@ -1,0 +1,207 @@
+"""The public class: a model, loaded, that takes text or tokens and gives text or logits."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggrun.arch.config import Config
+from ggrun.devices import open_device
+from ggrun.engine.cache import PAGE
+from ggrun.engine.engine import CACHE_KINDS, Engine, EngineOptions
+from ggrun.engine.generate import Context, StopStrings, Timings, generate
+from ggrun.engine.runner import CacheSpec
+from ggrun.engine.sampler import Sampler, SamplingOptions
+from ggrun.errors import UsageError
+from ggrun.gguf import GGUF
+from ggrun.plan import Plan, single
+from ggrun.tokens import Tokenizer, TokenizerError
+
+FIT_CONTEXT = 4096
+"""The smallest context that fitting to memory may leave (llama.cpp's -fitc)."""
+
+
+class LLM:
+    """A GGUF model.
+
+    path          the file, or any one of its shards
+    n_ctx         positions in the KV cache; 0: what the model was made for, or less (but FIT_CONTEXT at
+    least) where
+                  memory is short
+    n_ubatch      tokens of a prompt that are computed together
+    threads       of the CPU; None: one for each physical core
+    devices       "cpu"
+    split_mode    "none"
+    cache_type_k, cache_type_v
+                  the form of keys and values in the cache: f16, f32, bf16 or q8_0
+    plan          where every layer runs, instead of devices and split_mode
+
+    Whatever goes wrong is a ggrun.GgrunError whose text is one line. A model without a usable tokenizer
+    loads, and
+    takes token ids; `tokenizer` then raises the TokenizerError that says why.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        n_ctx: int = 0,
+        n_ubatch: int = 512,
+        threads: int | None = None,
+        devices: str = "cpu",
+        split_mode: str = "none",
+        cache_type_k: str = "f16",
+        cache_type_v: str = "f16",
+        plan: Plan | None = None,
+    ) -> None:
+        start = time.perf_counter()
+        _check(n_ctx, n_ubatch, threads, split_mode, cache_type_k, cache_type_v)
+        self._model = GGUF(path)
+        self.config = Config.from_gguf(self._model)
+        self.plan = plan or single(self.config, devices)
+        names = {member.device for stage in self.plan.stages for member in stage.members}
+        self._devices = {name: open_device(name, threads) for name in sorted(names)}
+        if n_ctx == 0:
+            n_ctx = self._fitting_context(cache_type_k, cache_type_v)
+        options = EngineOptions(n_ctx, n_ubatch, 1, cache_type_k, cache_type_v)
+        self._engine = Engine(self._model, self.config, self.plan, self._devices, options)
+        self._context = Context(self._engine)
+        self._tokenizer: Tokenizer | TokenizerError = _tokenizer(self._model)
+        self._load_time = time.perf_counter() - start
+        self.timings = Timings(load=self._load_time)
+
+    @property
+    def n_ctx(self) -> int:
+        """The positions in the KV cache."""
+        return self._engine.n_ctx
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The file's key-value pairs."""
+        return self._model.metadata
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; TokenizerError when it has none that can be used."""
+        if isinstance(self._tokenizer, TokenizerError):
+            raise self._tokenizer
+        return self._tokenizer
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Text to token ids. add_special: the model's own begin and end tokens; parse_special: <|names|> are
+        tokens."""
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, tokens: Sequence[int], *, skip_special: bool = True) -> str:
+        """Token ids to text."""
+        return self.tokenizer.decode(tokens, skip_special=skip_special)
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """The logits after each of n tokens, as a text of their own: float32 [n, vocab]."""
+        self._context.clear()
+        return self._engine.decode(tokens, all_logits=True)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = -1,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        sampling: SamplingOptions | None = None,
+        **options: Any,
+    ) -> Iterator[str]:
+        """Pieces of text after the prompt, as they come.
+
+        max_tokens    -1: until the model ends or the context is full
+        stop          texts that end the generation, and are not part of it
+        ignore_eos    go on after an end-of-generation token
+        sampling      or its fields as options: temp=0.7, top_k=20, seed=1... (see SamplingOptions)
+
+        `timings` has the times afterwards. Leaving the loop early is fine.
+        """
+        tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        if not tokens:
+            raise UsageError("an empty prompt: there is nothing to begin with")
+        sampler = Sampler(_sampling(sampling, options), lambda t: self.tokenizer.token_text(t))
+        return self._pieces(tokens, sampler, max_tokens, StopStrings(stop), ignore_eos)
+
+    def generate_tokens(
+        self, prompt: Sequence[int], *, sampling: SamplingOptions | None = None, **options: Any
+    ) -> Iterator[int]:
+        """Token ids after the prompt, until the context is full: what `generate` is made of, without a
+        tokenizer."""
+        self.timings = Timings(load=self._load_time)
+        return generate(self._context, list(prompt), Sampler(_sampling(sampling, options)), self.timings)
+
+    def _pieces(self, tokens: list[int], sampler: Sampler, max_tokens: int, stops: StopStrings, ignore_eos:
+    bool
+                ) -> Iterator[str]:  # fmt: skip
+        self.timings = Timings(load=self._load_time)
+        text = self.tokenizer.stream()
+        ids = generate(self._context, tokens, sampler, self.timings)
+        for count, token in enumerate(ids, 1) if max_tokens else ():
+            if token in self.tokenizer.eog and not ignore_eos:
+                break
+            if piece := stops.push(text.push(token)):
+                yield piece
+            if stops.stopped or count == max_tokens:
+                break
+        if rest := stops.push(text.flush()) + stops.flush():
+            yield rest
+
+    def _fitting_context(self, keys: str, values: str) -> int:
+        """The model's context, or as much of it as half of the free memory holds."""
+        device = self._devices[self.plan.stages[0].members[0].device]
+        page = CacheSpec(1, keys, values).layer_bytes(self.config, device, self.plan.stages[0].members[0])
+        pages = device.available() // 2 // max(1, page * self.config.layers)
+        return min(self.config.context, max(FIT_CONTEXT, pages * PAGE))
+
+    def close(self) -> None:
+        """Let go of the model, its threads and its memory."""
+        for device in self._devices.values():
+            device.close()
+        self._model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _check(n_ctx: int, n_ubatch: int, threads: int | None, split_mode: str, *cache_types: str) -> None:
+    if n_ctx >= 1 << 31:
+        raise UsageError(f"n_ctx {n_ctx}: no context is larger than {(1 << 31) - 1}")
+    if n_ctx < 0 or n_ubatch < 1 or (threads is not None and threads < 1):
+        raise UsageError(
+            f"n_ctx {n_ctx}, n_ubatch {n_ubatch}, threads {threads}: what is less than 1 cannot be"
+        )
+    if split_mode != "none":
+        raise UsageError(f"split mode {split_mode!r} is not built yet: this ggrun runs on one device (none)")
+    for kind in cache_types:
+        if kind not in CACHE_KINDS:
+            raise UsageError(f"cache type {kind!r} is unknown: there are {', '.join(CACHE_KINDS)}")
+
+
+def _tokenizer(model: GGUF) -> Tokenizer | TokenizerError:
+    try:
+        return Tokenizer.from_metadata(model.metadata)
+    except TokenizerError as error:
+        return error
+
+
+def _sampling(given: SamplingOptions | None, fields: dict[str, Any]) -> SamplingOptions:
+    if given is not None and fields:
+        raise UsageError(f"both sampling and {', '.join(fields)} are given")
+    try:
+        return given or SamplingOptions(**fields)
+    except TypeError:
+        unknown = [name for name in fields if name not in SamplingOptions.__dataclass_fields__]
+        raise UsageError(f"unknown option {', '.join(unknown)}") from None

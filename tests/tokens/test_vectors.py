@@ -1,0 +1,62 @@
+"""llama.cpp's own vocabularies, texts and token ids, in both directions."""
+
+import pytest
+
+from tests import shared
+from tests.tokens.build import VOCABULARIES, real
+
+
+def cases(name: str) -> list[tuple[str, list[int]]]:
+    path = shared.vocab() / f"ggml-vocab-{name}.gguf"
+    with open(f"{path}.inp", encoding="utf-8", newline="") as file:
+        texts = file.read().split("\n__ggml_vocab_test__\n")
+    if texts[-1] == "":
+        texts.pop()
+    with open(f"{path}.out", encoding="utf-8") as file:
+        ids = [[int(token) for token in line.split()] for line in file.read().splitlines()]
+    return list(zip(texts, ids, strict=True))
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_texts_become_the_ids_of_llama_cpp(name):
+    tokenizer = real(name)
+    for text, ids in cases(name):
+        assert tokenizer.encode(text, add_special=False) == ids
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_ids_become_the_text_again(name):
+    tokenizer = real(name)
+    for text, ids in cases(name):
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_a_page_of_prose_comes_back(name):
+    text = next(shared.corpus().glob("*.txt")).read_text("utf-8")[5_000:12_000]
+    tokenizer = real(name)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert len(ids) < len(text) / 2
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_every_token_has_bytes(name):
+    tokenizer = real(name)
+    lengths = [len(tokenizer.token_bytes(token)) for token in range(tokenizer.n_vocab)]
+    assert sum(length > 0 for length in lengths) > 0.99 * tokenizer.n_vocab
+
+
+def test_ends_of_generation():
+    texts = {name: {real(name).token_text(token) for token in real(name).eog} for name in VOCABULARIES}
+    assert texts["llama-bpe"] == {"<|end_of_text|>", "<|eot_id|>"}
+    assert texts["gemma-4"] == {"<eos>", "<turn|>", "<|tool_response>"}
+    assert texts["phi-3"] == {"</s>", "<|endoftext|>", "<|end|>"}
+    assert texts["qwen2"] == {"<|endoftext|>", "<|im_end|>", "</s>"}
+
+
+def test_bos_is_added_where_the_model_wants_it():
+    assert real("llama-bpe").encode("a")[0] == real("llama-bpe").bos
+    assert real("gemma-4").encode("a")[0] == real("gemma-4").bos
+    assert real("qwen2").encode("a") == real("qwen2").encode("a", add_special=False)
