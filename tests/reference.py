@@ -33,26 +33,52 @@ class Reference:
     def norm(self, x: Array, name: str) -> Array:
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.eps) * self.weights[f"{name}.weight"]
 
-    def linear(self, x: Array, name: str) -> Array:
-        y = x @ self.weights[f"{name}.weight"].T * self.weights.get(f"{name}.scale", 1.0)
-        return y + self.weights.get(f"{name}.bias", 0.0)
+    def linear(self, x: Array, name: str, scaled: bool = True) -> Array:
+        scale = self.weights.get(f"{name}.scale", 1.0) if scaled else 1.0
+        y, bias = x @ self.weights[f"{name}.weight"].T, self.weights.get(f"{name}.bias", 0.0)
+        return (y + bias) * scale if ".ffn_" in name else y * scale + bias
 
     def rope(self, x: Array) -> Array:
         n = self.hparam("rope.dimension_count", self.head_dim)
         freqs = self.hparam("rope.freq_base", 10000.0) ** (-np.arange(0, n, 2) / n)
         freqs = freqs / self.weights.get("rope_freqs.weight", 1.0)
+        magnitude = self.hparam("rope.scaling.attn_factor", 1.0)
+        if self.hparam("rope.scaling.type") == "yarn":
+            freqs, magnitude = self.yarn(freqs, n)
+        else:
+            freqs = freqs / (self.hparam("rope.scaling.factor") or 1.0)
         angle = np.arange(len(x))[:, None, None] * freqs
         pairs = self.arch in ("llama", "mistral3")
         a, b = (x[..., 0:n:2], x[..., 1:n:2]) if pairs else (x[..., : n // 2], x[..., n // 2 : n])
         lo, hi = a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)
-        return np.stack([lo, hi], -1).reshape(x.shape) if pairs else np.concatenate([lo, hi, x[..., n:]], -1)
+        turned = np.stack([lo, hi], -1).reshape(*lo.shape[:-1], n) if pairs else np.concatenate([lo, hi], -1)
+        return np.concatenate([turned * magnitude, x[..., n:]], -1)
+
+    def yarn(self, freqs: Array, n: int) -> tuple[Array, float]:
+        """Peng et al. 2023: pairs that turn often keep their frequency, slow ones are stretched."""
+        factor, original = self.hparam("rope.scaling.factor"), self.hparam("rope.scaling.original_context_length")
+        base = self.hparam("rope.freq_base", 10000.0)
+
+        def pair(rotations: float) -> float:
+            return n * np.log(original / (rotations * 2 * np.pi)) / (2 * np.log(base))
+
+        low, high = max(0, np.floor(pair(32.0))), min(n - 1, np.ceil(pair(1.0)))
+        out = []
+        for i, f in enumerate(freqs):
+            stretched = min(1.0, max(0.0, (i - low) / max(0.001, high - low)))
+            out.append(f * (1 - stretched) + f / factor * stretched)
+        return np.array(out), 0.1 * np.log(factor) + 1
 
     def attention(self, x: Array, blk: str) -> Array:
         n = len(x)
-        q, k, v = (self.linear(x, f"{blk}.attn_{p}").reshape(n, -1, self.head_dim) for p in "qkv")
+        parts = (("q", self.heads), ("k", self.kv_heads), ("v", self.kv_heads))
+        q, k, v = (self.linear(x, f"{blk}.attn_{p}").reshape(n, heads, -1) for p, heads in parts)
         if f"{blk}.attn_q_norm.weight" in self.weights:
             q, k = self.norm(q, f"{blk}.attn_q_norm"), self.norm(k, f"{blk}.attn_k_norm")
         q, k = self.rope(q), self.rope(k)
+        slope, period = self.hparam("attention.temperature_scale", 0.0), self.hparam("attention.temperature_length")
+        if slope:
+            q = q * (1 + slope * np.log(1 + np.arange(n) // period))[:, None, None]
         k, v = (np.repeat(a, self.heads // self.kv_heads, 1) for a in (k, v))
         scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(self.head_dim)
         scores = np.where(np.tril(np.ones((n, n), bool)), scores, -np.inf)
@@ -61,8 +87,9 @@ class Reference:
         return self.linear(out.reshape(n, -1), f"{blk}.attn_output")
 
     def ffn(self, x: Array, blk: str) -> Array:
-        gate = self.linear(x, f"{blk}.ffn_gate")
-        return self.linear(gate / (1 + np.exp(-gate)) * self.linear(x, f"{blk}.ffn_up"), f"{blk}.ffn_down")
+        scaled = self.arch != "qwen2"  # as llama.cpp has it
+        gate, up = self.linear(x, f"{blk}.ffn_gate", scaled), self.linear(x, f"{blk}.ffn_up", scaled)
+        return self.linear(gate / (1 + np.exp(-gate)) * up, f"{blk}.ffn_down", scaled)
 
     def experts(self, x: Array, blk: str) -> Array:
         logits = x @ self.weights[f"{blk}.ffn_gate_inp.weight"].T
@@ -72,15 +99,14 @@ class Reference:
         for t, row in enumerate(x):
             chosen = np.argsort(-probs[t], kind="stable")[: self.hparam("expert_used_count")]
             for e in chosen:
-                g, u, d = (self.weights[f"{blk}.ffn_{p}_exps.weight"][e] for p in ("gate", "up", "down"))
-                sg, su, sd = (
-                    self.weights.get(f"{blk}.ffn_{p}_exps.scale", np.ones(99))[e]
-                    for p in ("gate", "up", "down")
-                )
-                gate = g @ row * sg
-                y = d @ (gate / (1 + np.exp(-gate)) * (u @ row * su)) * sd
+                gate, up = self.expert(row, f"{blk}.ffn_gate_exps", e), self.expert(row, f"{blk}.ffn_up_exps", e)
+                y = self.expert(gate / (1 + np.exp(-gate)) * up, f"{blk}.ffn_down_exps", e)
                 out[t] += y * probs[t, e] / probs[t, chosen].sum()
         return out
+
+    def expert(self, x: Array, name: str, e: int) -> Array:
+        scale = self.weights[f"{name}.scale"][e] if f"{name}.scale" in self.weights else 1.0
+        return self.weights[f"{name}.weight"][e] @ x * scale
 
     def logits(self, tokens: Array) -> Array:
         """[n] token ids -> [n, vocab] float64, all in one batch from position 0."""

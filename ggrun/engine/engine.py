@@ -62,8 +62,8 @@ class Engine:
         CacheFull
         when the context is; both change nothing.
         """
-        ids = self._checked(tokens)
         begin = self.cache.length(sequence)
+        ids = self._checked(tokens, begin)
         slots = self.cache.extend(sequence, len(ids))
         outputs = np.full(len(ids), all_logits)
         outputs[-1:] = True
@@ -77,16 +77,17 @@ class Engine:
             raise
         return np.concatenate(parts)
 
-    def _checked(self, tokens: Sequence[int]) -> NDArray[np.int32]:
+    def _checked(self, tokens: Sequence[int], begin: int) -> NDArray[np.int32]:
         ids = np.asarray(tokens, np.int64)
         wrong = ids[(ids < 0) | (ids >= self.config.vocab)]
         if len(wrong):
             raise UsageError(f"token {wrong[0]} is not in the vocabulary of {self.config.vocab}")
         if not len(ids):
             raise UsageError("no tokens to evaluate")
-        if len(ids) > self.n_ctx:
+        if begin + len(ids) > self.n_ctx:
             raise UsageError(
-                f"the prompt has {len(ids)} tokens, the context holds {self.n_ctx}: give a larger one with -c"
+                f"the prompt has {begin + len(ids)} tokens, the context holds {self.n_ctx}: "
+                "give a larger one with -c"
             )
         return ids.astype(np.int32)
 

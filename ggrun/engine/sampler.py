@@ -65,9 +65,9 @@ class Candidates:
         ids = self.ids[which]
         return Candidates(ids, self.logits[which]) if len(ids) else self.keep(slice(1))
 
-    def probabilities(self) -> NDArray[np.float64]:
+    def probabilities(self, temperature: float = 1.0) -> NDArray[np.float64]:
         """Softmax."""
-        p = np.exp(self.logits.astype(np.float64) - self.logits[0])
+        p = np.exp((self.logits.astype(np.float64) - self.logits[0]) / temperature)
         return np.asarray(p / p.sum())
 
 
@@ -189,8 +189,7 @@ class Sampler:
             return int(logits.argmax())
         c = top_candidates(logits, o)
         c = xtc(min_p(top_p(typical(c, o.typical), o.top_p), o.min_p), self._rng, o)
-        cooled = Candidates(c.ids, c.logits / np.float32(o.temp))
-        return int(self._rng.choice(cooled.ids, p=cooled.probabilities()))
+        return int(self._rng.choice(c.ids, p=c.probabilities(o.temp)))
 
     def _biased(self, logits: Logits) -> Logits:
         """A copy with the biases added; finite from above, so that an infinite bias means always."""

@@ -44,16 +44,14 @@ def split_words(tokenizer: "Tokenizer", pieces: Iterable[str]) -> None:
 
 def merges(pieces: Mapping[str, float]) -> list[tuple[str, str]]:
     """Every way to make a piece of two others, best score first; ties keep the order of the vocabulary."""
-    found: list[tuple[float, str, str]] = []
-    for piece, score in pieces.items():
-        for i in range(1, len(piece) if len(piece) <= _LONGEST_PIECE else 0):
-            left = piece[:i]
-            if left in pieces:
-                right = piece[i:]
-                if right in pieces:
-                    found.append((-score, left, right))
-    found.sort(key=itemgetter(0))
-    return [(left, right) for _, left, right in found]
+    found = []
+    for piece, _ in sorted(pieces.items(), key=itemgetter(1), reverse=True):
+        if len(piece) <= _LONGEST_PIECE:
+            for i in range(1, len(piece)):
+                left, right = piece[:i], piece[i:]
+                if left in pieces and right in pieces:
+                    found.append((left, right))
+    return found
 
 
 def plain_pieces(vocab: Vocab, names: list[str]) -> dict[str, float]:

@@ -109,12 +109,11 @@ def narrow(b: Any, x: Value, elem: str) -> Value:
     if elem == "f16" and ISA != "portable":
         return b.bitcast(b.fptrunc(x, like(x.type, F16)), like(x.type, I16))
     word = like(x.type, I32)
-    bits = b.bitcast(x, word)
+    bits, none = b.bitcast(x, word), b.fcmp_unordered("uno", x, x)
     if elem == "bf16":
         odd = b.and_(b.lshr(bits, const(word, 16)), const(word, 1))
-        return b.trunc(
-            b.lshr(b.add(bits, b.add(odd, const(word, 0x7FFF))), const(word, 16)), like(x.type, I16)
-        )
+        half = b.lshr(b.add(bits, b.add(odd, const(word, 0x7FFF))), const(word, 16))
+        return b.trunc(b.select(none, const(word, 0x7FC0), half), like(x.type, I16))
     sign = b.and_(b.lshr(bits, const(word, 16)), const(word, 0x8000))
     size = b.and_(bits, const(word, 0x7FFFFFFF))
     # Subnormal halves: adding 0.5 moves the wanted bits to the end of the mantissa, and the adder rounds
@@ -125,6 +124,7 @@ def narrow(b: Any, x: Value, elem: str) -> Value:
     normal = b.lshr(b.add(b.add(size, odd), const(word, 0xFFF - (112 << 23))), const(word, 13))
     half = b.select(b.icmp_unsigned("<", size, const(word, 113 << 23)), tiny, normal)
     half = b.select(b.icmp_unsigned(">=", size, const(word, 143 << 23)), const(word, 0x7C00), half)
+    half = b.select(none, const(word, 0x7E00), half)
     return b.trunc(b.or_(half, sign), like(x.type, I16))
 
 

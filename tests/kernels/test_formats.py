@@ -101,6 +101,14 @@ def test_dequantize(name: str) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6 * np.abs(want).max())
 
 
+def test_every_power_of_two_of_mxfp4() -> None:
+    data = random_rows("MXFP4", 251, 32, np.random.default_rng(3))
+    data[:, 0] = np.arange(251)  # from subnormal numbers to where twelve times the scale is finite
+    got = np.empty((251, 32), np.float32)
+    load_cpu("formats.mxfp4").dequantize(data.ctypes.data, 251 * 32, got.ctypes.data)
+    np.testing.assert_array_equal(got, exact("MXFP4", data))
+
+
 @pytest.mark.parametrize("columns", [0, 1, 3, 8])
 @pytest.mark.parametrize("name", FORMATS)
 def test_product(name: str, columns: int) -> None:
@@ -114,6 +122,6 @@ def test_product(name: str, columns: int) -> None:
         want = seen.astype(np.float64) @ weights.T
         got = product(name, data, x)
         assert got.shape == want.shape
-        # Of |w| |x|, not of the product: a single one may cancel out to nearly nothing, and its error does not.
+        # Relative to |w| |x|, not to the product: one that cancels out to nearly nothing keeps its error.
         size = np.linalg.norm(seen) * np.linalg.norm(weights)
         assert np.linalg.norm(got - want) <= 1e-7 * size, (rows, k)

@@ -282,6 +282,21 @@ def test_messages_nested_too_deeply():
         chat("{{ messages }}").render([{"role": "user", "content": deep}])
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{{ '**%s** on %d' % ('a', 20260102) }}", "**a** on 20260102"),
+        ("{{ '{} {:>5}'.format(20260102, 1) }}", "20260102     1"),
+        ("{% macro f(n) %}{{ n }}{% endmacro %}{{ f(10 ** 12) }}", "1000000000000"),
+        ("{% set n = namespace(big=2000000000) %}{{ n.big * n.big }}", "4000000000000000000"),
+        ("{{ ('a' * 1000000).replace('a', 'bc').split('b') | length }}", "1000001"),
+        ("{{ ('a\\n' * 1000) | indent(4) | length }}", "5996"),
+    ],
+)
+def test_what_is_not_running_away(text, expected):
+    assert chat(text).render([]) == expected
+
+
 LOOP = "{% for a in range(99999) %}"
 DOUBLING = "{% set n = namespace(s='ab') %}" + LOOP
 

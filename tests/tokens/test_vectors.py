@@ -1,7 +1,10 @@
 """llama.cpp's own vocabularies, texts and token ids, in both directions."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from ggrun.tokens.vocab import Kind
 from tests import shared
 from tests.tokens.build import VOCABULARIES, real
 
@@ -39,6 +42,20 @@ def test_a_page_of_prose_comes_back(name):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert len(ids) < len(text) / 2
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+@settings(deadline=None, max_examples=60)
+@given(text=st.text(max_size=40))
+def test_any_text_comes_back(name, text):
+    """Only ▁ is lost, where it stands for a space."""
+    tokenizer = real(name)
+    ids = tokenizer.encode(text, add_special=False)
+    kept = text if tokenizer.kind is Kind.BPE else text.replace("▁", " ")
+    assert tokenizer.decode(ids) == kept
+    stream = tokenizer.stream()
+    streamed = "".join(map(stream.push, ids)) + stream.flush()
+    assert streamed == (" " + kept if tokenizer.kind is Kind.SPM and text else kept)
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)

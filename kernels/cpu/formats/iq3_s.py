@@ -18,7 +18,7 @@ _GRID = grid("IQ3_S")
 
 
 @jit
-def _index(p: int, i: int) -> int:
+def _index(p: int, i: int) -> np.int64:
     top = (np.int64(load(u8, p + 66 + i // 8)) >> (i % 8)) & 1
     return np.int64(load(u8, p + 2 + i)) | (top << 8)
 

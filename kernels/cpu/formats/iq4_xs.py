@@ -28,8 +28,8 @@ from .superblocks import superblocks_dequantize, superblocks_dot
 
 COLUMNS = "q8"
 SIZE = 136
-_NIBBLE = np.arange(0, 32, 4, np.int32)
-_PAIR = np.arange(0, 16, 2, np.int32)
+_NIBBLE = np.arange(0, 32, 4, dtype=np.int32)
+_PAIR = np.arange(0, 16, 2, dtype=np.int32)
 _IN_ORDER = Lanes([0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15])
 
 
