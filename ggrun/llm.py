@@ -127,6 +127,7 @@ class LLM:
         tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
         if not tokens:
             raise UsageError("an empty prompt: there is nothing to begin with")
+        self._engine.check(tokens)
         sampler = Sampler(_sampling(sampling, options), lambda t: self.tokenizer.token_text(t))
         return self._pieces(tokens, sampler, max_tokens, StopStrings(stop), ignore_eos)
 

@@ -55,7 +55,9 @@ def main() -> None:
 def _run() -> int:
     try:
         _prefer_utf8()
-        result: Any = ggrun.main(standalone_mode=False)
+        # Not ggrun.main(): that has ways of its own with a reader that leaves.
+        with ggrun.make_context("ggrun", sys.argv[1:]) as context:
+            result: Any = ggrun.invoke(context)
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code

@@ -63,7 +63,7 @@ class Engine:
         when the context is; both change nothing.
         """
         begin = self.cache.length(sequence)
-        ids = self._checked(tokens, begin)
+        ids = self.check(tokens, begin)
         slots = self.cache.extend(sequence, len(ids))
         outputs = np.full(len(ids), all_logits)
         outputs[-1:] = True
@@ -77,7 +77,8 @@ class Engine:
             raise
         return np.concatenate(parts)
 
-    def _checked(self, tokens: Sequence[int], begin: int) -> NDArray[np.int32]:
+    def check(self, tokens: Sequence[int], begin: int = 0) -> NDArray[np.int32]:
+        """The tokens as an array; UsageError when they cannot follow `begin` others in a sequence."""
         ids = np.asarray(tokens, np.int64)
         wrong = ids[(ids < 0) | (ids >= self.config.vocab)]
         if len(wrong):

@@ -146,7 +146,8 @@ class ChatTemplate:
 def builtin_names() -> tuple[str, ...]:
     """The names of the built-in templates."""
     folder = resources.files(__package__) / "templates"
-    return tuple(sorted(file.name.removesuffix(".jinja") for file in folder.iterdir()))
+    files = (file.name for file in folder.iterdir())
+    return tuple(sorted(name.removesuffix(".jinja") for name in files if name.endswith(".jinja")))
 
 
 def builtin(name: str) -> str:

@@ -175,8 +175,8 @@ def test_there_is_one_bos():
 @pytest.mark.parametrize("name", builtin_names())
 def test_built_in_templates_render(name):
     template = ChatTemplate.choose(real("qwen2"), name)
-    text = template.render(conversation("SYSTEM", "FIRST", "ANSWER", "SECOND"))
-    assert [text.count(word) for word in ("SYSTEM", "FIRST", "ANSWER", "SECOND")] == [1, 1, 1, 1]
+    text = template.render(conversation("RULES", "FIRST", "ANSWER", "SECOND"))
+    assert [text.count(word) for word in ("RULES", "FIRST", "ANSWER", "SECOND")] == [1, 1, 1, 1]
 
 
 def test_the_default_is_the_models_own_and_then_chatml():

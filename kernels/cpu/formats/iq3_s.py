@@ -1,8 +1,8 @@
 """IQ3_S: superblocks of 256 values, four at a time from a code book of 512.
 
 { f16 d; u8 q[64]; u8 qh[8]; u8 signs[32]; u8 scales[4] }: bit i of qh is the top of index q[i]; each byte of
-signs belongs to eight values, nibble i of scales to values 32 i and on. A weight is d * (2 * scale + 1) *
-sign * entry.
+signs belongs to eight values, nibble i of scales to values 32 i and on. A weight is
+d * (2 * scale + 1) * sign * entry.
 """
 
 import numpy as np

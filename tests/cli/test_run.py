@@ -1,0 +1,199 @@
+"""ggrun run as users meet it: a process, its output, its exit status."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ggrun.bundled import demo_model
+from tests.tiny import Tiny
+
+GGRUN = [sys.executable, "-c", "import ggrun.cli; ggrun.cli.main()"]
+
+
+def ggrun(*args: str | Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*GGRUN, *map(str, args)], input=stdin, capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, **env},
+    )  # fmt: skip
+
+
+def complaint(done: subprocess.CompletedProcess[str], status: int) -> str:
+    """The one line on stderr of a run that failed as it should."""
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("compiling kernels")]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("ggrun: ")
+    assert "Traceback" not in lines[0]
+    assert "internal error" not in lines[0]
+    return lines[0]
+
+
+def test_a_tale_with_times() -> None:
+    done = ggrun("run", "-p", "Once upon a time", "-n", "20", "-s", "1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Once upon a time")
+    assert len(done.stdout) > 40
+    for word in ("load", "prompt", "generation", "first token", "tokens/s"):
+        assert word in done.stderr
+
+
+def test_a_seed_reproduces() -> None:
+    runs = {ggrun("run", "-p", "The king", "-n", "30", "-s", str(seed)).stdout for seed in (5, 5, 6)}
+    assert len(runs) == 2
+
+
+def test_prompts_come_from_files_pipes_and_the_environment(tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("The fox said\n")
+    common = ("-n", "5", "--temp", "0", "--no-show-timings")
+    want = ggrun("run", "-p", "The fox said\\n", *common).stdout
+    assert want.startswith("The fox said\n")
+    assert ggrun("run", "-f", prompt, *common).stdout == want
+    assert ggrun("run", *common, stdin="The fox said\n").stdout == want
+    assert ggrun("run", *common[:2], "--no-show-timings", GGRUN_PROMPT="The fox said\\n", GGRUN_TEMP="0").stdout == want
+    assert "The fox said\n" + ggrun("run", "-p", "The fox said\\n", *common, "--no-display-prompt").stdout == want
+
+
+def test_an_empty_prompt_begins_at_the_beginning() -> None:
+    done = ggrun("run", "-p", "", "-n", "10", "-s", "1")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) > 10
+
+
+def test_stop_strings() -> None:
+    done = ggrun("run", "-p", "Once", "-n", "60", "--temp", "0", "-r", "e", "--no-display-prompt")
+    assert "e" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "words"),
+    [
+        (["run", "-m", "nowhere.gguf", "-p", "x"], 1, ["nowhere.gguf", "No such file"]),
+        (["run", "-p", "x", "--temp", "hot"], 2, ["--temp", "hot"]),
+        (["run", "-p", "x", "--top-p", "3"], 2, ["top_p"]),
+        (["run", "-p", "x", "--frobnicate"], 2, ["--frobnicate"]),
+        (["run", "-p", "x", "-ctk", "q3"], 2, ["q3"]),
+        (["run", "-p", "x", "-l", "nonsense"], 2, ["nonsense"]),
+        (["run", "-p", "x", "-f", "y"], 2, ["-p", "-f"]),
+        (["run", "-f", "no-such-prompt"], 1, ["no-such-prompt", "No such file"]),
+        (["run", "-p", "word " * 600], 2, ["tokens", "context holds 512", "-c"]),
+        (["run", "-p", "x", "-c", "2000000000"], 1, ["KV cache", "GiB", "-c"]),
+        (["run", "-p", "x", "-c", "99999999999"], 2, ["n_ctx"]),
+        (["frobnicate"], 2, ["frobnicate"]),
+    ],
+    ids=lambda v: " ".join(v)[:40] if isinstance(v, list) else str(v),
+)
+def test_bad_usage_gets_one_line(args: list[str], status: int, words: list[str]) -> None:
+    line = complaint(ggrun(*args), status)
+    for word in words:
+        assert word in line
+
+
+def test_bad_files_get_one_line(tmp_path: Path) -> None:
+    demo = demo_model().read_bytes()
+    shard = tmp_path / "a-00001-of-00002.gguf"
+    files = {
+        "empty.gguf": b"",
+        "text.gguf": b"once upon a time" * 10,
+        "head.gguf": demo[:10],
+        "metadata.gguf": demo[:5000],
+        "weights.gguf": demo[: len(demo) - 100],
+        shard.name: demo,
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    for name in list(files)[:-1]:
+        assert name in complaint(ggrun("run", "-m", tmp_path / name, "-p", "x"), 1)
+    complaint(ggrun("run", "-m", tmp_path, "-p", "x"), 1)
+
+
+def test_models_that_cannot_run_get_one_line(tmp_path: Path) -> None:
+    unknown = Tiny(arch="mamba9").write(tmp_path / "unknown.gguf")
+    assert "mamba9" in complaint(ggrun("run", "-m", unknown, "-p", "x"), 1)
+    wrong = Tiny(extra={"feed_forward_length": 100}).write(tmp_path / "wrong.gguf")
+    assert "ffn_gate" in complaint(ggrun("run", "-m", wrong, "-p", "x"), 1)
+    wordless = Tiny().write(tmp_path / "wordless.gguf")
+    assert "tokenizer" in complaint(ggrun("run", "-m", wordless, "-p", "x"), 1)
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = " ".join(f"'{part}'" for part in [*GGRUN, "run", "-p", "Once", "-n", "200", "--ignore-eos"])
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | head -c 5; echo status ${{PIPESTATUS[0]}}"], capture_output=True, text=True,
+        check=False, timeout=120,
+    )  # fmt: skip
+    assert done.stdout == "Oncestatus 0\n" or done.stdout.endswith("status 0\n")
+    assert "Traceback" not in done.stderr
+    assert "rror" not in done.stderr
+
+
+def test_a_full_disk_gets_one_line() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    done = subprocess.run(
+        ["bash", "-c", f"{GGRUN[0]} -c '{GGRUN[2]}' run -p Once -n 5 > /dev/full"], capture_output=True, text=True,
+        check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_cache_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    done = ggrun("run", "-p", "Once", "-n", "3", GGRUN_CACHE=str(blocked / "cache"))
+    assert done.returncode == 0, done.stderr
+    notes = [line for line in done.stderr.splitlines() if "cache folder" in line]
+    assert len(notes) == 1
+    assert "GGRUN_CACHE" in notes[0]
+
+
+def read_until(terminal: int, text: str, seconds: float = 60.0) -> str:
+    seen, end = "", time.monotonic() + seconds
+    while text not in seen:
+        assert time.monotonic() < end, seen
+        try:
+            seen += os.read(terminal, 4096).decode(errors="replace")
+        except OSError:
+            break
+    return seen
+
+
+def test_ctrl_c_ends_the_text_and_not_the_session() -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(GGRUN[0], [*GGRUN, "run", "--ignore-eos", "--no-show-timings", "-c", "400000"])
+    try:
+        read_until(terminal, "> ")
+        os.write(terminal, b"Once upon a time\n")
+        read_until(terminal, "Once upon a time\r\nOnce upon a time")
+        time.sleep(0.3)
+        os.write(terminal, b"\x03")
+        read_until(terminal, "\r\n> ")
+        os.write(terminal, b"\x04")
+        read_until(terminal, "nothing more comes", 20)
+        _, status = os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+    finally:
+        os.close(terminal)
+
+
+def test_ctrl_c_in_one_shot_keeps_the_text_and_the_times() -> None:
+    process = subprocess.Popen(
+        [*GGRUN, "run", "-p", "Once", "--ignore-eos", "-c", "400000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.read(60)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"generation" in errors
+    assert b"Traceback" not in errors

@@ -1,0 +1,118 @@
+"""The public class, on the demo model and on models without words."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ggrun
+from ggrun import LLM, SamplingOptions, Tokenizer, UsageError
+from ggrun.bundled import demo_model
+from ggrun.tokens import TokenizerError
+from tests.tiny import Tiny
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM(demo_model())
+
+
+def test_text_to_tokens_and_back(llm: LLM) -> None:
+    text = "The king's daughter said: “Let me in!”"
+    tokens = llm.tokenize(text)
+    assert tokens == Tokenizer.from_gguf(demo_model()).encode(text, add_special=True)
+    assert llm.detokenize(tokens) == text
+
+
+def test_logits_have_one_row_a_token(llm: LLM) -> None:
+    tokens = llm.tokenize("Once upon a time there was")
+    logits = llm.logits(tokens)
+    assert logits.shape == (len(tokens), llm.config.vocab)
+    assert logits.dtype == np.float32
+    assert np.isfinite(logits).all()
+
+
+def test_generate_takes_text_or_tokens_and_reproduces(llm: LLM) -> None:
+    prompt = "In the forest"
+    one = "".join(llm.generate(prompt, max_tokens=30, seed=3))
+    two = "".join(llm.generate(llm.tokenize(prompt), max_tokens=30, sampling=SamplingOptions(seed=3)))
+    assert one == two
+    assert llm.timings.tokens <= 30
+    assert llm.timings.prompt_tokens == 1  # the rest of the prompt was in the cache
+    assert "".join(llm.generate(prompt, max_tokens=0)) == ""
+
+
+def test_stop_strings_and_the_end_of_a_text(llm: LLM) -> None:
+    text = "".join(llm.generate("Once upon a time", max_tokens=60, temp=0.0))
+    stop = text[10:14]
+    assert "".join(llm.generate("Once upon a time", max_tokens=60, temp=0.0, stop=[stop])) == text[: text.find(stop)]
+
+
+def test_options_that_do_not_exist(llm: LLM) -> None:
+    with pytest.raises(UsageError, match="temperature"):
+        llm.generate("x", temperature=1.0)
+    with pytest.raises(UsageError, match="both"):
+        llm.generate("x", sampling=SamplingOptions(), temp=1.0)
+    with pytest.raises(UsageError, match="n_ubatch"):
+        LLM(demo_model(), n_ubatch=0)
+    with pytest.raises(UsageError, match="cache type 'q9'"):
+        LLM(demo_model(), cache_type_k="q9")
+
+
+def test_a_model_without_words_takes_token_ids(tmp_path: Path) -> None:
+    with LLM(Tiny().write(tmp_path / "wordless.gguf")) as wordless:
+        assert wordless.logits([1, 2, 3]).shape == (3, 50)
+        assert len(list(zip(wordless.generate_tokens([1, 2, 3], seed=1), range(4), strict=False))) == 4
+        with pytest.raises(TokenizerError):
+            wordless.tokenize("words")
+        with pytest.raises(TokenizerError):
+            wordless.generate("words")
+
+
+def test_models_come_and_go(tmp_path: Path) -> None:
+    import threading
+
+    path = Tiny().write(tmp_path / "model.gguf")
+    before = threading.active_count()
+    for _ in range(5):
+        with LLM(path, threads=3) as model:
+            model.logits([1, 2])
+    for thread in threading.enumerate():
+        if thread.name.startswith("ggrun-"):
+            thread.join(5)
+    assert threading.active_count() <= before
+
+
+def test_two_models_at_once_from_two_threads(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    path = Tiny().write(tmp_path / "model.gguf")
+    with LLM(path, threads=2) as a, LLM(path, threads=2) as b, ThreadPoolExecutor(2) as pool:
+        want = a.logits([1, 2, 3, 4])
+        # A model belongs to one thread at a time; two models do not know of each other.
+        answers = pool.map(lambda model: [model.logits([1, 2, 3, 4]) for _ in range(50)], (a, b))
+        assert all(np.array_equal(logits, want) for answer in answers for logits in answer)
+
+
+def test_importing_is_cheap() -> None:
+    code = "import sys, ggrun; sys.exit(bool({'numba', 'tokenizers', 'jinja2', 'gguf'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert ggrun.__version__
+
+
+def test_a_second_start_compiles_nothing(tmp_path: Path) -> None:
+    code = (
+        "from ggrun import LLM, kernels; from ggrun.bundled import demo_model; compiled = []\n"
+        "with kernels.watch(compiled.append): LLM(demo_model()).logits([1, 2])\n"
+        "print(len(compiled))"
+    )
+    env = os.environ | {"GGRUN_CACHE": str(tmp_path)}
+    counts = [
+        int(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout)
+        for _ in range(2)
+    ]
+    assert counts[0] > 10
+    assert counts[1] == 0
