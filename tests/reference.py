@@ -56,7 +56,10 @@ class Reference:
 
     def yarn(self, freqs: Array, n: int) -> tuple[Array, float]:
         """Peng et al. 2023: pairs that turn often keep their frequency, slow ones are stretched."""
-        factor, original = self.hparam("rope.scaling.factor"), self.hparam("rope.scaling.original_context_length")
+        factor, original = (
+            self.hparam("rope.scaling.factor"),
+            self.hparam("rope.scaling.original_context_length"),
+        )
         base = self.hparam("rope.freq_base", 10000.0)
 
         def pair(rotations: float) -> float:
@@ -76,7 +79,10 @@ class Reference:
         if f"{blk}.attn_q_norm.weight" in self.weights:
             q, k = self.norm(q, f"{blk}.attn_q_norm"), self.norm(k, f"{blk}.attn_k_norm")
         q, k = self.rope(q), self.rope(k)
-        slope, period = self.hparam("attention.temperature_scale", 0.0), self.hparam("attention.temperature_length")
+        slope, period = (
+            self.hparam("attention.temperature_scale", 0.0),
+            self.hparam("attention.temperature_length"),
+        )
         if slope:
             q = q * (1 + slope * np.log(1 + np.arange(n) // period))[:, None, None]
         k, v = (np.repeat(a, self.heads // self.kv_heads, 1) for a in (k, v))
@@ -99,7 +105,10 @@ class Reference:
         for t, row in enumerate(x):
             chosen = np.argsort(-probs[t], kind="stable")[: self.hparam("expert_used_count")]
             for e in chosen:
-                gate, up = self.expert(row, f"{blk}.ffn_gate_exps", e), self.expert(row, f"{blk}.ffn_up_exps", e)
+                gate, up = (
+                    self.expert(row, f"{blk}.ffn_gate_exps", e),
+                    self.expert(row, f"{blk}.ffn_up_exps", e),
+                )
                 y = self.expert(gate / (1 + np.exp(-gate)) * up, f"{blk}.ffn_down_exps", e)
                 out[t] += y * probs[t, e] / probs[t, chosen].sum()
         return out

@@ -48,7 +48,10 @@ def test_generate_takes_text_or_tokens_and_reproduces(llm: LLM) -> None:
 def test_stop_strings_and_the_end_of_a_text(llm: LLM) -> None:
     text = "".join(llm.generate("Once upon a time", max_tokens=60, temp=0.0))
     stop = text[10:14]
-    assert "".join(llm.generate("Once upon a time", max_tokens=60, temp=0.0, stop=[stop])) == text[: text.find(stop)]
+    assert (
+        "".join(llm.generate("Once upon a time", max_tokens=60, temp=0.0, stop=[stop]))
+        == text[: text.find(stop)]
+    )
 
 
 def test_options_that_do_not_exist(llm: LLM) -> None:
@@ -111,7 +114,11 @@ def test_a_second_start_compiles_nothing(tmp_path: Path) -> None:
     )
     env = os.environ | {"GGRUN_CACHE": str(tmp_path)}
     counts = [
-        int(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout)
+        int(
+            subprocess.run(
+                [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+            ).stdout
+        )
         for _ in range(2)
     ]
     assert counts[0] > 10

@@ -1,5 +1,6 @@
 """Plans as data, and stages that hand the residual stream to each other."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,8 @@ def test_json_round_trip(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"stages": 3}', '{"stages": [{"halves": [2, 1], "members": []}]}', '{"stages": [[]]}']
+    "text",
+    ["", "[]", "{}", '{"stages": 3}', '{"stages": [{"halves": [2, 1], "members": []}]}', '{"stages": [[]]}'],
 )
 def test_text_that_is_no_plan(text: str) -> None:
     with pytest.raises(UsageError, match="not a plan"):
@@ -34,7 +36,7 @@ def test_text_that_is_no_plan(text: str) -> None:
 @pytest.mark.parametrize("cuts", [[0, 6], [0, 1, 6], [0, 2, 4, 6], [0, 3, 5, 6], [0, 1, 2, 3, 4, 5, 6]])
 def test_stages_compute_what_one_does(path: Path, cuts: list[int]) -> None:
     member = whole(Config.from_gguf(GGUF(path)), "cpu")
-    plan = Plan(tuple(Stage((a, b), (member,)) for a, b in zip(cuts, cuts[1:], strict=False)))
+    plan = Plan(tuple(Stage((a, b), (member,)) for a, b in pairwise(cuts)))
     tokens = list(range(1, 30))
     with LLM(path) as one, LLM(path, plan=plan, n_ubatch=8) as several:
         np.testing.assert_allclose(several.logits(tokens), one.logits(tokens), rtol=1e-4, atol=1e-5)

@@ -19,7 +19,7 @@ from ggrun.errors import GgrunError
     "-f", "--file", "prompt_file", type=click.Path(path_type=Path), help="Begin with a file's text."
 )
 @click.option("-n", "--predict", "--n-predict", "max_tokens", default=-1, show_default=True,
-              type=click.IntRange(-1), help="Most tokens; -1: until the model or the context ends")  # fmt: skip
+              type=click.IntRange(-1), help="Most tokens; -1: no limit but the context")  # fmt: skip
 @click.option(
     "-r", "--reverse-prompt", "stop", multiple=True, help="End before this text; may be given again."
 )
@@ -53,7 +53,7 @@ def run(**options: Any) -> int:
 class _Output:
     """What a user sees of a generation."""
 
-    def __init__(self, options: dict[str, Any]):
+    def __init__(self, options: dict[str, Any]) -> None:
         self._prompt, self._timings = options.pop("display_prompt"), options.pop("show_timings")
 
     def generation(self, llm: Any, prompt: str, how: dict[str, Any]) -> int:

@@ -52,7 +52,7 @@ class Limits:
 class Inputs:
     """What changes from run to run, on the host: written before a run, read by the device during it."""
 
-    def __init__(self, limits: Limits):
+    def __init__(self, limits: Limits) -> None:
         self.counts = np.zeros(len(Rows), np.int64)
         self.tokens = np.zeros(limits.tokens, np.int32)
         self.positions = np.zeros(limits.tokens, np.int32)

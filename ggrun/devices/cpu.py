@@ -32,7 +32,7 @@ class CpuWeight:
 class Cpu:
     """All cores of this machine, or `threads` of them."""
 
-    def __init__(self, threads: int | None = None):
+    def __init__(self, threads: int | None = None) -> None:
         self.name = "cpu"
         self.pool = ThreadPool(threads or physical_cores())
 

@@ -42,7 +42,7 @@ class CpuBuffer:
     """Rows of float32 (or of quantized columns), whose memory goes back to the pool with the last
     reference."""
 
-    def __init__(self, pool: _Pool, rows: Rows, width: int, row_bytes: int, limit: int):
+    def __init__(self, pool: _Pool, rows: Rows, width: int, row_bytes: int, limit: int) -> None:
         self.rows, self.width, self.row_bytes = rows, width, row_bytes
         self._pool, self._memory = pool, pool.take(row_bytes * limit)
         self.address = self._memory.ctypes.data
@@ -81,14 +81,14 @@ class _Region(Protocol):
 class _Cells:
     """The cache of a layer, as a region."""
 
-    def __init__(self, cells: Cells):
+    def __init__(self, cells: Cells) -> None:
         self.address: int = cells.memory.ctypes.data
 
 
 class CpuProgram:
     """A table of operations, and all memory that it points to."""
 
-    def __init__(self, pool: ThreadPool, table: NDArray[np.int64], keep: list[Any]):
+    def __init__(self, pool: ThreadPool, table: NDArray[np.int64], keep: list[Any]) -> None:
         self._pool, self._table, self._keep = pool, table, keep
 
     def run(self) -> None:
@@ -99,7 +99,7 @@ class CpuProgram:
 class CpuRecorder:
     """See base.Recorder for what the operations mean."""
 
-    def __init__(self, pool: ThreadPool, limits: Limits):
+    def __init__(self, pool: ThreadPool, limits: Limits) -> None:
         self.inputs = Inputs(limits)
         self._threads, self._limits = pool, limits
         self._memory = _Pool()

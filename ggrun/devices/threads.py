@@ -23,7 +23,7 @@ def physical_cores() -> int:
 class ThreadPool:
     """`threads` threads, of which the one that calls `run` is the first."""
 
-    def __init__(self, threads: int):
+    def __init__(self, threads: int) -> None:
         self.threads = threads
         self._runtime = load_cpu("runtime")
         # Aligned to cache lines: the threads meet here.
@@ -48,7 +48,7 @@ class ThreadPool:
 class _Crew:
     """The other threads. Apart from ThreadPool, so that they do not keep it alive."""
 
-    def __init__(self, control: int, threads: int, memory: NDArray[np.uint8]):
+    def __init__(self, control: int, threads: int, memory: NDArray[np.uint8]) -> None:
         self._control, self._threads, self._memory = control, threads, memory
         self._runtime = load_cpu("runtime")
         self._ending = False

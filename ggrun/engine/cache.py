@@ -27,7 +27,7 @@ def pages_for(positions: int) -> int:
 class KVCache:
     """Pages for `cells` positions (rounded up to whole pages), shared by up to `sequences` sequences."""
 
-    def __init__(self, cells: int, sequences: int = 1):
+    def __init__(self, cells: int, sequences: int = 1) -> None:
         self.pages = pages_for(cells)
         self._fresh = 0  # pages from here on were never used
         self._free: list[int] = []  # pages that were let go
@@ -45,7 +45,7 @@ class KVCache:
         missing = pages_for(begin + n) - len(table)
         if missing > self.pages - self._fresh + len(self._free):
             raise CacheFull(
-                f"the context of {self.pages * PAGE} is full: {begin} positions are taken, {n} more do not fit"
+                f"the context of {self.pages * PAGE} is full: {begin} are taken, {n} more do not fit"
             )
         table.extend(self._take() for _ in range(missing))
         self._lengths[sequence] = begin + n

@@ -37,7 +37,7 @@ class Engine:
 
     def __init__(
         self, model: GGUF, config: Config, plan: Plan, devices: dict[str, Device], options: EngineOptions
-    ):
+    ) -> None:
         self.config, self.options = config, options
         spec = CacheSpec(pages_for(options.n_ctx), options.cache_keys, options.cache_values)
         plan.check(config)

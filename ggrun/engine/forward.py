@@ -20,7 +20,7 @@ class LayerCells:
 class Forward:
     """Records one member's share of layers. Each half layer adds its part to x, the residual stream."""
 
-    def __init__(self, ops: Recorder, config: Config, weights: Weights, member: Member):
+    def __init__(self, ops: Recorder, config: Config, weights: Weights, member: Member) -> None:
         self.ops, self.config, self.weights, self.member = ops, config, weights, member
         self._tables: tuple[Any, Any] | None = None
 

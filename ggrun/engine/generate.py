@@ -38,7 +38,7 @@ class Timings:
 class Context:
     """The tokens of one sequence that are in the KV cache."""
 
-    def __init__(self, engine: Engine, sequence: int = 0):
+    def __init__(self, engine: Engine, sequence: int = 0) -> None:
         self._engine, self._sequence = engine, sequence
         self.tokens: list[int] = []
 
@@ -94,7 +94,7 @@ def generate(context: Context, prompt: Sequence[int], sampler: Sampler, timings:
 class StopStrings:
     """Holds back text that could become a stop string, and ends at the first one."""
 
-    def __init__(self, stops: Sequence[str]):
+    def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [s for s in stops if s]
         self._held = ""
         self.stopped = False

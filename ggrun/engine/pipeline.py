@@ -16,7 +16,7 @@ class Pipeline:
     """A model loaded as a plan says."""
 
     def __init__(self, plan: Plan, devices: dict[str, Device], model: GGUF, config: Config, cache: CacheSpec,
-                 limits: Limits):  # fmt: skip
+                 limits: Limits) -> None:  # fmt: skip
         for stage in plan.stages:
             if len(stage.members) != 1:
                 raise UsageError(

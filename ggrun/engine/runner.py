@@ -37,7 +37,7 @@ class Runner:
 
     def __init__(self, device: Device, model: GGUF, config: Config, stage: Stage, member: Member, cache:
     CacheSpec,
-                 limits: Limits):  # fmt: skip
+                 limits: Limits) -> None:  # fmt: skip
         self._device, self._config, self._member, self._cache = device, config, member, cache
         begin, end = stage.halves
         ops = device.recorder(limits)

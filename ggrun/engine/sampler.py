@@ -164,7 +164,7 @@ def xtc(c: Candidates, rng: np.random.Generator, o: SamplingOptions) -> Candidat
 class Sampler:
     """Chooses tokens for one sequence; the same seed makes the same choices."""
 
-    def __init__(self, options: SamplingOptions, token_text: Callable[[int], str] | None = None):
+    def __init__(self, options: SamplingOptions, token_text: Callable[[int], str] | None = None) -> None:
         options.check()
         self.options = options
         self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if options.seed < 0 else options.seed

@@ -14,7 +14,7 @@ from ggrun.plan import Range
 class Weights:
     """The tensors of a model, as one device takes them. Errors are GGUFErrors that name the tensor."""
 
-    def __init__(self, model: GGUF, device: Device):
+    def __init__(self, model: GGUF, device: Device) -> None:
         self._model, self.device = model, device
 
     def __contains__(self, name: str) -> bool:

@@ -47,7 +47,7 @@ class Kernel:
     on_compile: ClassVar[Callable[[str], None]] = staticmethod(lambda name: None)
     """Told the name of each kernel that was compiled because it was not in the cache."""
 
-    def __init__(self, function: Callable[..., None]):
+    def __init__(self, function: Callable[..., None]) -> None:
         self.function = function
         self.name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
         self._compiled: Any = None
@@ -81,7 +81,7 @@ kernel = Kernel
 class Struct:
     """The named arguments of an operation: 64-bit integers, or doubles where the name ends in ":f"."""
 
-    def __init__(self, fields: str):
+    def __init__(self, fields: str) -> None:
         parts = [field.partition(":") for field in fields.split()]
         self.fields = tuple(name for name, _, _ in parts)
         self.dtype = np.dtype([(name, "f8" if kind == "f" else "i8") for name, _, kind in parts])
@@ -98,7 +98,7 @@ class Struct:
 
 
 class _StructType(types.Dummy):
-    def __init__(self, struct: Struct):
+    def __init__(self, struct: Struct) -> None:
         self.struct = struct
         super().__init__(f"Struct({struct.dtype.descr})")
 

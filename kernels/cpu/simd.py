@@ -60,7 +60,7 @@ def intrinsic(function: Callable[..., Codegen | None]) -> Any:
 class Vec(types.Type):
     """A register of n lanes; elem is "f32", "i32" or "i8"."""
 
-    def __init__(self, elem: str, n: int):
+    def __init__(self, elem: str, n: int) -> None:
         self.elem, self.n = elem, n
         self.ir = ir.VectorType(_STORED[elem], n)
         super().__init__(name=f"Vec({elem}x{n})")
@@ -68,14 +68,14 @@ class Vec(types.Type):
 
 @register_model(Vec)
 class _VecModel(models.PrimitiveModel):
-    def __init__(self, dmm: Any, fe_type: Vec):
+    def __init__(self, dmm: Any, fe_type: Vec) -> None:
         super().__init__(dmm, fe_type, fe_type.ir)
 
 
 class Kind:
     """What lies in memory: n elements of a machine type; usable inside kernels as a constant."""
 
-    def __init__(self, elem: str, n: int = 1):
+    def __init__(self, elem: str, n: int = 1) -> None:
         self.elem, self.n = elem, n
         self.stored = ir.VectorType(_STORED[elem], n) if n > 1 else _STORED[elem]
         widened = "f32" if elem in ("f16", "bf16") else elem
@@ -87,7 +87,7 @@ class Kind:
 class _Static(types.Dummy):
     """The Numba type of a compile-time constant: a Kind, or the lanes of a shuffle."""
 
-    def __init__(self, value: Any, name: str):
+    def __init__(self, value: Any, name: str) -> None:
         self.value = value
         super().__init__(name)
 

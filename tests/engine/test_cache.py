@@ -9,7 +9,8 @@ from ggrun.engine.cache import PAGE, CacheFull, KVCache
 
 Step = tuple[str, int, int]
 STEPS = st.lists(
-    st.tuples(st.sampled_from(["extend", "truncate"]), st.integers(0, 2), st.integers(0, 3 * PAGE)), max_size=40
+    st.tuples(st.sampled_from(["extend", "truncate"]), st.integers(0, 2), st.integers(0, 3 * PAGE)),
+    max_size=40,
 )
 
 

@@ -11,10 +11,26 @@ from ggrun.arch import names
 from tests.shared import peer
 
 ARCHS = ["llama-dense", "qwen2-dense", "qwen3-dense", "mistral3-dense", "llama-moe", "qwen3moe-moe"]
-QUANTS = """llama-dense-BF16 llama-dense-IQ3_S llama-dense-IQ4_NL llama-dense-IQ4_XS llama-dense-Q2_K
-    llama-dense-Q3_K_M llama-dense-Q4_0 llama-dense-Q4_1 llama-dense-Q4_K_M llama-dense-Q5_0 llama-dense-Q5_1
-    llama-dense-Q5_K_M llama-dense-Q6_K llama-dense-Q8_0 llama-dense-TQ2_0 llama-odd-ff-Q4_K_M llama3-gqa-Q4_K_M
-    qwen3-gqa-Q4_K_M""".split()
+QUANTS = [
+    "llama-dense-BF16",
+    "llama-dense-IQ3_S",
+    "llama-dense-IQ4_NL",
+    "llama-dense-IQ4_XS",
+    "llama-dense-Q2_K",
+    "llama-dense-Q3_K_M",
+    "llama-dense-Q4_0",
+    "llama-dense-Q4_1",
+    "llama-dense-Q4_K_M",
+    "llama-dense-Q5_0",
+    "llama-dense-Q5_1",
+    "llama-dense-Q5_K_M",
+    "llama-dense-Q6_K",
+    "llama-dense-Q8_0",
+    "llama-dense-TQ2_0",
+    "llama-odd-ff-Q4_K_M",
+    "llama3-gqa-Q4_K_M",
+    "qwen3-gqa-Q4_K_M",
+]
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:

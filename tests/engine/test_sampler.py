@@ -6,10 +6,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggrun import GgrunError, SamplingOptions, UsageError
-from ggrun.engine.sampler import Candidates, Sampler, dry, min_p, penalize, top_candidates, top_p, typical, xtc
+from ggrun.engine.sampler import (
+    Candidates,
+    Sampler,
+    dry,
+    min_p,
+    penalize,
+    top_candidates,
+    top_p,
+    typical,
+    xtc,
+)
 
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "temp": 1.0}
-LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=60).map(lambda x: np.array(x, np.float32))
+LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=60).map(
+    lambda x: np.array(x, np.float32)
+)
 
 
 def sorted_candidates(logits: np.ndarray) -> Candidates:
@@ -43,8 +55,12 @@ def test_min_p_compares_with_the_first(logits: np.ndarray, p: float) -> None:
     c = sorted_candidates(logits)
     probabilities = c.probabilities()
     kept = set(min_p(c, p).ids.tolist())
-    clear = {i for i, q in zip(c.ids.tolist(), probabilities, strict=True) if q > p * probabilities[0] * (1 + 1e-5)}
-    near = {i for i, q in zip(c.ids.tolist(), probabilities, strict=True) if q > p * probabilities[0] * (1 - 1e-5)}
+    clear = {
+        i for i, q in zip(c.ids.tolist(), probabilities, strict=True) if q > p * probabilities[0] * (1 + 1e-5)
+    }
+    near = {
+        i for i, q in zip(c.ids.tolist(), probabilities, strict=True) if q > p * probabilities[0] * (1 - 1e-5)
+    }
     assert clear <= kept <= near | {int(c.ids[0])}
 
 
@@ -76,7 +92,9 @@ def test_top_n_sigma() -> None:
 
 def test_penalties() -> None:
     logits = np.array([2.0, -2.0, 1.0], np.float32)
-    penalize(logits, [0, 1, 0], SamplingOptions(repeat_penalty=2.0, frequency_penalty=0.5, presence_penalty=0.25))
+    penalize(
+        logits, [0, 1, 0], SamplingOptions(repeat_penalty=2.0, frequency_penalty=0.5, presence_penalty=0.25)
+    )
     assert logits.tolist() == [2.0 / 2 - 2 * 0.5 - 0.25, -2.0 * 2 - 0.5 - 0.25, 1.0]
 
 

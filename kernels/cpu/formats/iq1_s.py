@@ -1,8 +1,8 @@
 """IQ1_S: superblocks of 256 values, eight at a time from a code book of 2048.
 
 { f16 d; u8 q[32]; u16 qh[8] }: each qh belongs to 32 values: four times three bits, the tops of their
-indices, a scale of three bits, and the sign of a delta of 1/8. A weight is d * (2 * scale + 1) * (entry +
-delta).
+indices, a scale of three bits, and the sign of a delta of 1/8. A weight is
+d * (2 * scale + 1) * (entry + delta).
 """
 
 import numpy as np

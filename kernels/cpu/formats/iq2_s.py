@@ -1,8 +1,8 @@
 """IQ2_S: superblocks of 256 values, eight at a time from a code book of 1024.
 
 { f16 d; u8 q[32]; u8 signs[32]; u8 qh[8]; u8 scales[8] }: pair i of qh is the top of index q[i]; each byte of
-signs belongs to eight values, nibble i of scales to values 16 i and on. A weight is d / 4 * (scale + 1/2) *
-sign * entry.
+signs belongs to eight values, nibble i of scales to values 16 i and on. A weight is
+d / 4 * (scale + 1/2) * sign * entry.
 """
 
 import numpy as np
