@@ -58,7 +58,10 @@ def test_modules_have_docstrings() -> None:
 def test_functions_are_typed() -> None:
     def typed(f: Function) -> bool:
         arguments = [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs]
-        return all(a.annotation or a.arg.strip("_") in ("self", "cls") for a in arguments) and f.returns is not None
+        return (
+            all(a.annotation or a.arg.strip("_") in ("self", "cls") for a in arguments)
+            and f.returns is not None
+        )
 
     assert [name for name, f in functions(PRODUCT) if not typed(f)] == []
 

@@ -171,9 +171,15 @@ def read_until(terminal: int, text: str, seconds: float = 60.0) -> str:
     return seen
 
 
+def listen_to_ctrl_c() -> None:
+    """In a child: a shell starts background jobs, and so perhaps these tests, with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_the_text_and_not_the_session() -> None:
     pid, terminal = pty.fork()
     if pid == 0:
+        listen_to_ctrl_c()
         os.execv(GGRUN[0], [*GGRUN, "run", "--ignore-eos", "--no-show-timings", "-c", "400000"])
     try:
         read_until(terminal, "> ")
@@ -195,6 +201,7 @@ def test_ctrl_c_in_one_shot_keeps_the_text_and_the_times() -> None:
         [*GGRUN, "run", "-p", "Once", "--ignore-eos", "-c", "400000"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=listen_to_ctrl_c,
     )
     assert process.stdout is not None
     process.stdout.read(60)
