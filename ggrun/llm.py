@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from ggrun.devices import open_device
 from ggrun.engine.cache import PAGE
 from ggrun.engine.engine import CACHE_KINDS, Engine, EngineOptions
 from ggrun.engine.generate import Context, StopStrings, Timings, generate
+from ggrun.engine.grammar import Grammar, GrammarVocabulary
 from ggrun.engine.runner import CacheSpec
 from ggrun.engine.sampler import Sampler, SamplingOptions
 from ggrun.errors import UsageError
@@ -119,8 +121,8 @@ class LLM:
 
         max_tokens    -1: until the model ends or the context is full
         stop          texts that end the generation, and are not part of it
-        ignore_eos    go on after an end-of-generation token
-        sampling      or its fields as options: temp=0.7, top_k=20, seed=1... (see SamplingOptions)
+        ignore_eos    go on after an end-of-generation token; the end of a grammar is an end all the same
+        sampling      or its fields as options: temp=0.7, seed=1, grammar="root ::= ..." (see SamplingOptions)
 
         `timings` has the times afterwards. Leaving the loop early is fine.
         """
@@ -128,16 +130,27 @@ class LLM:
         if not tokens:
             raise UsageError("an empty prompt: there is nothing to begin with")
         self._engine.check(tokens)
-        sampler = Sampler(_sampling(sampling, options), lambda t: self.tokenizer.token_text(t))
+        o = _sampling(sampling, options)
+        sampler = Sampler(o, lambda t: self.tokenizer.token_text(t), self._grammar(o))
         return self._pieces(tokens, sampler, max_tokens, StopStrings(stop), ignore_eos)
 
     def generate_tokens(
         self, prompt: Sequence[int], *, sampling: SamplingOptions | None = None, **options: Any
     ) -> Iterator[int]:
         """Token ids after the prompt, until the context is full: what `generate` is made of, without a
-        tokenizer."""
+        tokenizer (but grammars need one)."""
         self.timings = Timings(load=self._load_time)
-        return generate(self._context, list(prompt), Sampler(_sampling(sampling, options)), self.timings)
+        o = _sampling(sampling, options)
+        return generate(self._context, list(prompt), Sampler(o, grammar=self._grammar(o)), self.timings)
+
+    def _grammar(self, o: SamplingOptions) -> Grammar | None:
+        if not (o.grammar or o.json_schema):
+            return None
+        return Grammar(self._grammar_vocabulary, o.grammar, o.json_schema)
+
+    @cached_property
+    def _grammar_vocabulary(self) -> GrammarVocabulary:
+        return GrammarVocabulary(self.tokenizer)
 
     def _pieces(self, tokens: list[int], sampler: Sampler, max_tokens: int, stops: StopStrings, ignore_eos:
     bool

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ggrun.errors import UsageError
+from ggrun.errors import GgrunError, UsageError
 
 Command = Callable[..., Any]
 
@@ -76,6 +76,10 @@ _SAMPLE = [
     _option(
         "-l", "--logit-bias", multiple=True, metavar="ID(+|-)BIAS", help="Make a token more or less likely."
     ),
+    _option("--grammar", default="", help="GBNF that the text has to follow."),
+    _option("--grammar-file", type=click.Path(path_type=Path), help="The same, from a file."),
+    _option("-j", "--json-schema", default="", help="The text is JSON by this schema; {}: any JSON."),
+    _option("-jf", "--json-schema-file", type=click.Path(path_type=Path), help="The same, from a file."),
     _option("-s", "--seed", default=-1, help="-1: a new one every time."),
 ]
 
@@ -114,6 +118,8 @@ def sampling(options: dict[str, Any]) -> Any:
     """Take the sampling options out of `options`: a ggrun.SamplingOptions."""
     from ggrun.engine.sampler import SamplingOptions
 
+    for name in ("grammar", "json_schema"):
+        options[name] = _text_or_file(name, options.pop(name), options.pop(f"{name}_file"))
     taken = {
         name: options.pop(name) for name in list(options) if name in SamplingOptions.__dataclass_fields__
     }
@@ -121,6 +127,27 @@ def sampling(options: dict[str, Any]) -> Any:
     if breakers := options.pop("dry_sequence_breaker"):
         taken["dry_sequence_breakers"] = tuple(breakers)
     return SamplingOptions(**taken)
+
+
+def read_text(file: Path) -> str:
+    """A file's text; GgrunError when it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise GgrunError(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise GgrunError(f"{file}: not a text in UTF-8") from None
+
+
+def _text_or_file(name: str, text: str, file: Path | None) -> str:
+    flag = "--" + name.replace("_", "-")
+    if file is None:
+        return text
+    if text:
+        raise UsageError(f"give {flag} or {flag}-file, not both")
+    if not (text := read_text(file)).strip():
+        raise UsageError(f"{flag}-file {file}: nothing is in it")
+    return text
 
 
 def _bias(text: str) -> tuple[int, float]:

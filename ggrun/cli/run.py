@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from ggrun.cli.options import load, load_options, sampling, sampling_options
+from ggrun.cli.options import load, load_options, read_text, sampling, sampling_options
 from ggrun.cli.terminal import compile_progress, printable
-from ggrun.errors import GgrunError
 
 
 @click.command(context_settings={"auto_envvar_prefix": "GGRUN"})
@@ -84,17 +83,8 @@ def _prompt(options: dict[str, Any]) -> str | None:
     if text is not None:
         return _unescape(text) if escape else str(text)
     if file is not None:
-        return _read(file)
+        return read_text(file)
     return None if sys.stdin.isatty() else sys.stdin.read()
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise GgrunError(f"{file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise GgrunError(f"{file}: not a text in UTF-8") from None
 
 
 def _unescape(text: str) -> str:

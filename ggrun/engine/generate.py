@@ -73,7 +73,7 @@ class Context:
 
 
 def generate(context: Context, prompt: Sequence[int], sampler: Sampler, timings: Timings) -> Iterator[int]:
-    """Tokens after the prompt, until the context is full or the caller stops asking."""
+    """Tokens after the prompt, until the context is full, the grammar ends or the caller stops asking."""
     start = time.perf_counter()
     logits, timings.prompt_tokens = context.replace(prompt)
     timings.prompt = time.perf_counter() - start
@@ -84,9 +84,9 @@ def generate(context: Context, prompt: Sequence[int], sampler: Sampler, timings:
     while True:
         timings.tokens += 1
         timings.generation = time.perf_counter() - start
-        sampler.accept([token])
+        sampler.accept_sampled(token)
         yield token
-        if context.full:
+        if context.full or sampler.complete:
             return
         token = sampler.sample(context.append([token]))
 

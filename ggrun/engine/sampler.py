@@ -8,11 +8,15 @@ the candidates; the temperature and a seeded draw come last.
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.errors import GgrunError, UsageError
+
+if TYPE_CHECKING:
+    from ggrun.engine.grammar import Grammar
 
 Logits = NDArray[np.float32]
 
@@ -39,6 +43,8 @@ class SamplingOptions:
     dry_penalty_last_n: int = -1
     dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    grammar: str = ""  # GBNF; "": any text
+    json_schema: str = ""
     seed: int = -1  # -1: a new one every time
 
     def check(self) -> None:
@@ -49,6 +55,8 @@ class SamplingOptions:
         for name in ("repeat_last_n", "dry_penalty_last_n", "seed"):
             if getattr(self, name) < -1:
                 raise UsageError(f"{name} is {getattr(self, name)}: it must be -1 or more")
+        if self.grammar and self.json_schema:
+            raise UsageError("both a grammar and a JSON schema are given: there can be only one")
         if not self.repeat_penalty > 0.0:
             raise UsageError(f"repeat_penalty is {self.repeat_penalty}: it must be more than 0")
 
@@ -162,25 +170,46 @@ def xtc(c: Candidates, rng: np.random.Generator, o: SamplingOptions) -> Candidat
 
 
 class Sampler:
-    """Chooses tokens for one sequence; the same seed makes the same choices."""
+    """Chooses tokens for one sequence; the same seed makes the same choices.
 
-    def __init__(self, options: SamplingOptions, token_text: Callable[[int], str] | None = None) -> None:
+    `grammar` is made of the options' grammar or json_schema, by those who know the tokenizer.
+    """
+
+    def __init__(
+        self,
+        options: SamplingOptions,
+        token_text: Callable[[int], str] | None = None,
+        grammar: "Grammar | None" = None,
+    ) -> None:
         options.check()
         self.options = options
         self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if options.seed < 0 else options.seed
         self._rng = np.random.default_rng(self.seed)
-        self._token_text = token_text
+        self._token_text, self._grammar = token_text, grammar
         self._history: list[int] = []
         self._breakers: dict[int, bool] = {}
 
+    @property
+    def complete(self) -> bool:
+        """Whether the grammar has come to its end, so that there is nothing more to sample."""
+        return self._grammar is not None and self._grammar.complete
+
     def accept(self, tokens: Iterable[int]) -> None:
-        """Tokens that are now part of the text; penalties look at them."""
+        """A prompt, which is now part of the text; penalties look at it, and the grammar does not."""
         self._history.extend(tokens)
+
+    def accept_sampled(self, token: int) -> None:
+        """A token that was sampled, and is now part of the text."""
+        self._history.append(token)
+        if self._grammar:
+            self._grammar.accept(token)
 
     def sample(self, logits: Logits) -> int:
         """The next token, from its logits [vocab]; GgrunError when they are no numbers."""
         o = self.options
         logits = self._biased(logits)
+        if self._grammar:
+            self._grammar.allow(logits)
         penalize(logits, self._recent(o.repeat_last_n), o)
         if o.dry_multiplier > 0.0:
             recent = self._recent(o.dry_penalty_last_n)
