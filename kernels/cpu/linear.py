@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from .formats.gemm import FEW, ROWS
 from .formats.rows import MATMUL
 from .runtime import Struct, at, invoke, jit, kernel, share
 from .simd import address_of, f32, i32, i64, load, store
@@ -12,24 +13,25 @@ LINEAR = Struct("n x x_stride k w w_stride rows matmul y y_stride scale:f bias")
 EXPERTS = Struct("starts experts x x_stride k w w_stride w_expert rows matmul y y_stride scales biases")
 EMBED = Struct("n tokens w w_stride k dequantize y")
 
-# A tile of weights stays in the L2 cache while the columns pass by, a tile of columns in L1.
-_ROWS, _COLUMNS = 32, 16
 _TASK = len(MATMUL.fields)
 
 
 @jit
-def _tiles(a: Any, w: int, x: int, y: int, columns: int, begin: int, end: int) -> None:
-    """Rows [begin, end) of w times columns of x, a tile at a time; a: LINEAR or EXPERTS."""
+def _rows(total: int, columns: int, thread: int, threads: int) -> tuple[int, int]:
+    """A thread's rows: any for few columns, as many as gemm takes at once for more."""
+    return share(total, thread, threads, ROWS if columns >= FEW else 1)
+
+
+@jit
+def _product(a: Any, w: int, x: int, y: int, columns: int, begin: int, end: int) -> None:
+    """Rows [begin, end) of w times columns of x; a: LINEAR or EXPERTS."""
     memory = np.empty(_TASK, np.int64)
     task = address_of(memory)
     t = at(MATMUL, task)
-    t.w_stride, t.x_stride, t.k, t.y_stride = a.w_stride, a.x_stride, a.k, a.y_stride
-    for row in range(begin, end, _ROWS):
-        for column in range(0, columns, _COLUMNS):
-            t.w, t.rows = w + row * a.w_stride, min(_ROWS, end - row)
-            t.x, t.columns = x + column * a.x_stride, min(_COLUMNS, columns - column)
-            t.y = y + column * a.y_stride + 4 * row
-            invoke(a.matmul, (task,))
+    t.w, t.w_stride, t.rows = w + begin * a.w_stride, a.w_stride, end - begin
+    t.x, t.x_stride, t.k, t.columns = x, a.x_stride, a.k, columns
+    t.y, t.y_stride = y + 4 * begin, a.y_stride
+    invoke(a.matmul, (task,))
     memory[0] = 0  # keeps the array alive until here: Numba does not see its address in use
 
 
@@ -48,8 +50,8 @@ def linear(args: int, thread: int, threads: int) -> None:
     """LINEAR: y[n, rows] = x[n, k] . w[rows, k]^T * scale + bias."""
     a = at(LINEAR, args)
     n = load(i64, a.n)
-    begin, end = share(a.rows, thread, threads, 1)
-    _tiles(a, a.w, a.x, a.y, n, begin, end)
+    begin, end = _rows(a.rows, n, thread, threads)
+    _product(a, a.w, a.x, a.y, n, begin, end)
     if a.bias != 0 or a.scale != 1.0:
         for i in range(n):
             _scale_and_bias(a.y + i * a.y_stride, a.bias, np.float32(a.scale), begin, end)
@@ -60,11 +62,11 @@ def experts(args: int, thread: int, threads: int) -> None:
     """EXPERTS: the columns starts[e] to starts[e + 1] times expert e's weights, for every expert that has
     some."""
     a = at(EXPERTS, args)
-    begin, end = share(a.rows, thread, threads, 1)
     for e in range(a.experts):
         first, last = np.int64(load(i32, a.starts + 4 * e)), np.int64(load(i32, a.starts + 4 * e + 4))
         x, y = a.x + first * a.x_stride, a.y + first * a.y_stride
-        _tiles(a, a.w + e * a.w_expert, x, y, last - first, begin, end)
+        begin, end = _rows(a.rows, last - first, thread, threads)
+        _product(a, a.w + e * a.w_expert, x, y, last - first, begin, end)
         scale = load(f32, a.scales + 4 * e) if a.scales != 0 else np.float32(1.0)
         bias = a.biases + 4 * a.rows * e if a.biases != 0 else 0
         if bias != 0 or scale != np.float32(1.0):

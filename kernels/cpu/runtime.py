@@ -11,23 +11,45 @@ operation.
 """
 
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any, ClassVar
 
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, from_dtype, njit, types
-from numba.core.imputils import lower_constant
-from numba.extending import models, register_model, typeof_impl
+from numba import cfunc, from_dtype, njit, typeof, types
+from numba.core.dispatcher import Dispatcher
 
 from .llvm_ir import I32, I64, ISA, Value, call, pointer
-from .simd import Codegen, intrinsic
+from .simd import STATIC, Codegen, intrinsic, static
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """A helper that kernels call. Not cached: the machine code of a kernel holds its helpers'."""
+    """A helper that kernels call. Not cached: the machine code of a kernel holds its helpers'.
+
+    The linker knows helpers by their names, also in machine code that other processes left in the cache. So a
+    helper from a factory is named by what it closes over: the same name must mean the same code.
+    """
+    if function.__closure__:
+        inside = " ".join(_identity(cell.cell_contents) for cell in function.__closure__)
+        function.__qualname__ += f"<{sha256(inside.encode()).hexdigest()[:16]}>"
     return njit(**_OPTIONS)(function)
+
+
+def _identity(value: Any) -> str:
+    """A name for what a helper closes over, that is the same in every process."""
+    if isinstance(value, int | float | str | bool):
+        return repr(value)
+    if isinstance(value, Dispatcher):
+        return f"{value.py_func.__module__}.{value.py_func.__qualname__}"
+    if isinstance(value, tuple(STATIC)):
+        return str(typeof(value).name)
+    if name := getattr(value, "_name", None):  # an intrinsic
+        return str(name)
+    raise TypeError(
+        f"a helper must not close over {value!r}: what it is called in other processes is unknown"
+    )
 
 
 def _entry(function: Callable[..., Any]) -> Any:
@@ -97,15 +119,7 @@ class Struct:
         return packed
 
 
-class _StructType(types.Dummy):
-    def __init__(self, struct: Struct) -> None:
-        self.struct = struct
-        super().__init__(f"Struct({struct.dtype.descr})")
-
-
-typeof_impl.register(Struct)(lambda struct, _: _StructType(struct))
-register_model(_StructType)(models.OpaqueModel)
-lower_constant(_StructType)(lambda context, builder, ty, value: context.get_dummy_value())
+static(Struct, lambda struct: str(struct.dtype.descr))
 
 
 @intrinsic
@@ -115,7 +129,7 @@ def at(ctx: Any, struct: Any, address: Any) -> Codegen:
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
         return b.inttoptr(args[1], context.get_value_type(sig.return_type))
 
-    return struct.struct.record(struct, types.intp), codegen
+    return struct.value.record(struct, types.intp), codegen
 
 
 @intrinsic

@@ -85,7 +85,7 @@ class Kind:
 
 
 class _Static(types.Dummy):
-    """The Numba type of a compile-time constant: a Kind, or the lanes of a shuffle."""
+    """The Numba type of a compile-time constant: its `value` shapes the code of an intrinsic."""
 
     def __init__(self, value: Any, name: str) -> None:
         self.value = value
@@ -96,8 +96,18 @@ class Lanes(tuple[int, ...]):
     """The lanes that a shuffle picks."""
 
 
-typeof_impl.register(Kind)(lambda kind, _: _Static(kind, f"{kind.elem}x{kind.n}"))
-typeof_impl.register(Lanes)(lambda lanes, _: _Static(lanes, f"Lanes{tuple(lanes)}"))
+STATIC: list[type] = []
+"""The classes of compile-time constants."""
+
+
+def static(cls: type, name: Callable[[Any], str]) -> None:
+    """Let kernels use objects of a class as compile-time constants; equal names mean equal constants."""
+    STATIC.append(cls)
+    typeof_impl.register(cls)(lambda value, _: _Static(value, f"{cls.__name__}({name(value)})"))
+
+
+static(Kind, lambda kind: f"{kind.elem}x{kind.n}")
+static(Lanes, lambda lanes: str(tuple(lanes)))
 register_model(_Static)(models.OpaqueModel)
 lower_constant(_Static)(lambda context, builder, ty, value: context.get_dummy_value())
 

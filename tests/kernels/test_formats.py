@@ -109,12 +109,13 @@ def test_every_power_of_two_of_mxfp4() -> None:
     np.testing.assert_array_equal(got, exact("MXFP4", data))
 
 
-@pytest.mark.parametrize("columns", [0, 1, 3, 8])
+@pytest.mark.parametrize("columns", [0, 1, 3, 8, 65])
 @pytest.mark.parametrize("name", FORMATS)
 def test_product(name: str, columns: int) -> None:
     rng = np.random.default_rng(2)
     block = GGML_QUANT_SIZES[GGMLQuantizationType[name]][0]
-    for rows, k in ((1, block * 3 + 256 * (block == 1)), (7, 768), (2, 1024 + 32 * (block <= 32))):
+    shapes = [(1, 3 * block + 256 * (block == 1)), (7, 768), (150, 512 + 160 * (block <= 32))]
+    for rows, k in [*shapes, (2, 1024 + 32 * (block <= 32))]:
         data = random_rows(name, rows, k, rng)
         x = rng.standard_normal((columns, k)).astype(np.float32)
         seen = values(quantized(x), k) if load_cpu(f"formats.{name.lower()}").COLUMNS == "q8" else x

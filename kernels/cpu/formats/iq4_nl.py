@@ -3,9 +3,9 @@
 import numpy as np
 
 from ..runtime import jit, kernel
-from ..simd import address_of, dot4_full, f32x8, i8x16, load, lookup, splat
+from ..simd import address_of, f32x8, i8x16, load, lookup, splat
+from .blocks import blocks_dequantize, blocks_matmul, half
 from .q4_0 import nibbles
-from .rows import blocks_dequantize, blocks_dot, half, matmul_of
 
 COLUMNS = "q8"
 SIZE = 18
@@ -30,7 +30,7 @@ def _scale(p: int) -> tuple[object, object]:
     return d, d * splat(f32x8, 128.0)
 
 
-_matmul = matmul_of(blocks_dot(_unpack, _scale, SIZE, dot4_full))
+_matmul = blocks_matmul(_unpack, _scale, SIZE, full=True)
 _dequantize = blocks_dequantize(_unpack, _scale, SIZE)
 
 

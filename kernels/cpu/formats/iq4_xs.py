@@ -10,7 +10,6 @@ from ..runtime import jit, kernel
 from ..simd import (
     Lanes,
     address_of,
-    dot4_full,
     f16,
     f32x8,
     i32x8,
@@ -23,8 +22,7 @@ from ..simd import (
     u32,
 )
 from .iq4_nl import values
-from .rows import matmul_of
-from .superblocks import superblocks_dequantize, superblocks_dot
+from .superblocks import superblocks_dequantize, superblocks_matmul
 
 COLUMNS = "q8"
 SIZE = 136
@@ -52,7 +50,7 @@ def _scale(p: int) -> tuple[object, object]:
     return d, d * splat(f32x8, 128.0)
 
 
-_matmul = matmul_of(superblocks_dot(_unpack, _scale, SIZE, 8, dot4_full))
+_matmul = superblocks_matmul(_unpack, _scale, SIZE, 8, full=True)
 _dequantize = superblocks_dequantize(_unpack, _scale, SIZE, 8)
 
 

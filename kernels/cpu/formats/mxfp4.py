@@ -8,8 +8,8 @@ import numpy as np
 
 from ..runtime import jit, kernel
 from ..simd import address_of, f32, f32x8, i8x16, load, lookup, splat, u8
+from .blocks import blocks_dequantize, blocks_matmul
 from .q4_0 import nibbles
-from .rows import blocks_dequantize, blocks_dot, matmul_of
 
 COLUMNS = "q8"
 SIZE = 17
@@ -29,7 +29,7 @@ def _scale(p: int) -> tuple[object, object]:
     return d, d * splat(f32x8, 12.0)
 
 
-_matmul = matmul_of(blocks_dot(_unpack, _scale, SIZE))
+_matmul = blocks_matmul(_unpack, _scale, SIZE)
 _dequantize = blocks_dequantize(_unpack, _scale, SIZE)
 
 

@@ -7,8 +7,7 @@ one; a weight is d * scale * pair - dmin * minimum.
 
 from ..runtime import jit, kernel
 from ..simd import f16, f32x16, i8x16, i32x8, join, load, splat, to_f32, zext
-from .rows import matmul_of
-from .superblocks import superblocks_dequantize, superblocks_dot
+from .superblocks import superblocks_dequantize, superblocks_matmul
 
 COLUMNS = "q8"
 SIZE = 84
@@ -34,7 +33,7 @@ def _scale(p: int) -> tuple[object, object]:
     return to_f32(s & 15) * d, to_f32(s >> 4) * m
 
 
-_matmul = matmul_of(superblocks_dot(_unpack, _scale, SIZE, 16))
+_matmul = superblocks_matmul(_unpack, _scale, SIZE, 16)
 _dequantize = superblocks_dequantize(_unpack, _scale, SIZE, 16)
 
 

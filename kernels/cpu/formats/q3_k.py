@@ -10,8 +10,7 @@ import numpy as np
 from ..runtime import jit, kernel
 from ..simd import address_of, f16, f32x16, i8x8, i32x8, i32x16, join, load, splat, to_f32, u32, zext
 from .q2_k import pairs
-from .rows import matmul_of
-from .superblocks import superblocks_dequantize, superblocks_dot
+from .superblocks import superblocks_dequantize, superblocks_matmul
 
 COLUMNS = "q8"
 SIZE = 110
@@ -35,7 +34,7 @@ def _scale(p: int) -> tuple[object, object]:
     return d, d * splat(f32x16, 4.0)
 
 
-_matmul = matmul_of(superblocks_dot(_unpack, _scale, SIZE, 16))
+_matmul = superblocks_matmul(_unpack, _scale, SIZE, 16)
 _dequantize = superblocks_dequantize(_unpack, _scale, SIZE, 16)
 
 

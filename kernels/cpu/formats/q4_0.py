@@ -5,7 +5,7 @@
 
 from ..runtime import jit, kernel
 from ..simd import f32x8, i32x4, join, load, splat
-from .rows import blocks_dequantize, blocks_dot, half, matmul_of
+from .blocks import blocks_dequantize, blocks_matmul, half
 
 COLUMNS = "q8"
 SIZE = 18
@@ -29,7 +29,7 @@ def _scale(p: int) -> tuple[object, object]:
     return d, d * splat(f32x8, 8.0)
 
 
-_matmul = matmul_of(blocks_dot(_unpack, _scale, SIZE))
+_matmul = blocks_matmul(_unpack, _scale, SIZE)
 _dequantize = blocks_dequantize(_unpack, _scale, SIZE)
 
 

@@ -5,8 +5,8 @@
 
 from ..runtime import jit, kernel
 from ..simd import f32x8, zero
+from .blocks import blocks_dequantize, blocks_matmul, half
 from .q4_0 import nibbles
-from .rows import blocks_dequantize, blocks_dot, half, matmul_of
 
 COLUMNS = "q8"
 SIZE = 20
@@ -23,7 +23,7 @@ def scale(p: int) -> tuple[object, object]:
     return half(p), zero(f32x8) - half(p + 2)
 
 
-_matmul = matmul_of(blocks_dot(_unpack, scale, SIZE))
+_matmul = blocks_matmul(_unpack, scale, SIZE)
 _dequantize = blocks_dequantize(_unpack, scale, SIZE)
 
 

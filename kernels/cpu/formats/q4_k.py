@@ -10,8 +10,7 @@ import numpy as np
 
 from ..runtime import jit, kernel
 from ..simd import bitcast, f16, f32x8, i8x8, i32x8, join, load, splat, to_f32, u32, zext
-from .rows import matmul_of
-from .superblocks import superblocks_dequantize, superblocks_dot
+from .superblocks import superblocks_dequantize, superblocks_matmul
 
 COLUMNS = "q8"
 SIZE = 144
@@ -47,7 +46,7 @@ def scale(p: int) -> tuple[object, object]:
     return d, to_f32(zext(bitcast(i8x8, minima))) * splat(f32x8, load(f16, p + 2))
 
 
-_matmul = matmul_of(superblocks_dot(_unpack, scale, SIZE, 8))
+_matmul = superblocks_matmul(_unpack, scale, SIZE, 8)
 _dequantize = superblocks_dequantize(_unpack, scale, SIZE, 8)
 
 

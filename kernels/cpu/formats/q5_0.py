@@ -7,8 +7,8 @@ import numpy as np
 
 from ..runtime import jit, kernel
 from ..simd import Lanes, address_of, bitcast, f32x8, i8x16, i32x8, load, shuffle, splat
+from .blocks import blocks_dequantize, blocks_matmul, half
 from .q4_0 import nibbles
-from .rows import blocks_dequantize, blocks_dot, half, matmul_of
 
 COLUMNS = "q8"
 SIZE = 22
@@ -37,7 +37,7 @@ def _scale(p: int) -> tuple[object, object]:
     return d, d * splat(f32x8, 16.0)
 
 
-_matmul = matmul_of(blocks_dot(_unpack, _scale, SIZE))
+_matmul = blocks_matmul(_unpack, _scale, SIZE)
 _dequantize = blocks_dequantize(_unpack, _scale, SIZE)
 
 

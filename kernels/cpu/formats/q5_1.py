@@ -4,9 +4,9 @@
 """
 
 from ..runtime import jit, kernel
+from .blocks import blocks_dequantize, blocks_matmul
 from .q4_1 import scale
 from .q5_0 import five_bits
-from .rows import blocks_dequantize, blocks_dot, matmul_of
 
 COLUMNS = "q8"
 SIZE = 24
@@ -17,7 +17,7 @@ def _unpack(p: int) -> object:
     return five_bits(p + 4)
 
 
-_matmul = matmul_of(blocks_dot(_unpack, scale, SIZE))
+_matmul = blocks_matmul(_unpack, scale, SIZE)
 _dequantize = blocks_dequantize(_unpack, scale, SIZE)
 
 

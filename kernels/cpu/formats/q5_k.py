@@ -7,8 +7,7 @@ bit of value 32 i + j.
 from ..runtime import jit, kernel
 from ..simd import i32x8, join, load
 from .q4_k import nibbles, scale
-from .rows import matmul_of
-from .superblocks import superblocks_dequantize, superblocks_dot
+from .superblocks import superblocks_dequantize, superblocks_matmul
 
 COLUMNS = "q8"
 SIZE = 176
@@ -23,7 +22,7 @@ def _unpack(p: int) -> tuple[object, object, object, object]:
     return q_0 | (low & top), q_1 | ((low >> 2) & top), q_2 | (high & top), q_3 | ((high >> 2) & top)
 
 
-_matmul = matmul_of(superblocks_dot(_unpack, scale, SIZE, 8))
+_matmul = superblocks_matmul(_unpack, scale, SIZE, 8)
 _dequantize = superblocks_dequantize(_unpack, scale, SIZE, 8)
 
 

@@ -7,8 +7,7 @@ at bits 0, 2, 4, 6 of qh belong to values 0-31, 32-63, 64-95, 96-127.
 
 from ..runtime import jit, kernel
 from ..simd import f16, f32x16, i8x16, i32x8, i32x16, join, load, sext, splat, to_f32
-from .rows import matmul_of
-from .superblocks import superblocks_dequantize, superblocks_dot
+from .superblocks import superblocks_dequantize, superblocks_matmul
 
 COLUMNS = "q8"
 SIZE = 210
@@ -32,7 +31,7 @@ def _scale(p: int) -> tuple[object, object]:
     return d, d * splat(f32x16, 32.0)
 
 
-_matmul = matmul_of(superblocks_dot(_unpack, _scale, SIZE, 16))
+_matmul = superblocks_matmul(_unpack, _scale, SIZE, 16)
 _dequantize = superblocks_dequantize(_unpack, _scale, SIZE, 16)
 
 

@@ -1,8 +1,8 @@
 """Q8_0: blocks of 32 signed bytes, one half-float scale. { f16 d; i8 q[32] }"""
 
 from ..runtime import jit, kernel
-from ..simd import dot4_full, f32x8, i32x8, load, splat
-from .rows import blocks_dequantize, blocks_dot, half, matmul_of
+from ..simd import f32x8, i32x8, load, splat
+from .blocks import blocks_dequantize, blocks_matmul, half
 
 COLUMNS = "q8"
 SIZE = 34
@@ -19,7 +19,7 @@ def _scale(p: int) -> tuple[object, object]:
     return d, d * splat(f32x8, 128.0)
 
 
-_matmul = matmul_of(blocks_dot(_unpack, _scale, SIZE, dot4_full))
+_matmul = blocks_matmul(_unpack, _scale, SIZE, full=True)
 _dequantize = blocks_dequantize(_unpack, _scale, SIZE)
 
 

@@ -11,6 +11,7 @@ from ..simd import (
     Lanes,
     bitcast,
     dot4,
+    dot4_full,
     f32x8,
     f32x16,
     fma,
@@ -25,17 +26,26 @@ from ..simd import (
     zero,
     zext,
 )
+from ..tiles import LINE
+from .gemm import RAW, RAW_MINIMA, RAW_SCALES, few_or_many, gemm_of, scales_transposer, transpose_bytes
 from .rows import AHEAD
 
 _f32x64 = Kind("f32", 64)
 
 
-def superblocks_dot(unpack: Any, scale: Any, size: int, n: int, dot4: Any = dot4) -> Any:
-    """dot for superblocks of n sub-blocks: unpack(p) -> four times 64 unsigned bytes, scale(p) -> (d, m).
+def superblocks_matmul(unpack: Any, scale: Any, size: int, n: int, full: bool = False) -> Any:
+    """matmul for superblocks of n sub-blocks: unpack(p) -> four times 64 unsigned bytes, scale(p) -> (d, m).
 
     The bytes are in i32x16; d and m have a lane a sub-block; a weight is d * byte - m; a superblock is `size`
-    bytes. Bytes above 127 need `dot4_full`.
+    bytes. `full` allows bytes above 127.
     """
+    many = gemm_of(_unpacker(unpack, scale, n), size, n, full)
+    return few_or_many(_dot_of(unpack, scale, size, n, full), many)
+
+
+def _dot_of(unpack: Any, scale: Any, size: int, n: int, full: bool) -> Any:
+    """dot(row, x, k) -> float32; see superblocks_matmul."""
+    multiply = dot4_full if full else dot4
     vector, sums_of = Kind("f32", n), sums_at if n == 8 else half_sums_at
     columns = Lanes([8 * i // n for i in range(n)])  # a scale a 32 values of the column to one a sub-block
     lanes_0, lanes_1, lanes_2, lanes_3 = _spread(n, 4)
@@ -52,17 +62,17 @@ def superblocks_dot(unpack: Any, scale: Any, size: int, n: int, dot4: Any = dot4
             minimum = fma(m, load(vector, sums + 4 * n * i), minimum)
             d = d * shuffle(load(f32x8, scales + 32 * i), columns)
             q_0, q_1, q_2, q_3 = unpack(p)
-            even = fma(to_f32(dot4(zero(i32x16), q_0, load(i32x16, c))), shuffle(d, lanes_0), even)
-            odd = fma(to_f32(dot4(zero(i32x16), q_1, load(i32x16, c + 64))), shuffle(d, lanes_1), odd)
-            even = fma(to_f32(dot4(zero(i32x16), q_2, load(i32x16, c + 128))), shuffle(d, lanes_2), even)
-            odd = fma(to_f32(dot4(zero(i32x16), q_3, load(i32x16, c + 192))), shuffle(d, lanes_3), odd)
+            even = fma(to_f32(multiply(zero(i32x16), q_0, load(i32x16, c))), shuffle(d, lanes_0), even)
+            odd = fma(to_f32(multiply(zero(i32x16), q_1, load(i32x16, c + 64))), shuffle(d, lanes_1), odd)
+            even = fma(to_f32(multiply(zero(i32x16), q_2, load(i32x16, c + 128))), shuffle(d, lanes_2), even)
+            odd = fma(to_f32(multiply(zero(i32x16), q_3, load(i32x16, c + 192))), shuffle(d, lanes_3), odd)
         return hsum(even + odd) - hsum(minimum)
 
     return dot
 
 
 def superblocks_dequantize(unpack: Any, scale: Any, size: int, n: int) -> Any:
-    """dequantize(w, k, y) for the formats of superblocks_dot."""
+    """dequantize(w, k, y) for the formats of superblocks_matmul."""
     lanes_0, lanes_1, lanes_2, lanes_3 = _spread(n, 1)
 
     @jit
@@ -85,3 +95,25 @@ def superblocks_dequantize(unpack: Any, scale: Any, size: int, n: int) -> Any:
 def _spread(n: int, values: int) -> list[Lanes]:
     """For each quarter of a superblock, n scales to a lane for so many values."""
     return [Lanes([(64 * part + i) * n // 256 for i in range(0, 64, values)]) for part in range(4)]
+
+
+def _unpacker(unpack: Any, scale: Any, n: int) -> Any:
+    """unpack_16 for gemm_of."""
+    kind, transpose_scales = Kind("f32", n), scales_transposer(n)
+
+    @jit
+    def unpack_16(p: int, stride: int, blocks: int, scratch: int, group: int) -> None:
+        for r in range(16):
+            q_0, q_1, q_2, q_3 = unpack(p + r * stride)
+            raw = scratch + RAW + LINE * r
+            store(i32x16, q_0, raw)
+            store(i32x16, q_1, raw + 16 * LINE)
+            store(i32x16, q_2, raw + 32 * LINE)
+            store(i32x16, q_3, raw + 48 * LINE)
+            d, m = scale(p + r * stride)
+            store(kind, d, scratch + RAW_SCALES + LINE * r)
+            store(kind, m, scratch + RAW_MINIMA + LINE * r)
+        transpose_bytes(scratch, group)
+        transpose_scales(scratch, group)
+
+    return unpack_16

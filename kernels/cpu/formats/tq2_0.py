@@ -3,8 +3,7 @@
 from ..runtime import jit, kernel
 from ..simd import f16, f32x8, load, splat
 from .q2_k import pairs
-from .rows import matmul_of
-from .superblocks import superblocks_dequantize, superblocks_dot
+from .superblocks import superblocks_dequantize, superblocks_matmul
 
 COLUMNS = "q8"
 SIZE = 66
@@ -16,7 +15,7 @@ def _scale(p: int) -> tuple[object, object]:
     return d, d
 
 
-_matmul = matmul_of(superblocks_dot(pairs, _scale, SIZE, 8))
+_matmul = superblocks_matmul(pairs, _scale, SIZE, 8)
 _dequantize = superblocks_dequantize(pairs, _scale, SIZE, 8)
 
 

@@ -1,0 +1,32 @@
+"""Kernels from the disk cache: each finds its own helpers, whichever process compiled them, in whichever order."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+CHECK = """
+import sys
+import numpy as np
+from tests.kernels.test_formats import exact, product, random_rows
+for name in sys.argv[1].split():
+    data = random_rows(name, 150, 512, np.random.default_rng(1))
+    x = np.random.default_rng(2).standard_normal((5, 512)).astype(np.float32)
+    want = x.astype(np.float64) @ exact(name, data).T
+    assert np.linalg.norm(product(name, data, x) - want) < 2e-2 * np.linalg.norm(want), name
+"""
+
+
+def test_kernels_of_several_processes_in_one(tmp_path: Path) -> None:
+    # Each process numbers its functions from one on: without names of their own, the helpers of F16 that one
+    # process compiled and those of F32 that another did would be taken for the same.
+    for names in ("F32", "F16", "BF16", "Q4_0", "Q8_0", "Q6_K F32 Q4_0 BF16 Q8_0 F16"):
+        done = subprocess.run(
+            [sys.executable, "-c", CHECK, names],
+            env={**os.environ, "GGRUN_CACHE": str(tmp_path)},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
