@@ -1,4 +1,4 @@
-"""Kernels from the disk cache: each finds its own helpers, whichever process compiled them, in whichever order."""
+"""Kernels from the disk cache: each finds its own helpers, whichever process compiled them."""
 
 import os
 import subprocess
