@@ -1,5 +1,4 @@
-"""ggrun runs GGUF models. Importing it is cheap: what needs Numba or a tokenizer is imported when it is
-used."""
+"""ggrun runs GGUF models. Importing it is cheap: what needs Numba is imported when it is used."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -2,8 +2,7 @@
 
 
 class GgrunError(Exception):
-    """Something is wrong with a file, a device or a request; str() is the one line that says what and what
-    to do."""
+    """Something is wrong with a file, a device or a request; str() is the one line that says so."""
 
     exit_status = 1
 

@@ -43,8 +43,7 @@ class LLM:
     plan          where every layer runs, instead of devices and split_mode
 
     Whatever goes wrong is a ggrun.GgrunError whose text is one line. A model without a usable tokenizer
-    loads, and
-    takes token ids; `tokenizer` then raises the TokenizerError that says why.
+    loads, and takes token ids; `tokenizer` then raises the TokenizerError that says why.
     """
 
     def __init__(

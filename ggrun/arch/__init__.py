@@ -1,8 +1,8 @@
 """Architectures as data: one small file each, found by the name in general.architecture.
 
 A file says in what its architecture differs from a pre-norm decoder with rotary embedding and SwiGLU. What a
-model's own tensors tell (biases, norms on heads, experts, tied embeddings) is no option: it is there or it
-is not.
+model's own tensors tell (biases, norms on heads, experts, tied embeddings) is no option: it is there or it is
+not.
 """
 
 import pkgutil

@@ -31,9 +31,8 @@ from ggrun.cli.terminal import compile_progress, printable
 def run(**options: Any) -> int:
     """Generate text after a prompt.
 
-    The prompt is -p, -f or what is piped in. In a terminal, without any of them, ggrun asks for one again
-    and again:
-    Ctrl+C ends a text, Ctrl+D the session.
+    The prompt is -p, -f or what is piped in. In a terminal, without any of them, ggrun asks for one again and
+    again: Ctrl+C ends a text, Ctrl+D the session.
     """
     prompt = _prompt(options)
     show = _Output(options)

@@ -7,8 +7,7 @@ KINDS = ("cpu",)
 
 
 def open_device(name: str, threads: int | None = None) -> Device:
-    """The device of this name; UsageError when there is none. threads: of the CPU, None for its physical
-    cores."""
+    """The device of this name; UsageError when there is none. threads: of the CPU, None for its cores."""
     if name == "cpu":
         from ggrun.devices.cpu import Cpu
 

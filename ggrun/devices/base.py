@@ -1,11 +1,9 @@
 """What a device must do. A kind of device is one file with a class of this shape in it.
 
 A forward pass is recorded once: each call on a Recorder notes an operation and returns the Buffer that it
-will fill.
-`finish` turns the notes into a Program, which runs any number of times: how many rows there are, the tokens
-and
-their places are read from Inputs at each run. A Buffer's memory is used again as soon as Python drops the
-Buffer.
+will fill. `finish` turns the notes into a Program, which runs any number of times: how many rows there are,
+the tokens and their places are read from Inputs at each run. A Buffer's memory is used again as soon as
+Python drops the Buffer.
 """
 
 from dataclasses import dataclass
@@ -64,8 +62,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Cells:
-    """The keys or the values of one layer: memory for [page, head, position in page], a row of `dim` values
-    each."""
+    """The keys or the values of one layer: [page, head, position in page], rows of `dim` values."""
 
     memory: Memory
     kind: str  # f32, f16, bf16, q8_0
@@ -82,8 +79,7 @@ class Program(Protocol):
 
 
 class Recorder(Protocol):
-    """The operations that a forward pass is made of. All values are float32 unless a Weight says
-    otherwise."""
+    """The operations that a forward pass is made of. Values are float32, but for weights."""
 
     inputs: Inputs
 
@@ -156,8 +152,7 @@ class Device(Protocol):
         """A float32 vector on the device."""
 
     def weight(self, tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Weight:
-        """A tensor's block of rows and columns, in its own format; a third dimension is one matrix a
-        expert."""
+        """A tensor's block of rows and columns, in its own format; a third dimension: experts."""
 
     def write(self, buffer: Buffer, values: NDArray[np.float32]) -> None:
         """Fill the first rows of an input buffer."""

@@ -2,8 +2,7 @@
 needed.
 
 All threads walk the table; each does its share of every operation. An operation must wait for all threads
-only when
-it touches memory that an operation since the last barrier wrote, or writes memory that one read.
+only when it touches memory that an operation since the last barrier wrote, or writes memory that one read.
 """
 
 from collections import defaultdict
@@ -39,8 +38,7 @@ class _Pool:
 
 
 class CpuBuffer:
-    """Rows of float32 (or of quantized columns), whose memory goes back to the pool with the last
-    reference."""
+    """Rows of float32 (or of quantized columns), whose memory goes back when it is dropped."""
 
     def __init__(self, pool: _Pool, rows: Rows, width: int, row_bytes: int, limit: int) -> None:
         self.rows, self.width, self.row_bytes = rows, width, row_bytes

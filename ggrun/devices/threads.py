@@ -34,8 +34,7 @@ class ThreadPool:
         finalize(self, self._crew.dismiss)
 
     def run(self, table: NDArray[np.int64]) -> None:
-        """Walk a table of operations [n, 3] (see kernels/cpu/runtime.py) on all threads; one table at a
-        time."""
+        """Walk a table of operations [n, 3] (see kernels/cpu/runtime.py) on all threads."""
         with self._busy:
             self._crew.wake()
             self._runtime.post(self._control.ctypes.data, self.threads, table.ctypes.data, len(table))

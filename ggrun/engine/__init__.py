@@ -1,2 +1,1 @@
-"""The engine: weights, KV cache, one member's runner, the pipeline that walks a plan, sampling and
-generation."""
+"""The engine: weights, KV cache, runners, the pipeline that walks a plan, sampling, generation."""

@@ -2,8 +2,7 @@
 themselves.
 
 A sequence's positions run from 0 without gaps; position p lies in page p // PAGE of its table. Sequences
-grow, step
-back and go; pages that are let go are used again.
+grow, step back and go; pages that are let go are used again.
 """
 
 import numpy as np
@@ -39,8 +38,7 @@ class KVCache:
         return self._lengths[sequence]
 
     def extend(self, sequence: int, n: int) -> NDArray[np.int32]:
-        """Room for a sequence's next n positions: their slots (page * PAGE + offset). CacheFull changes
-        nothing."""
+        """Room for a sequence's next n positions: their slots (page * PAGE + offset); or CacheFull."""
         table, begin = self._tables[sequence], self._lengths[sequence]
         missing = pages_for(begin + n) - len(table)
         if missing > self.pages - self._fresh + len(self._free):

@@ -59,8 +59,7 @@ class Engine:
         """Append tokens to a sequence; the logits after the last, or after each: float32 [1 or n, vocab].
 
         Long prompts are cut into micro-batches. UsageError for a token that the vocabulary does not have,
-        CacheFull
-        when the context is; both change nothing.
+        CacheFull when the context is; both change nothing.
         """
         begin = self.cache.length(sequence)
         ids = self.check(tokens, begin)

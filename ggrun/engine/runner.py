@@ -1,5 +1,4 @@
-"""One member's share of some half layers on one device: weights, cells of the KV cache, a recorded
-program."""
+"""One member's share of some half layers on one device: weights, cells, a recorded program."""
 
 from dataclasses import dataclass
 

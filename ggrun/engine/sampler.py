@@ -1,8 +1,7 @@
 """From logits to a token: llama.cpp's chain of samplers, with its order, defaults and meanings.
 
 Penalties and biases change the logits of known tokens and work on the whole vocabulary; then filters narrow
-down
-the candidates; the temperature and a seeded draw come last.
+down the candidates; the temperature and a seeded draw come last.
 """
 
 from collections import Counter

@@ -1,5 +1,4 @@
-"""A member's weights: named tensors, checked for their shapes, cut to the member's share, given to its
-device."""
+"""A member's weights: named tensors, checked, cut to the member's share, given to its device."""
 
 from typing import Any
 
@@ -31,8 +30,7 @@ class Weights:
     def matrix(self, name: str, columns: int, rows: int, cut: Range | None = None, cut_columns: Range | None
     = None,
                experts: int = 0) -> Weight:  # fmt: skip
-        """The matrix [rows, columns] (or one a expert), or the block of it that `cut` and `cut_columns`
-        leave."""
+        """The matrix [rows, columns] (or one a expert), or the block that the cuts leave."""
         tensor = self._tensor(name, columns, rows, *([experts] if experts else []))
         return self.device.weight(tensor, cut or (0, rows), cut_columns or (0, columns))
 

@@ -1,8 +1,7 @@
 """Where every layer runs: a Plan is data, made before anything is loaded.
 
 A Plan is a list of Stages; a Stage is a run of half layers and the Members that share it; a Member is a
-device and
-the ranges of heads, key-value heads and feed-forward columns that it owns.
+device and the ranges of heads, key-value heads and feed-forward columns that it owns.
 """
 
 import json

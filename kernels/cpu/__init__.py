@@ -1,2 +1,1 @@
-"""The CPU's kernels: Numba over a SIMD vocabulary of our own (simd.py), one file a weight format or
-operation."""
+"""The CPU's kernels: Numba over a SIMD vocabulary of our own; see docs/architecture.md."""

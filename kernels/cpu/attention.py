@@ -1,8 +1,7 @@
 """Attention over a paged KV cache, as operations.
 
 Keys and values of one layer lie as cells[page, head, position in page], a row each (see cache/). Each token
-names
-the row of `tables` that lists the pages of its sequence, so that any mix of sequences is one batch.
+names the row of `tables` that lists the pages of its sequence, so that any mix of sequences is one batch.
 """
 
 from typing import Any
@@ -33,8 +32,7 @@ def store_cells(args: int, thread: int, threads: int) -> None:
 
 @jit
 def _softmax_step(s: int, n: int, scale: np.float32, largest: np.float32) -> tuple[np.float32, np.float32]:
-    """Scores at s to weights e^(s * scale - max), the max over these and `largest`: (new max, sum of
-    weights)."""
+    """Scores at s to weights e^(s * scale - max), max over these and `largest`: (max, sum of weights)."""
     for j in range(n):
         largest = max(largest, load(f32, s + 4 * j) * scale)
     total = np.float32(0.0)
@@ -72,8 +70,7 @@ def _attend_head(a: Any, q: int, y: int, table: int, head: int, n: int, scores: 
 
 @kernel
 def attend(args: int, thread: int, threads: int) -> None:
-    """ATTEND: y[n, heads, value_dim] = softmax(q . keys * scale) . values, over positions up to the token's
-    own."""
+    """ATTEND: y[n, heads, value_dim] = softmax(q . keys * scale) . values, over positions to the token's own."""
     a = at(ATTEND, args)
     group = a.heads // a.kv_heads
     begin, end = share(load(i64, a.n) * a.kv_heads, thread, threads, 1)

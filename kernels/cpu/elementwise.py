@@ -37,8 +37,7 @@ def _rms_norm(x: int, y: int, width: int, weight: int, eps: np.float32) -> None:
 
 @kernel
 def rms_norm(args: int, thread: int, threads: int) -> None:
-    """RMS_NORM: each of n * groups rows of `width` (a row, or a head of it) normed and weighted; x may be
-    y."""
+    """RMS_NORM: each of n * groups rows of `width` (a row, or a head) normed and weighted; x may be y."""
     a = at(RMS_NORM, args)
     begin, end = share(load(i64, a.n) * a.groups, thread, threads, 1)
     for i in range(begin, end):

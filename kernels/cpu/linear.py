@@ -59,8 +59,7 @@ def linear(args: int, thread: int, threads: int) -> None:
 
 @kernel
 def experts(args: int, thread: int, threads: int) -> None:
-    """EXPERTS: the columns starts[e] to starts[e + 1] times expert e's weights, for every expert that has
-    some."""
+    """EXPERTS: the columns starts[e] to starts[e + 1] times expert e's weights, where there are some."""
     a = at(EXPERTS, args)
     for e in range(a.experts):
         first, last = np.int64(load(i32, a.starts + 4 * e)), np.int64(load(i32, a.starts + 4 * e + 4))

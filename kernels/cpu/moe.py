@@ -1,8 +1,7 @@
 """Mixture of experts as operations: who goes to which expert, and the weighted sum of what comes back.
 
-A *pair* is one of a token's chosen experts: pair = token * used + choice. Pairs are sorted by expert, so
-that an
-expert's columns lie side by side, and only the weights of experts that have some are read.
+A *pair* is one of a token's chosen experts: pair = token * used + choice. Pairs are sorted by expert, so that
+an expert's columns lie side by side, and only the weights of experts that have some are read.
 """
 
 import numpy as np

@@ -3,11 +3,9 @@ table.
 
 A *kernel* takes 64-bit integers (addresses and counts) and returns nothing, so that any kernel can be called
 through its address. An *operation* is a kernel (args, thread, threads): `args` is the address of a Struct;
-the
-operation finds its own share of the work. `walk` runs a table of operations; all threads walk the same table
-and
-meet at a barrier where the table asks for one. Python is entered once a program and thread, not once an
-operation.
+the operation finds its own share of the work. `walk` runs a table of operations; all threads walk the same
+table and meet at a barrier where the table asks for one. Python is entered once a program and thread, not
+once an operation.
 """
 
 from collections.abc import Callable
@@ -62,8 +60,7 @@ class Kernel:
     """A function of integers that compiles when its address is first asked for.
 
     Only a function at the top of a module is found again in Numba's disk cache: one made by a factory never
-    is.
-    So kernels are such functions, and what is made by factories are the helpers that they call.
+    is. So kernels are such functions, and what is made by factories are the helpers that they call.
     """
 
     on_compile: ClassVar[Callable[[str], None]] = staticmethod(lambda name: None)

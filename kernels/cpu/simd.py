@@ -177,8 +177,7 @@ def prefetch(ctx: Any, address: Any) -> Codegen:
 
 @intrinsic
 def address_of(ctx: Any, array: Any) -> Codegen:
-    """The address of a NumPy array's first element (a global array: of the constant in the compiled
-    kernel)."""
+    """The address of a NumPy array's first element (of a global one: in the machine code)."""
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
         return b.ptrtoint(context.make_array(sig.args[0])(context, b, args[0]).data, I64)
@@ -347,8 +346,7 @@ def join(ctx: Any, low: Any, high: Any) -> Codegen:
 
 @intrinsic
 def dot4(ctx: Any, acc: Any, u: Any, s: Any) -> Codegen:
-    """acc += sums of four neighbouring u * s; u: unsigned bytes up to 127, s: signed bytes, all in i32
-    lanes."""
+    """acc += sums of four neighbouring u * s; u: bytes up to 127, s: signed bytes, in i32 lanes."""
     return acc(acc, acc, acc), lambda context, b, sig, args: llvm_ir.dot4(b, False, *args)
 
 
