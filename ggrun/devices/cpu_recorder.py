@@ -301,6 +301,7 @@ class CpuRecorder:
             page=keys.page, keys=keys.memory, key_bytes=of_keys.row_bytes(keys.dim),
             key_scores=of_keys.scores,
             values=values.memory, value_bytes=of_values.row_bytes(values.dim), value_mix=of_values.mix,
+            key_unpack=of_keys.unpack, value_unpack=of_values.unpack,
             scale=scale,
         )  # fmt: skip
         return y

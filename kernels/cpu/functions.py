@@ -5,7 +5,21 @@ from typing import Any
 import numpy as np
 
 from .runtime import jit
-from .simd import bitcast, divide, f32x16, fma, i32x16, maximum, minimum, rounded, splat, to_i32
+from .simd import (
+    bitcast,
+    divide,
+    f32,
+    f32x16,
+    fma,
+    i32x16,
+    load,
+    maximum,
+    minimum,
+    rounded,
+    splat,
+    store,
+    to_i32,
+)
 
 _LOG2E = np.float32(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
@@ -44,3 +58,17 @@ def silu(x: Any) -> Any:
     """x / (1 + e^-x) for 16 floats."""
     zero = splat(f32x16, np.float32(0.0))
     return divide(x, splat(f32x16, np.float32(1.0)) + exp(zero - x))
+
+
+@jit
+def softmax_step(s: int, n: int, scale: np.float32, largest: np.float32) -> tuple[np.float32, np.float32]:
+    """Scores at s to weights e^(s * scale - max), max over these and `largest`: (max, sum of weights)."""
+    for j in range(n):
+        largest = max(largest, load(f32, s + 4 * j) * scale)
+    total = np.float32(0.0)
+    for j in range(0, n, 16):
+        weights = exp(load(f32x16, s + 4 * j) * splat(f32x16, scale) - splat(f32x16, largest))
+        store(f32x16, weights, s + 4 * j)
+        for i in range(j, min(j + 16, n)):
+            total += load(f32, s + 4 * i)
+    return largest, total

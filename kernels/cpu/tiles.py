@@ -102,6 +102,38 @@ static(Quads, lambda quads: str(quads.n))
 
 
 @intrinsic
+def tile_fma(ctx: Any, shape: Any, acc: Any, w: Any, x: Any, x_stride: Any) -> Codegen:
+    """acc += a float of each row at w times one of each column at x, x + x_stride..."""
+    s = shape.value
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        _, tile, w, x, stride = args
+        rows = [_vector(b, F32, _offset(b, w, LINE * g)) for g in range(s.groups)]
+        columns = [_splat(b, F32, _offset(b, x, (stride, c))) for c in range(s.columns)]
+        out = [
+            overloaded(b, "fmuladd", [rows[g], columns[c], b.extract_value(tile, i)])
+            for i, (c, g) in enumerate(s.cells())
+        ]
+        return _build(b, out)
+
+    return acc(shape, acc, types.intp, types.intp, types.intp), codegen
+
+
+@intrinsic
+def tile_store(ctx: Any, shape: Any, tile: Any, y: Any, stride: Any) -> Codegen:
+    """The tile to the floats at y, columns `stride` bytes apart."""
+    s = shape.value
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        _, tile, y, stride = args
+        for i, (c, g) in enumerate(s.cells()):
+            b.store(b.extract_value(tile, i), pointer(b, _offset(b, y, (stride, c), LINE * g)), align=1)
+        return context.get_dummy_value()
+
+    return types.void(shape, tile, types.intp, types.intp), codegen
+
+
+@intrinsic
 def tile_scale(ctx: Any, shape: Any, acc: Any, products: Any, d: Any, s: Any, stride: Any) -> Codegen:
     """acc += products * (the rows' scales at d * the columns' scales at s, s + stride...)."""
     sh = shape.value
@@ -183,8 +215,3 @@ def transpose(
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 4, rows), codegen
-
-
-__all__ = [
-    "LINE", "Quads", "Shape", "tile_add", "tile_dot", "tile_scale", "tile_subtract", "tile_zero", "transpose",
-]  # fmt: skip

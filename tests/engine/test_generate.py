@@ -97,10 +97,22 @@ def test_several_sequences_in_one_cache(tmp_path: Path) -> None:
     model = GGUF(Tiny().write(tmp_path / "model.gguf"))
     config = Config.from_gguf(model)
     device = open_device("cpu", 2)
-    engine = Engine(model, config, single(config, "cpu"), {"cpu": device}, EngineOptions(512, sequences=3))
+    engine = Engine(
+        model,
+        config,
+        single(config, "cpu"),
+        {"cpu": device},
+        EngineOptions(512, sequences=3, cache_keys="f32", cache_values="f32"),
+    )
     texts = {0: [1, 2, 3, 4], 1: [5, 6, 7, 8], 2: [9, 10, 11, 12]}
     turns = [(s, engine.decode(texts[s][i : i + 2], s, all_logits=True)) for i in (0, 2) for s in (2, 0, 1)]
-    alone = Engine(model, config, single(config, "cpu"), {"cpu": device}, EngineOptions(512))
+    alone = Engine(
+        model,
+        config,
+        single(config, "cpu"),
+        {"cpu": device},
+        EngineOptions(512, cache_keys="f32", cache_values="f32"),
+    )
     for sequence, tokens in texts.items():
         alone.cache.truncate(0, 0)
         want = alone.decode(tokens, all_logits=True)

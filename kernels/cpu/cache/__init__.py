@@ -5,6 +5,7 @@ A row is one position of one head, padded with zeros to a multiple of `PADDING` 
     write         kernel (x, row, d): d float32 into a row, the padding included
     scores        kernel (q, rows, row_bytes, n, d, out): out[j] = q . row j; q padded with zeros
     mix           kernel (p, rows, row_bytes, n, d, y): y += the sum of p[j] * row j; y padded
+    unpack        kernel (rows, row_bytes, n, d, y): n rows to y[n, d] float32
 """
 
 PADDING = 32

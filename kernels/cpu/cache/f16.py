@@ -3,9 +3,10 @@
 from ..runtime import kernel
 from ..simd import f16, f16x16
 from . import padded
-from .floats import mix_of, scores_of, write_of
+from .floats import mix_of, scores_of, unpack_of, write_of
 
 _write, _scores, _mix = write_of(f16, 2), scores_of(f16x16, 2), mix_of(f16x16, 2)
+_unpack = unpack_of(f16x16, 2)
 
 
 def row_bytes(d: int) -> int:
@@ -29,3 +30,9 @@ def scores(q: int, rows: int, row_bytes: int, n: int, d: int, out: int) -> None:
 def mix(p: int, rows: int, row_bytes: int, n: int, d: int, y: int) -> None:
     """The weighted sum of n rows."""
     _mix(p, rows, row_bytes, n, d, y)
+
+
+@kernel
+def unpack(rows: int, row_bytes: int, n: int, d: int, y: int) -> None:
+    """n rows to floats."""
+    _unpack(rows, row_bytes, n, d, y)

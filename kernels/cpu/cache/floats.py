@@ -35,6 +35,18 @@ def scores_of(vector: Any, size: int) -> Any:
     return scores
 
 
+def unpack_of(vector: Any, size: int) -> Any:
+    """unpack, from the Kind of 16 values and the bytes of one."""
+
+    @jit
+    def unpack(rows: int, row_bytes: int, n: int, d: int, y: int) -> None:
+        for j in range(n):
+            for i in range(0, d, 16):
+                store(f32x16, load(vector, rows + j * row_bytes + size * i), y + 4 * (j * d + i))
+
+    return unpack
+
+
 def mix_of(vector: Any, size: int) -> Any:
     """mix, from the Kind of 16 values and the bytes of one."""
 

@@ -55,3 +55,14 @@ def mix(p: int, rows: int, row_bytes: int, n: int, d: int, y: int) -> None:
             high = fma(weight, to_f32(sext(load(i8x16, row + 18))), high)
         store(f32x16, low, at)
         store(f32x16, high, at + 64)
+
+
+@kernel
+def unpack(rows: int, row_bytes: int, n: int, d: int, y: int) -> None:
+    """n rows to floats."""
+    for j in range(n):
+        for block in range(d // 32):
+            p, at = rows + j * row_bytes + SIZE * block, y + 4 * (j * d + 32 * block)
+            scale = splat(f32x16, load(f16, p))
+            store(f32x16, to_f32(sext(load(i8x16, p + 2))) * scale, at)
+            store(f32x16, to_f32(sext(load(i8x16, p + 18))) * scale, at + 64)
