@@ -1,8 +1,8 @@
 """Attention of many queries at once: the tokens of a prompt share every page of keys and values.
 
 A page is unpacked to floats once for all queries of a block of tokens and a group of heads; scores and
-weighted sums are products of tiles; the softmax is online, a page at a time (FlashAttention, Dao et al. 2022),
-so that no row of scores is longer than a page.
+weighted sums are products of tiles; the softmax is online, a page at a time (FlashAttention, Dao et al.
+2022), so that no row of scores is longer than a page.
 """
 
 from typing import Any
