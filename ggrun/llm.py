@@ -1,8 +1,10 @@
 """The public class: a model, loaded, that takes text or tokens and gives text or logits."""
 
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
@@ -32,8 +34,7 @@ class LLM:
 
     path          the file, or any one of its shards
     n_ctx         positions in the KV cache; 0: what the model was made for, or less (but FIT_CONTEXT at
-    least) where
-                  memory is short
+                  least) where memory is short
     n_ubatch      tokens of a prompt that are computed together
     threads       of the CPU; None: one for each physical core
     devices       "cpu"
@@ -63,7 +64,8 @@ class LLM:
         _check(n_ctx, n_ubatch, threads, split_mode, cache_type_k, cache_type_v)
         self._model = GGUF(path)
         self.config = Config.from_gguf(self._model)
-        self.plan = plan or single(self.config, devices)
+        self.plan = single(self.config, devices) if plan is None else plan
+        self.plan.check(self.config)
         names = {member.device for stage in self.plan.stages for member in stage.members}
         self._devices = {name: open_device(name, threads) for name in sorted(names)}
         if n_ctx == 0:
@@ -71,7 +73,7 @@ class LLM:
         options = EngineOptions(n_ctx, n_ubatch, 1, cache_type_k, cache_type_v)
         self._engine = Engine(self._model, self.config, self.plan, self._devices, options)
         self._context = Context(self._engine)
-        self._tokenizer: Tokenizer | TokenizerError = _tokenizer(self._model)
+        self._tokenizer = _tokenizer(self._model, self.config.vocab)
         self._load_time = time.perf_counter() - start
         self.timings = Timings(load=self._load_time)
 
@@ -93,8 +95,7 @@ class LLM:
         return self._tokenizer
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """Text to token ids. add_special: the model's own begin and end tokens; parse_special: <|names|> are
-        tokens."""
+        """Text to token ids. add_special: its own begin and end too; parse_special: <|names|> too."""
         return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, tokens: Sequence[int], *, skip_special: bool = True) -> str:
@@ -111,7 +112,7 @@ class LLM:
         prompt: str | Sequence[int],
         *,
         max_tokens: int = -1,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         sampling: SamplingOptions | None = None,
         **options: Any,
@@ -125,22 +126,28 @@ class LLM:
 
         `timings` has the times afterwards. Leaving the loop early is fine.
         """
+        start = time.perf_counter()
         tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
         if not tokens:
             raise UsageError("an empty prompt: there is nothing to begin with")
         self._engine.check(tokens)
         o = _sampling(sampling, options)
-        sampler = Sampler(o, lambda t: self.tokenizer.token_text(t), self._grammar(o))
-        return self._pieces(tokens, sampler, max_tokens, StopStrings(stop), ignore_eos)
+        if ignore_eos:
+            never = dict.fromkeys(self.tokenizer.eog, -math.inf)
+            o = replace(o, logit_bias={**o.logit_bias, **never})
+        sampler = Sampler(o, self.tokenizer.token_text, self._grammar(o))
+        timings = Timings(load=self._load_time, first_token=time.perf_counter() - start)
+        stops = StopStrings([stop] if isinstance(stop, str) else stop)
+        return self._pieces(tokens, sampler, max_tokens, stops, timings)
 
     def generate_tokens(
         self, prompt: Sequence[int], *, sampling: SamplingOptions | None = None, **options: Any
     ) -> Iterator[int]:
-        """Token ids after the prompt, until the context is full: what `generate` is made of, without a
-        tokenizer (but grammars need one)."""
+        """Token ids after the prompt, until the context is full; only a grammar needs a tokenizer."""
         self.timings = Timings(load=self._load_time)
         o = _sampling(sampling, options)
-        return generate(self._context, list(prompt), Sampler(o, grammar=self._grammar(o)), self.timings)
+        sampler = Sampler(o, grammar=self._grammar(o))
+        return generate(self._context, list(prompt), sampler, self.timings, self._words)
 
     def _grammar(self, o: SamplingOptions) -> Grammar | None:
         if not (o.grammar or o.json_schema):
@@ -151,14 +158,20 @@ class LLM:
     def _grammar_vocabulary(self) -> GrammarVocabulary:
         return GrammarVocabulary(self.tokenizer)
 
-    def _pieces(self, tokens: list[int], sampler: Sampler, max_tokens: int, stops: StopStrings, ignore_eos:
-    bool
-                ) -> Iterator[str]:  # fmt: skip
-        self.timings = Timings(load=self._load_time)
+    @property
+    def _words(self) -> int:
+        """How many ids are tokens of the vocabulary: of the logits, where there is no tokenizer."""
+        known = self._tokenizer
+        return self.config.vocab if isinstance(known, TokenizerError) else known.n_vocab
+
+    def _pieces(
+        self, tokens: list[int], sampler: Sampler, max_tokens: int, stops: StopStrings, timings: Timings
+    ) -> Iterator[str]:
+        self.timings = timings
         text = self.tokenizer.stream()
-        ids = generate(self._context, tokens, sampler, self.timings)
+        ids = generate(self._context, tokens, sampler, timings, self._words)
         for count, token in enumerate(ids, 1) if max_tokens else ():
-            if token in self.tokenizer.eog and not ignore_eos:
+            if token in self.tokenizer.eog:
                 break
             if piece := stops.push(text.push(token)):
                 yield piece
@@ -168,11 +181,12 @@ class LLM:
             yield rest
 
     def _fitting_context(self, keys: str, values: str) -> int:
-        """The model's context, or as much of it as half of the free memory holds."""
-        device = self._devices[self.plan.stages[0].members[0].device]
-        page = CacheSpec(1, keys, values).layer_bytes(self.config, device, self.plan.stages[0].members[0])
-        pages = device.available() // 2 // max(1, page * self.config.layers)
-        return min(self.config.context, max(FIT_CONTEXT, pages * PAGE))
+        """The model's context, or as much as half of the memory holds that the weights leave."""
+        member = self.plan.stages[0].members[0]
+        device = self._devices[member.device]
+        free = device.available() - sum(tensor.nbytes for tensor in self._model.tensors.values())
+        page = CacheSpec(1, keys, values).layer_bytes(self.config, device, member) * self.config.layers
+        return min(self.config.context, max(FIT_CONTEXT, free // 2 // page * PAGE))
 
     def close(self) -> None:
         """Let go of the model, its threads and its memory."""
@@ -203,11 +217,14 @@ def _check(n_ctx: int, n_ubatch: int, threads: int | None, split_mode: str, *cac
             raise UsageError(f"cache type {kind!r} is unknown: there are {', '.join(CACHE_KINDS)}")
 
 
-def _tokenizer(model: GGUF) -> Tokenizer | TokenizerError:
+def _tokenizer(model: GGUF, vocab: int) -> Tokenizer | TokenizerError:
     try:
-        return Tokenizer.from_metadata(model.metadata)
+        tokenizer = Tokenizer.from_metadata(model.metadata)
     except TokenizerError as error:
         return error
+    if tokenizer.n_vocab > vocab:
+        return TokenizerError(f"the vocabulary has {tokenizer.n_vocab} tokens, the model {vocab}")
+    return tokenizer
 
 
 def _sampling(given: SamplingOptions | None, fields: dict[str, Any]) -> SamplingOptions:

@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import ggrun
-from ggrun import LLM, SamplingOptions, Tokenizer, UsageError
+from ggrun import LLM, GgrunError, SamplingOptions, Tokenizer, UsageError
 from ggrun.bundled import demo_model
 from ggrun.tokens import TokenizerError
 from tests.tiny import Tiny
@@ -25,6 +27,75 @@ def test_text_to_tokens_and_back(llm: LLM) -> None:
     tokens = llm.tokenize(text)
     assert tokens == Tokenizer.from_gguf(demo_model()).encode(text, add_special=True)
     assert llm.detokenize(tokens) == text
+
+
+def test_golden_text(llm: LLM) -> None:
+    # From the model's card: what its own training tool says in float32, and where it ends by itself.
+    tale = " servants to be brought before him, and they were all married, and lived happily ever after."
+    assert "".join(llm.generate("The king ordered the", temp=0.0)) == tale
+
+
+def test_a_text_cannot_go_on_in_another(llm: LLM) -> None:
+    first = llm.generate("Once upon a time", seed=1)
+    next(first)
+    llm.logits(llm.tokenize("In the forest"))
+    with pytest.raises(GgrunError, match="another text"):
+        list(first)
+
+
+def test_a_closed_model_says_so() -> None:
+    with LLM(demo_model(), threads=2) as closed:
+        pieces = closed.generate("Once upon a time", seed=1)
+        next(pieces)
+    for use in (lambda: list(pieces), lambda: closed.logits([1])):
+        with pytest.raises(GgrunError, match="closed"):
+            use()
+
+
+def test_a_forked_process_is_told_and_does_not_hang(llm: LLM) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads: that is the point
+        child = os.fork()
+    if child == 0:
+        try:
+            llm.logits([1])
+        except GgrunError as error:
+            os._exit(7 if "forked" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_a_late_job_is_not_missed(tmp_path: Path) -> None:
+    # A caller may be held up between waking the threads and posting the job, for longer than they wait.
+    with LLM(Tiny().write(tmp_path / "model.gguf"), threads=3) as model:
+        crew = model._devices["cpu"].pool._crew
+        wake = crew.wake
+        crew.wake = lambda: (wake(), time.sleep(0.05))
+        for _ in range(3):
+            assert model.logits([1, 2]).shape == (2, 50)
+
+
+@pytest.mark.parametrize("tokens", [["a"], [2**70], [[1, 2]], [1.5], [], [-1], [4096]])
+def test_tokens_that_are_none(llm: LLM, tokens: list[object]) -> None:
+    with pytest.raises(UsageError):
+        llm.logits(tokens)
+
+
+def test_too_many_threads() -> None:
+    with pytest.raises(UsageError, match="512"):
+        LLM(demo_model(), threads=513)
+
+
+def test_ignoring_the_end_goes_on(llm: LLM) -> None:
+    text = "".join(llm.generate("The king ordered the", temp=0.0, ignore_eos=True, max_tokens=60))
+    assert llm.timings.tokens == 60
+    assert len(text) > 150
+
+
+def test_a_single_stop_string_is_one(llm: LLM) -> None:
+    assert (
+        "".join(llm.generate("The king ordered the", temp=0.0, stop="before")) == " servants to be brought "
+    )
 
 
 def test_logits_have_one_row_a_token(llm: LLM) -> None:

@@ -106,22 +106,31 @@ class CpuRecorder:
         self._read: set[int] = set()
         self._written: set[int] = set()
         self._pairs_a_token = 0
-        self._elementwise, self._linear = load_cpu("elementwise"), load_cpu("linear")
-        self._attention, self._moe, self._columns = (
-            load_cpu("attention"),
-            load_cpu("moe"),
-            load_cpu("columns"),
-        )
 
     # ---------------------------------------------------------------- recording
 
     def _record(
-        self, kernel: Any, struct: Any, reads: Sequence[_Region], writes: Sequence[_Region], **values: Any
+        self,
+        operation: str,
+        over: Rows,
+        reads: Sequence[_Region],
+        writes: Sequence[_Region],
+        **values: Any,
     ) -> None:
-        """Note an operation; arguments may be numbers, arrays or buffers (their addresses) and kernels
-        (likewise)."""
+        """Note an operation, "module.name", over all rows of a kind.
+
+        Values are numbers, or what has an address: arrays, buffers, weights, kernels (which compiles them).
+        """
+        module, _, name = operation.partition(".")
+        kernel, struct = getattr(load_cpu(module), name), getattr(load_cpu(module), name.upper())
+        if "n" in struct.fields:
+            values["n"] = self.inputs.counts[over:]
         packed = struct.pack(**{name: self._plain(value) for name, value in values.items()})
-        read, written = {b.address for b in reads}, {b.address for b in writes}
+        self._operations.append((kernel, packed, self._waits(reads, writes)))
+
+    def _waits(self, reads: Sequence[_Region], writes: Sequence[_Region]) -> bool:
+        """Whether an operation must wait for those since the last barrier; it is one of them from now on."""
+        read, written = {region.address for region in reads}, {region.address for region in writes}
         waits = bool(read & self._written or written & (self._written | self._read))
         if waits:
             self._read, self._written = set(), set()
@@ -130,22 +139,21 @@ class CpuRecorder:
         for region in writes:
             if isinstance(region, CpuBuffer):
                 region.quantized = None
-        self._operations.append((kernel, packed, waits))
+        return waits
 
     def _plain(self, value: Any) -> float:
-        """The number that a kernel is given. A kernel's own address compiles it."""
+        """The number that a kernel is given; what it is the address of is kept alive."""
         if isinstance(value, np.ndarray):
             self._keep.append(value)
             return int(value.ctypes.data)
+        if hasattr(value, "data"):  # a weight: the mapped file
+            self._keep.append(value.data)
         plain: float = getattr(value, "address", value)
         return plain
 
     def _buffer(self, rows: Rows, width: int, row_bytes: int | None = None) -> CpuBuffer:
         limits = (self._limits.tokens, self._limits.outputs, self._limits.tokens * self._pairs_a_token)
         return CpuBuffer(self._memory, rows, width, row_bytes or 4 * width, limits[rows])
-
-    def _count(self, rows: Rows) -> NDArray[np.int64]:
-        return self.inputs.counts[rows:]
 
     def finish(self) -> CpuProgram:
         """The program of all that was recorded."""
@@ -163,9 +171,9 @@ class CpuRecorder:
         """The table's rows of the input tokens."""
         y = self._buffer(Rows.TOKENS, table.columns)
         self._record(
-            self._linear.embed, self._linear.EMBED, [], [y], n=self._count(y.rows), tokens=self.inputs.tokens,
-            w=table.address, w_stride=table.row_stride, k=table.columns, dequantize=table.kernels.dequantize,
-            y=y,
+            "linear.embed", y.rows, [], [y],
+            tokens=self.inputs.tokens, w=table, w_stride=table.row_stride, k=table.columns,
+            dequantize=table.kernels.dequantize, y=y,
         )  # fmt: skip
         return y
 
@@ -175,11 +183,7 @@ class CpuRecorder:
 
     def _picked(self, x: CpuBuffer, rows: Rows, which: Any, reads: list[CpuBuffer]) -> CpuBuffer:
         y = self._buffer(rows, x.width)
-        self._record(
-            self._elementwise.pick, self._elementwise.PICK, [x, *reads], [y], n=self._count(rows),
-            rows=which, x=x,
-            y=y, width=x.width,
-        )  # fmt: skip
+        self._record("elementwise.pick", rows, [x, *reads], [y], rows=which, x=x, y=y, width=x.width)
         return y
 
     # ---------------------------------------------------------------- products
@@ -190,10 +194,7 @@ class CpuRecorder:
             return x
         if x.quantized is None:
             columns = self._buffer(x.rows, x.width, x.width + x.width // 2)
-            self._record(
-                self._columns.quantize, self._columns.QUANTIZE, [x], [columns], n=self._count(x.rows), x=x,
-                y=columns, k=x.width,
-            )  # fmt: skip
+            self._record("columns.quantize", x.rows, [x], [columns], x=x, y=columns, k=x.width)
             x.quantized = columns
         return x.quantized
 
@@ -201,8 +202,8 @@ class CpuRecorder:
         """x . w^T * scale + bias."""
         columns, y = self._columns_for(x, w), self._buffer(x.rows, w.rows)
         self._record(
-            self._linear.linear, self._linear.LINEAR, [columns], [y], n=self._count(x.rows), x=columns,
-            x_stride=columns.row_bytes, k=w.columns, w=w.address, w_stride=w.row_stride, rows=w.rows,
+            "linear.linear", x.rows, [columns], [y],
+            x=columns, x_stride=columns.row_bytes, k=w.columns, w=w, w_stride=w.row_stride, rows=w.rows,
             matmul=w.kernels.matmul, y=y, y_stride=y.row_bytes, scale=scale, bias=0 if bias is None else bias,
         )  # fmt: skip
         return y
@@ -211,10 +212,10 @@ class CpuRecorder:
         """Each pair's row times its expert's matrix."""
         columns, y = self._columns_for(x, w), self._buffer(Rows.PAIRS, w.rows)
         self._record(
-            self._linear.experts, self._linear.EXPERTS, [columns, routing.starts], [y], starts=routing.starts,
-            experts=w.experts, x=columns, x_stride=columns.row_bytes, k=w.columns, w=w.address,
+            "linear.experts", Rows.PAIRS, [columns, routing.starts], [y],
+            starts=routing.starts, experts=w.experts, x=columns, x_stride=columns.row_bytes, k=w.columns, w=w,
             w_stride=w.row_stride, w_expert=w.expert_stride, rows=w.rows, matmul=w.kernels.matmul, y=y,
-            y_stride=y.row_bytes, scales=0 if scales is None else scales, biases=0,
+            y_stride=y.row_bytes, scales=0 if scales is None else scales,
         )  # fmt: skip
         return y
 
@@ -224,9 +225,8 @@ class CpuRecorder:
         """RMS norm of each of `groups` equal parts of a row, times weight."""
         y = self._buffer(x.rows, x.width)
         self._record(
-            self._elementwise.rms_norm, self._elementwise.RMS_NORM, [x], [y], n=self._count(x.rows),
-            groups=groups,
-            x=x, y=y, width=x.width // groups, weight=weight, eps=eps,
+            "elementwise.rms_norm", x.rows, [x], [y],
+            groups=groups, x=x, y=y, width=x.width // groups, weight=weight, eps=eps,
         )  # fmt: skip
         return y
 
@@ -236,43 +236,30 @@ class CpuRecorder:
         """The cosines and sines of the input positions."""
         angles = self._buffer(Rows.TOKENS, dims)
         self._record(
-            self._elementwise.rope_table, self._elementwise.ROPE_TABLE, [], [angles],
-            n=self._count(angles.rows),
+            "elementwise.rope_table", angles.rows, [], [angles],
             positions=self.inputs.positions, frequencies=frequencies, dims=dims, table=angles,
-            magnitude=magnitude,
-            slope=slope, period=period,
+            magnitude=magnitude, slope=slope, period=period,
         )  # fmt: skip
         return _RopeTable(angles, dims)
 
     def rope(self, x: CpuBuffer, table: _RopeTable, heads: int, neighbours: bool) -> None:
         """Rotate every head of x in place."""
         self._record(
-            self._elementwise.rope, self._elementwise.ROPE, [x, table.angles], [x], n=self._count(x.rows),
-            x=x,
-            heads=heads, head_dim=x.width // heads, dims=table.dims, table=table.angles,
+            "elementwise.rope", x.rows, [x, table.angles], [x],
+            x=x, heads=heads, head_dim=x.width // heads, dims=table.dims, table=table.angles,
             neighbours=neighbours,
         )  # fmt: skip
 
     def swiglu(self, gate: CpuBuffer, up: CpuBuffer) -> CpuBuffer:
         """silu(gate) * up, in gate's memory."""
         self._record(
-            self._elementwise.swiglu, self._elementwise.SWIGLU, [gate, up], [gate], n=self._count(gate.rows),
-            gate=gate, up=up, y=gate, width=gate.width,
-        )  # fmt: skip
+            "elementwise.swiglu", gate.rows, [gate, up], [gate], gate=gate, up=up, y=gate, width=gate.width
+        )
         return gate
 
     def add(self, x: CpuBuffer, y: CpuBuffer) -> None:
         """y += x."""
-        self._record(
-            self._elementwise.add,
-            self._elementwise.ADD,
-            [x, y],
-            [y],
-            n=self._count(y.rows),
-            x=x,
-            y=y,
-            width=y.width,
-        )
+        self._record("elementwise.add", y.rows, [x, y], [y], x=x, y=y, width=y.width)
 
     # ---------------------------------------------------------------- attention
 
@@ -280,29 +267,26 @@ class CpuRecorder:
         """Keep keys or values in the input slots."""
         kernels = load_cpu(f"cache.{cells.kind}")
         self._record(
-            self._attention.store_cells, self._attention.STORE, [x], [_Cells(cells)], n=self._count(x.rows),
-            x=x,
-            heads=cells.heads, head_dim=cells.dim, slots=self.inputs.slots, page=cells.page,
-            cells=cells.memory,
-            row_bytes=kernels.row_bytes(cells.dim), write=kernels.write,
+            "attention.store_cells", x.rows, [x], [_Cells(cells)],
+            x=x, heads=cells.heads, head_dim=cells.dim, slots=self.inputs.slots, page=cells.page,
+            cells=cells.memory, row_bytes=kernels.row_bytes(cells.dim), write=kernels.write,
         )  # fmt: skip
 
     def attend(self, q: CpuBuffer, keys: Cells, values: Cells, heads: int, scale: float) -> CpuBuffer:
         """Attention of each token over its sequence, up to its own position."""
-        y = self._buffer(q.rows, heads * values.dim)
+        y, padded = self._buffer(q.rows, heads * values.dim), load_cpu("cache").padded
         of_keys, of_values = load_cpu(f"cache.{keys.kind}"), load_cpu(f"cache.{values.kind}")
         self._record(
-            self._attention.attend, self._attention.ATTEND, [q, _Cells(keys), _Cells(values)], [y],
-            n=self._count(q.rows), q=q, y=y, heads=heads, kv_heads=keys.heads, head_dim=keys.dim,
-            value_dim=values.dim, padded_dim=load_cpu("cache").padded(keys.dim),
-            padded_value=load_cpu("cache").padded(values.dim), positions=self.inputs.positions,
-            sequences=self.inputs.sequences, tables=self.inputs.tables,
-            table_stride=self.inputs.tables.shape[1],
-            page=keys.page, keys=keys.memory, key_bytes=of_keys.row_bytes(keys.dim),
-            key_scores=of_keys.scores,
+            "attention.attend", q.rows, [q, _Cells(keys), _Cells(values)], [y],
+            q=q, y=y, scale=scale, heads=heads, kv_heads=keys.heads,
+            head_dim=keys.dim, padded_dim=padded(keys.dim),
+            value_dim=values.dim, padded_value=padded(values.dim),
+            positions=self.inputs.positions, sequences=self.inputs.sequences, tables=self.inputs.tables,
+            table_stride=self.inputs.tables.shape[1], page=keys.page,
+            keys=keys.memory, key_bytes=of_keys.row_bytes(keys.dim), key_scores=of_keys.scores,
+            key_unpack=of_keys.unpack,
             values=values.memory, value_bytes=of_values.row_bytes(values.dim), value_mix=of_values.mix,
-            key_unpack=of_keys.unpack, value_unpack=of_values.unpack,
-            scale=scale,
+            value_unpack=of_values.unpack,
         )  # fmt: skip
         return y
 
@@ -310,21 +294,17 @@ class CpuRecorder:
 
     def route(self, logits: CpuBuffer, used: int, normalize: bool) -> _Routing:
         """Each token's `used` most probable experts; uses up the logits."""
-        self._pairs_a_token = used
-        experts = logits.width
-        weights, chosen, places = (self._buffer(Rows.TOKENS, used) for _ in range(3))
+        self._pairs_a_token, experts, rows = used, logits.width, logits.rows
+        weights, chosen, places = (self._buffer(rows, used) for _ in range(3))
         tokens = self._buffer(Rows.PAIRS, 1)
-        starts = CpuBuffer(self._memory, Rows.TOKENS, experts + 1, 4 * (experts + 1), 1)
-        moe, n = self._moe, self._count(Rows.TOKENS)
+        starts = CpuBuffer(self._memory, rows, experts + 1, 4 * (experts + 1), 1)
         self._record(
-            moe.route, moe.ROUTE, [logits], [logits, weights, chosen], n=n, logits=logits, experts=experts,
-            used=used,
-            normalize=normalize, chosen=chosen, weights=weights,
+            "moe.route", rows, [logits], [logits, weights, chosen],
+            logits=logits, experts=experts, used=used, normalize=normalize, chosen=chosen, weights=weights,
         )  # fmt: skip
         self._record(
-            moe.sort, moe.SORT, [chosen], [starts, tokens, places], n=n, experts=experts, used=used,
-            chosen=chosen,
-            starts=starts, tokens=tokens, places=places,
+            "moe.sort", rows, [chosen], [starts, tokens, places],
+            experts=experts, used=used, chosen=chosen, starts=starts, tokens=tokens, places=places,
         )  # fmt: skip
         return _Routing(used, experts, weights, starts, tokens, places)
 
@@ -336,9 +316,7 @@ class CpuRecorder:
         """Each token's weighted sum of its pairs."""
         y = self._buffer(Rows.TOKENS, x.width)
         self._record(
-            self._moe.combine, self._moe.COMBINE, [x, routing.weights, routing.places], [y],
-            n=self._count(Rows.TOKENS), used=routing.used, weights=routing.weights, places=routing.places,
-            x=x, y=y,
-            width=x.width,
+            "moe.combine", y.rows, [x, routing.weights, routing.places], [y],
+            used=routing.used, weights=routing.weights, places=routing.places, x=x, y=y, width=x.width,
         )  # fmt: skip
         return y

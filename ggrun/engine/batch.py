@@ -17,7 +17,7 @@ class Batch:
     sequences: NDArray[np.int32]
     slots: NDArray[np.int32]  # cells of the KV cache
     outputs: NDArray[np.bool_]  # whose logits are wanted
-    tables: dict[int, list[int]]  # the pages of each sequence
+    tables: dict[int, NDArray[np.int32]]  # the pages of each sequence
 
     def fill(self, inputs: Inputs, experts_used: int) -> None:
         """Write it where a device reads it."""

@@ -30,7 +30,7 @@ class KVCache:
         self.pages = pages_for(cells)
         self._fresh = 0  # pages from here on were never used
         self._free: list[int] = []  # pages that were let go
-        self._tables: list[list[int]] = [[] for _ in range(sequences)]
+        self._tables = np.zeros((sequences, self.pages), np.int32)
         self._lengths = [0] * sequences
 
     def length(self, sequence: int) -> int:
@@ -39,28 +39,29 @@ class KVCache:
 
     def extend(self, sequence: int, n: int) -> NDArray[np.int32]:
         """Room for a sequence's next n positions: their slots (page * PAGE + offset); or CacheFull."""
-        table, begin = self._tables[sequence], self._lengths[sequence]
-        missing = pages_for(begin + n) - len(table)
-        if missing > self.pages - self._fresh + len(self._free):
+        begin = self._lengths[sequence]
+        held, needed = pages_for(begin), pages_for(begin + n)
+        if needed - held > self.pages - self._fresh + len(self._free):
             raise CacheFull(
                 f"the context of {self.pages * PAGE} is full: {begin} are taken, {n} more do not fit"
             )
-        table.extend(self._take() for _ in range(missing))
+        for i in range(held, needed):
+            self._tables[sequence, i] = self._take()
         self._lengths[sequence] = begin + n
-        positions = np.arange(begin, begin + n)
-        return (np.array(table, np.int32)[positions // PAGE] * PAGE + positions % PAGE).astype(np.int32)
+        positions = np.arange(begin, begin + n, dtype=np.int32)
+        slots: NDArray[np.int32] = self._tables[sequence, positions // PAGE] * PAGE + positions % PAGE
+        return slots
 
     def truncate(self, sequence: int, length: int) -> None:
         """Step back: forget the positions from `length` on."""
-        table = self._tables[sequence]
-        keep = pages_for(length)
-        self._free.extend(reversed(table[keep:]))
-        del table[keep:]
-        self._lengths[sequence] = min(length, self._lengths[sequence])
+        length = min(length, self._lengths[sequence])
+        dropped = self._tables[sequence, pages_for(length) : pages_for(self._lengths[sequence])]
+        self._free.extend(dropped[::-1].tolist())
+        self._lengths[sequence] = length
 
-    def table(self, sequence: int) -> list[int]:
-        """The pages of a sequence, in the order of its positions."""
-        return self._tables[sequence]
+    def table(self, sequence: int) -> NDArray[np.int32]:
+        """The pages of a sequence, in the order of its positions: int32, a view."""
+        return self._tables[sequence, : pages_for(self._lengths[sequence])]
 
     def _take(self) -> int:
         if self._free:

@@ -78,7 +78,9 @@ class Engine:
 
     def check(self, tokens: Sequence[int], begin: int = 0) -> NDArray[np.int32]:
         """The tokens as an array; UsageError when they cannot follow `begin` others in a sequence."""
-        ids = np.asarray(tokens, np.int64)
+        ids = np.asarray(tokens)
+        if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+            raise UsageError("tokens must be a sequence of whole numbers")
         wrong = ids[(ids < 0) | (ids >= self.config.vocab)]
         if len(wrong):
             raise UsageError(f"token {wrong[0]} is not in the vocabulary of {self.config.vocab}")

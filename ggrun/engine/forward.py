@@ -67,10 +67,10 @@ class Forward:
 
     def _feed_forward(self, x: Buffer, blk: str) -> Buffer:
         ff, share = self.config.ff, self.member.ff
-        gate = self._ffn_linear(x, f"{blk}.ffn_gate", ff, cut=share)
-        up = self._ffn_linear(x, f"{blk}.ffn_up", ff, cut=share)
+        gate = self._linear(x, f"{blk}.ffn_gate", ff, cut=share, ffn=True)
+        up = self._linear(x, f"{blk}.ffn_up", ff, cut=share, ffn=True)
         y = self.ops.swiglu(gate, up)
-        return self._ffn_linear(y, f"{blk}.ffn_down", self.config.width, ff, cut_columns=share)
+        return self._linear(y, f"{blk}.ffn_down", self.config.width, ff, cut_columns=share, ffn=True)
 
     def _experts(self, x: Buffer, blk: str) -> Buffer:
         c, share = self.config, self.member.ff
@@ -95,32 +95,25 @@ class Forward:
         weight = self.weights.vector(f"{name}.weight", x.width // groups)
         return self.ops.norm(x, weight, self.config.eps, groups)
 
-    def _linear(self, x: Buffer, name: str, rows: int, columns: int | None = None, cut: Range | None = None,
-                cut_columns: Range | None = None) -> Buffer:  # fmt: skip
-        """x . weight^T * scale + bias, of which the last two may be missing."""
+    def _linear(
+        self,
+        x: Buffer,
+        name: str,
+        rows: int,
+        columns: int | None = None,
+        cut: Range | None = None,
+        cut_columns: Range | None = None,
+        ffn: bool = False,
+    ) -> Buffer:
+        """x . weight^T * scale + bias, of which the last two may be missing; `ffn`: (... + bias) * scale."""
         w = self.weights.matrix(f"{name}.weight", columns or self.config.width, rows, cut, cut_columns)
-        bias = self._bias(name, rows, cut, cut_columns)
-        return self.ops.linear(x, w, self._scale(name), bias)
-
-    def _ffn_linear(self, x: Buffer, name: str, rows: int, columns: int | None = None, cut: Range | None =
-    None,
-                    cut_columns: Range | None = None) -> Buffer:  # fmt: skip
-        """(x . weight^T + bias) * scale: llama.cpp's order in the feed-forward."""
-        w = self.weights.matrix(f"{name}.weight", columns or self.config.width, rows, cut, cut_columns)
-        scale = self._scale(name) if self.config.arch.ffn_scale else 1.0
-        return self.ops.linear(x, w, scale, self._bias(name, rows, cut, cut_columns, scale))
-
-    def _scale(self, name: str) -> float:
-        scale = self.weights.optional(f"{name}.scale", 1)
-        return 1.0 if scale is None else float(scale[0])
-
-    def _bias(
-        self, name: str, rows: int, cut: Range | None, cut_columns: Range | None, scale: float = 1.0
-    ) -> Any:
+        scale = self.weights.optional(f"{name}.scale", 1) if self.config.arch.ffn_scale or not ffn else None
+        factor = 1.0 if scale is None else float(scale[0])
+        bias = None
         # Members that own different columns of a matrix sum their products: one of them adds the bias.
-        if f"{name}.bias" not in self.weights or (cut_columns and cut_columns[0] > 0):
-            return None
-        return self.weights.vector(f"{name}.bias", rows, cut, scale)
+        if f"{name}.bias" in self.weights and not (cut_columns and cut_columns[0] > 0):
+            bias = self.weights.vector(f"{name}.bias", rows, cut, factor if ffn else 1.0)
+        return self.ops.linear(x, w, factor, bias)
 
     def _rope_tables(self) -> tuple[Any, Any]:
         """The angles for queries and for keys: the same, unless queries grow with the position."""

@@ -7,6 +7,7 @@ from itertools import takewhile
 
 from ggrun.engine.engine import Engine
 from ggrun.engine.sampler import Logits, Sampler
+from ggrun.errors import GgrunError
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Context:
     def __init__(self, engine: Engine, sequence: int = 0) -> None:
         self._engine, self._sequence = engine, sequence
         self.tokens: list[int] = []
+        self.turn = 0  # counts the texts that were begun
 
     @property
     def full(self) -> bool:
@@ -49,6 +51,7 @@ class Context:
 
     def clear(self) -> None:
         """Forget everything."""
+        self.turn += 1
         self.tokens.clear()
         self._engine.cache.truncate(self._sequence, 0)
 
@@ -57,9 +60,9 @@ class Context:
 
         What they share with the tokens before is not computed again.
         """
-        shared = sum(
-            1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.tokens, tokens, strict=False))
-        )
+        self.turn += 1
+        pairs = zip(self.tokens, tokens, strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         keep = max(0, min(shared, len(tokens) - 1))  # the last is always computed: its logits are wanted
         del self.tokens[keep:]
         self._engine.cache.truncate(self._sequence, keep)
@@ -72,14 +75,21 @@ class Context:
         return logits
 
 
-def generate(context: Context, prompt: Sequence[int], sampler: Sampler, timings: Timings) -> Iterator[int]:
-    """Tokens after the prompt, until the context is full, the grammar ends or the caller stops asking."""
+def generate(
+    context: Context, prompt: Sequence[int], sampler: Sampler, timings: Timings, vocab: int
+) -> Iterator[int]:
+    """Tokens after the prompt, until the context is full, the grammar ends or the caller stops asking.
+
+    vocab: tokens from this id on are never chosen (some models have logits for more than there are words).
+    GgrunError when another text was begun with the context in the meantime.
+    """
     start = time.perf_counter()
     logits, timings.prompt_tokens = context.replace(prompt)
+    turn = context.turn
     timings.prompt = time.perf_counter() - start
     sampler.accept(prompt)
-    token = sampler.sample(logits)
-    timings.first_token = time.perf_counter() - start
+    token = sampler.sample(logits[:vocab])
+    timings.first_token += time.perf_counter() - start
     start = time.perf_counter()
     while True:
         timings.tokens += 1
@@ -88,7 +98,9 @@ def generate(context: Context, prompt: Sequence[int], sampler: Sampler, timings:
         yield token
         if context.full or sampler.complete:
             return
-        token = sampler.sample(context.append([token]))
+        if context.turn != turn:
+            raise GgrunError("another text was begun with this model: this one cannot go on")
+        token = sampler.sample(context.append([token])[:vocab])
 
 
 class StopStrings:

@@ -13,7 +13,7 @@ from .functions import softmax_step
 from .runtime import Struct, at, invoke, jit, kernel, share
 from .simd import address_of, f32, i32, i64, load, store
 
-STORE = Struct("n x heads head_dim slots page cells row_bytes write")
+STORE_CELLS = Struct("n x heads head_dim slots page cells row_bytes write")
 ATTEND = Struct(
     "n q y heads kv_heads head_dim value_dim padded_dim padded_value positions sequences tables "
     "table_stride page keys key_bytes key_scores key_unpack values value_bytes value_mix value_unpack scale:f"
@@ -24,8 +24,8 @@ FEW = 4  # tokens, from which on unpacking a page for all of them is faster
 
 @kernel
 def store_cells(args: int, thread: int, threads: int) -> None:
-    """STORE: x[n, heads, head_dim] into the cells of each token's slot (page * page size + offset)."""
-    a = at(STORE, args)
+    """STORE_CELLS: x[n, heads, head_dim] into the cells of each token's slot (page * page size + offset)."""
+    a = at(STORE_CELLS, args)
     begin, end = share(load(i64, a.n) * a.heads, thread, threads, 1)
     for i in range(begin, end):
         slot, head = np.int64(load(i32, a.slots + 4 * (i // a.heads))), i % a.heads

@@ -10,10 +10,28 @@ A quantized column of k values (a multiple of 32) lies in memory as
 so that a weight format with an offset or a minimum multiplies it with a sum instead of with every value.
 """
 
+from typing import Any
+
 import numpy as np
 
 from .runtime import Struct, at, jit, kernel, share
-from .simd import absolute, f32, f32x16, hmax, hsum, i8x16, i64, load, maximum, rounded, splat, store, to_i32
+from .simd import (
+    absolute,
+    f32,
+    f32x16,
+    hmax,
+    hsum,
+    i8x16,
+    i64,
+    load,
+    maximum,
+    minimum,
+    rounded,
+    splat,
+    store,
+    to_i32,
+    zero,
+)
 
 QUANTIZE = Struct("n x y k")
 
@@ -43,15 +61,21 @@ def half_sums_at(x: int, k: int) -> int:
 
 
 @jit
+def _bytes(x: Any, inverse: np.float32) -> Any:
+    one = splat(f32x16, np.float32(127.0))
+    return to_i32(rounded(maximum(minimum(x * splat(f32x16, inverse), one), zero(f32x16) - one)))
+
+
+@jit
 def _quantize_column(x: int, y: int, k: int) -> None:
     scales, sums, half_sums = scales_at(y, k), sums_at(y, k), half_sums_at(y, k)
     for block in range(k // 32):
         low, high = load(f32x16, x + 128 * block), load(f32x16, x + 128 * block + 64)
         largest = hmax(maximum(absolute(low), absolute(high)))
         inverse = np.float32(127.0) / largest if largest > np.float32(0.0) else np.float32(0.0)
-        scale = largest * np.float32(1.0 / 127.0)
-        q_low = to_i32(rounded(low * splat(f32x16, inverse)))
-        q_high = to_i32(rounded(high * splat(f32x16, inverse)))
+        # What is no number has no byte, and is never the largest; the scale carries it on: inf - inf is none.
+        scale = largest * np.float32(1.0 / 127.0) + hsum((low - low) + (high - high))
+        q_low, q_high = _bytes(low, inverse), _bytes(high, inverse)
         store(i8x16, q_low, y + 32 * block)
         store(i8x16, q_high, y + 32 * block + 16)
         sum_low, sum_high = scale * np.float32(hsum(q_low)), scale * np.float32(hsum(q_high))

@@ -10,7 +10,7 @@ from .runtime import Struct, at, invoke, jit, kernel, share
 from .simd import address_of, f32, i32, i64, load, store
 
 LINEAR = Struct("n x x_stride k w w_stride rows matmul y y_stride scale:f bias")
-EXPERTS = Struct("starts experts x x_stride k w w_stride w_expert rows matmul y y_stride scales biases")
+EXPERTS = Struct("starts experts x x_stride k w w_stride w_expert rows matmul y y_stride scales")
 EMBED = Struct("n tokens w w_stride k dequantize y")
 
 _TASK = len(MATMUL.fields)
@@ -66,11 +66,9 @@ def experts(args: int, thread: int, threads: int) -> None:
         x, y = a.x + first * a.x_stride, a.y + first * a.y_stride
         begin, end = _rows(a.rows, last - first, thread, threads)
         _product(a, a.w + e * a.w_expert, x, y, last - first, begin, end)
-        scale = load(f32, a.scales + 4 * e) if a.scales != 0 else np.float32(1.0)
-        bias = a.biases + 4 * a.rows * e if a.biases != 0 else 0
-        if bias != 0 or scale != np.float32(1.0):
+        if a.scales != 0:
             for i in range(last - first):
-                _scale_and_bias(y + i * a.y_stride, bias, scale, begin, end)
+                _scale_and_bias(y + i * a.y_stride, 0, load(f32, a.scales + 4 * e), begin, end)
 
 
 @kernel

@@ -261,11 +261,6 @@ to_i32 = _unary(
 )
 zext = _unary(lambda b, x: b.zext(x, like(x.type, I32)), lambda x: Vec("i32", x.n), "Unsigned bytes to i32.")
 sext = _unary(lambda b, x: b.sext(x, like(x.type, I32)), lambda x: Vec("i32", x.n), "Signed bytes to i32.")
-widen_i16 = _unary(
-    lambda b, x: b.bitcast(b.sext(x, like(x.type, I16)), ir.VectorType(I32, x.type.count // 2)),
-    lambda x: Vec("i32", x.n // 2),
-    "Signed bytes to i16, two in a lane: for dot2.",
-)
 
 
 @intrinsic
@@ -311,16 +306,6 @@ def minimum(ctx: Any, x: Any, y: Any) -> Codegen:
 def divide(ctx: Any, x: Any, y: Any) -> Codegen:
     """x / y, lane by lane (/ itself is Numba's, with its checks)."""
     return x(x, y), lambda context, b, sig, args: b.fdiv(*args)
-
-
-@intrinsic
-def sar(ctx: Any, x: Any, bits: Any) -> Codegen:
-    """Arithmetic shift right of every lane."""
-
-    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
-        return b.ashr(args[0], broadcast(b, b.trunc(args[1], x.ir.element), x.n))
-
-    return x(x, types.int64), codegen
 
 
 @intrinsic
