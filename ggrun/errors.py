@@ -7,6 +7,10 @@ class GgrunError(Exception):
     exit_status = 1
 
 
+class Interrupted(GgrunError):
+    """A computation was told to stop."""
+
+
 class UsageError(GgrunError):
     """A flag, an argument or a request does not make sense."""
 

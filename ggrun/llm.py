@@ -188,6 +188,11 @@ class LLM:
         page = CacheSpec(1, keys, values).layer_bytes(self.config, device, member) * self.config.layers
         return min(self.config.context, max(FIT_CONTEXT, free // 2 // page * PAGE))
 
+    def interrupt(self) -> None:
+        """End what is being computed with ggrun.Interrupted; from any thread. The model can be used again."""
+        for device in self._devices.values():
+            device.interrupt()
+
     def close(self) -> None:
         """Let go of the model, its threads and its memory."""
         for device in self._devices.values():

@@ -1,5 +1,4 @@
-"""The forward pass in numpy float64 over gguf-py's dequantized weights: slow, short, and independent of
-ggrun."""
+"""The forward pass in numpy float64 over gguf-py's dequantized weights: slow, short, independent of ggrun."""
 
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ Array = np.ndarray
 
 class Reference:
     """A llama-like model (llama, mistral3, qwen2, qwen3, and with experts) as float64 arrays."""
+
+    normalize_experts = True
 
     def __init__(self, path: Path):
         reader = GGUFReader(path)
@@ -44,7 +45,8 @@ class Reference:
         freqs = freqs / self.weights.get("rope_freqs.weight", 1.0)
         magnitude = self.hparam("rope.scaling.attn_factor", 1.0)
         if self.hparam("rope.scaling.type") == "yarn":
-            freqs, magnitude = self.yarn(freqs, n)
+            freqs, temperature = self.yarn(freqs, n)
+            magnitude = magnitude * temperature
         else:
             freqs = freqs / (self.hparam("rope.scaling.factor") or 1.0)
         angle = np.arange(len(x))[:, None, None] * freqs
@@ -56,21 +58,24 @@ class Reference:
 
     def yarn(self, freqs: Array, n: int) -> tuple[Array, float]:
         """Peng et al. 2023: pairs that turn often keep their frequency, slow ones are stretched."""
-        factor, original = (
-            self.hparam("rope.scaling.factor"),
-            self.hparam("rope.scaling.original_context_length"),
-        )
+        factor = self.hparam("rope.scaling.factor")
+        original = self.hparam("rope.scaling.original_context_length")
         base = self.hparam("rope.freq_base", 10000.0)
+        ext = self.hparam("rope.scaling.yarn_ext_factor", 1.0)
 
         def pair(rotations: float) -> float:
             return n * np.log(original / (rotations * 2 * np.pi)) / (2 * np.log(base))
 
-        low, high = max(0, np.floor(pair(32.0))), min(n - 1, np.ceil(pair(1.0)))
+        low = max(0, np.floor(pair(self.hparam("rope.scaling.yarn_beta_fast", 32.0))))
+        high = min(n - 1, np.ceil(pair(self.hparam("rope.scaling.yarn_beta_slow", 1.0))))
         out = []
         for i, f in enumerate(freqs):
-            stretched = min(1.0, max(0.0, (i - low) / max(0.001, high - low)))
-            out.append(f * (1 - stretched) + f / factor * stretched)
-        return np.array(out), 0.1 * np.log(factor) + 1
+            kept = (1 - min(1.0, max(0.0, (i - low) / max(0.001, high - low)))) * ext
+            out.append(f * kept + f / factor * (1 - kept))
+        if not ext:
+            return np.array(out), 1.0
+        trained = self.hparam("rope.scaling.yarn_log_multiplier", 0.0)
+        return np.array(out), (0.1 * np.log(factor) + 1) / (0.1 * trained * np.log(factor) + 1)
 
     def attention(self, x: Array, blk: str) -> Array:
         n = len(x)
@@ -79,14 +84,13 @@ class Reference:
         if f"{blk}.attn_q_norm.weight" in self.weights:
             q, k = self.norm(q, f"{blk}.attn_q_norm"), self.norm(k, f"{blk}.attn_k_norm")
         q, k = self.rope(q), self.rope(k)
-        slope, period = (
-            self.hparam("attention.temperature_scale", 0.0),
-            self.hparam("attention.temperature_length"),
-        )
+        slope = self.hparam("attention.temperature_scale", 0.0)
+        period = self.hparam("attention.temperature_length")
         if slope:
             q = q * (1 + slope * np.log(1 + np.arange(n) // period))[:, None, None]
         k, v = (np.repeat(a, self.heads // self.kv_heads, 1) for a in (k, v))
-        scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(self.head_dim)
+        scale = self.hparam("attention.scale") or self.head_dim**-0.5
+        scores = np.einsum("qhd,khd->hqk", q, k) * scale
         scores = np.where(np.tril(np.ones((n, n), bool)), scores, -np.inf)
         p = np.exp(scores - scores.max(-1, keepdims=True))
         out = np.einsum("hqk,khd->qhd", p / p.sum(-1, keepdims=True), v)
@@ -105,12 +109,10 @@ class Reference:
         for t, row in enumerate(x):
             chosen = np.argsort(-probs[t], kind="stable")[: self.hparam("expert_used_count")]
             for e in chosen:
-                gate, up = (
-                    self.expert(row, f"{blk}.ffn_gate_exps", e),
-                    self.expert(row, f"{blk}.ffn_up_exps", e),
-                )
+                gate = self.expert(row, f"{blk}.ffn_gate_exps", e)
+                up = self.expert(row, f"{blk}.ffn_up_exps", e)
                 y = self.expert(gate / (1 + np.exp(-gate)) * up, f"{blk}.ffn_down_exps", e)
-                out[t] += y * probs[t, e] / probs[t, chosen].sum()
+                out[t] += y * probs[t, e] / (probs[t, chosen].sum() if self.normalize_experts else 1.0)
         return out
 
     def expert(self, x: Array, name: str, e: int) -> Array:

@@ -21,6 +21,7 @@ FLOORS = [
     "llm",
     "server",
     "cli",
+    "__main__",
 ]
 SOURCES = sorted((ROOT / "ggrun").rglob("*.py"))
 MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in SOURCES}

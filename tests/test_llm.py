@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import ggrun
-from ggrun import LLM, GgrunError, SamplingOptions, Tokenizer, UsageError
+from ggrun import LLM, GgrunError, Interrupted, SamplingOptions, Tokenizer, UsageError
 from ggrun.bundled import demo_model
 from ggrun.tokens import TokenizerError
 from tests.tiny import Tiny
@@ -81,6 +82,24 @@ def test_tokens_that_are_none(llm: LLM, tokens: list[object]) -> None:
         llm.logits(tokens)
 
 
+def test_interrupting_a_prompt(tmp_path: Path) -> None:
+    path = Tiny(layers=8, width=512, ff=2048, context=4096).write(tmp_path / "slow.gguf")
+    tokens = [i % 50 for i in range(2000)]
+    with LLM(path, n_ubatch=2000, threads=2) as slow:
+        start = time.perf_counter()
+        want = slow.logits(tokens)
+        whole = time.perf_counter() - start
+        for _ in range(5):
+            timer = threading.Timer(whole / 20, slow.interrupt)
+            timer.start()
+            start = time.perf_counter()
+            with pytest.raises(Interrupted):
+                slow.logits(tokens)
+            assert time.perf_counter() - start < whole
+            timer.join()
+        assert np.array_equal(slow.logits(tokens), want)
+
+
 def test_too_many_threads() -> None:
     with pytest.raises(UsageError, match="512"):
         LLM(demo_model(), threads=513)
@@ -147,8 +166,6 @@ def test_a_model_without_words_takes_token_ids(tmp_path: Path) -> None:
 
 
 def test_models_come_and_go(tmp_path: Path) -> None:
-    import threading
-
     path = Tiny().write(tmp_path / "model.gguf")
     before = threading.active_count()
     for _ in range(5):

@@ -26,7 +26,15 @@ def test_json_round_trip(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"stages": 3}', '{"stages": [{"halves": [2, 1], "members": []}]}', '{"stages": [[]]}'],
+    [
+        "",
+        "[]",
+        "{}",
+        '{"stages": 3}',
+        '{"stages": [{"halves": [2, 1], "members": []}]}',
+        '{"stages": [[]]}',
+        "[" * 100_000,
+    ],
 )
 def test_text_that_is_no_plan(text: str) -> None:
     with pytest.raises(UsageError, match="not a plan"):
@@ -49,10 +57,56 @@ def test_plans_that_do_not_cover_the_model(path: Path, halves: list[tuple[int, i
         LLM(path, plan=Plan(tuple(Stage(h, (member,)) for h in halves)))
 
 
+WHOLE = Member("cpu", (0, 4), (0, 2), (0, 96))
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        (),
+        (Member("cpu", (0, 4_000_000), (0, 2), (0, 96)),),
+        (Member("cpu", (0, 4), (0, 2), (0, 50_000_000)),),
+        (Member("cpu", (0, 4), (0, 0), (0, 96)),),
+        (Member("cpu", (0, 2), (0, 2), (0, 96)),),
+        (Member("cpu", (0, 2), (0, 1), (0, 96)),),
+        (Member("cpu", (0, 4), (0, 2), (0, 95)),),
+        (Member("cpu", (0, 4), (0, 2), (1, 96)),),
+        (Member("cpu", (0, 4), (-1, 2), (0, 96)),),
+        (Member("cpu", (0, 4), (2, 0), (0, 96)),),
+        (Member("cpu", (0.0, 4), (0, 2), (0, 96)),),  # type: ignore[arg-type]
+        (Member("cpu", None, (0, 2), (0, 96)),),  # type: ignore[arg-type]
+        (WHOLE, WHOLE),
+        (Member("cpu", (2, 4), (1, 2), (48, 96)), Member("cpu", (0, 2), (0, 1), (0, 48))),
+        (Member("cpu", (0, 2), (0, 1), (0, 48)), Member("cpu", (2, 4), (1, 2), (47, 96))),
+        (Member("cpu", (0, 1), (0, 1), (0, 48)), Member("cpu", (1, 4), (1, 2), (48, 96))),
+        (Member("cpu", (0, 4), (0, 2), (0, 96)), Member("cpu", (4, 4), (2, 2), (96, 96))),
+    ],
+)
+def test_members_that_do_not_share_a_stage(path: Path, members: tuple[Member, ...]) -> None:
+    plan = Plan((Stage((0, 2), (WHOLE,)), Stage((2, 6), members)))
+    with pytest.raises(UsageError, match="the plan") as error:
+        plan.check(Config.from_gguf(GGUF(path)))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UsageError, match="the plan"):
+        LLM(path, plan=plan)
+
+
+@pytest.mark.parametrize("stages", [(), (Stage((0, 6), ()),)])
+def test_plans_without_anything(path: Path, stages: tuple[Stage, ...]) -> None:
+    with pytest.raises(UsageError, match="the plan"):
+        LLM(path, plan=Plan(stages))
+
+
+def test_members_that_share_a_stage(path: Path) -> None:
+    config = Config.from_gguf(GGUF(path))
+    halves = (Member("cpu", (0, 2), (0, 1), (0, 40)), Member("cpu", (2, 4), (1, 2), (40, 96)))
+    Plan((Stage((0, 3), halves), Stage((3, 6), (whole(config, "cpu"),)))).check(config)
+
+
 def test_row_split_and_other_devices_say_that_they_are_not_there(path: Path) -> None:
-    member = Member("cpu", (0, 4), (0, 2), (0, 96))
+    members = (Member("cpu", (0, 2), (0, 1), (0, 48)), Member("cpu", (2, 4), (1, 2), (48, 96)))
     with pytest.raises(UsageError, match="not built yet"):
-        LLM(path, plan=Plan((Stage((0, 6), (member, member)),)))
+        LLM(path, plan=Plan((Stage((0, 6), members),)))
     with pytest.raises(UsageError, match="not built yet"):
         LLM(path, split_mode="row")
     with pytest.raises(UsageError, match="unknown device 'cuda:0'"):

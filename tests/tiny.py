@@ -1,5 +1,6 @@
 """Tiny random models, written by gguf-py: any shape, any architecture that ggrun runs, float32 weights."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ class Tiny:
     biases: bool = False
     head_norms: bool = False
     rope_factors: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)  # metadata: name after "<arch>." -> number or text
+    extra: dict[str, Any] = field(default_factory=dict)  # metadata: name after "<arch>." -> value
+    more: dict[str, np.ndarray] = field(default_factory=dict)  # tensors, added or in place of others
     format: GGMLQuantizationType = GGMLQuantizationType.F32
     seed: int = 0
 
@@ -92,9 +94,8 @@ class Tiny:
         """Write the file."""
         writer = GGUFWriter(path, self.arch)
         for key, value in self.metadata().items():
-            add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[type(value)]
-            add(key, value)
-        for name, values in self.tensors().items():
+            _adder(writer, value)(key, value)
+        for name, values in (self.tensors() | self.more).items():
             kind = self.format if values.ndim > 1 else GGMLQuantizationType.F32
             writer.add_tensor(name, quants.quantize(values, kind), raw_dtype=kind)
         writer.write_header_to_file()
@@ -102,3 +103,15 @@ class Tiny:
         writer.write_tensors_to_file()
         writer.close()
         return path
+
+
+def _adder(writer: GGUFWriter, value: Any) -> Callable[[str, Any], None]:
+    if isinstance(value, int) and value < 0:
+        return writer.add_int32
+    kinds = {
+        str: writer.add_string,
+        float: writer.add_float32,
+        int: writer.add_uint32,
+        list: writer.add_array,
+    }
+    return kinds[type(value)]

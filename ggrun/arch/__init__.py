@@ -1,8 +1,8 @@
 """Architectures as data: one small file each, found by the name in general.architecture.
 
-A file says in what its architecture differs from a pre-norm decoder with rotary embedding and SwiGLU. What a
-model's own tensors tell (biases, norms on heads, experts, tied embeddings) is no option: it is there or it is
-not.
+A file says in what its architecture differs from a pre-norm decoder with rotary embedding and SwiGLU.
+What a model's own tensors tell (biases, norms on heads, experts, tied embeddings) is no option: it is
+there or it is not.
 """
 
 import pkgutil
@@ -24,9 +24,7 @@ class Arch:
 
 def names() -> list[str]:
     """All architectures that there is a file for."""
-    return sorted(
-        module.name for module in pkgutil.iter_modules(__path__) if module.name not in ("config", "rope")
-    )
+    return sorted({module.name for module in pkgutil.iter_modules(__path__)} - {"config", "fields", "rope"})
 
 
 def find(name: str) -> Arch:

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from ggrun.arch import Arch, find
+from ggrun.arch.fields import number, per_layer, whole
 from ggrun.arch.rope import Rope
 from ggrun.gguf import GGUF, GGUFError
 
 MAX_LAYERS = 1024
+MAX_HEAD = 1 << 16  # far beyond any model; tables are made for it before the tensors are looked at
+MAX_EXPERTS = 512  # llama.cpp's limit
 
 
 @dataclass(frozen=True)
@@ -35,26 +36,27 @@ class Config:
     def from_gguf(cls, model: GGUF) -> "Config":
         """Read a model's metadata; GGUFError says what is missing or cannot be."""
         arch = find(model.architecture)
-        width = _size(model, "embedding_length")
-        heads = _size(model, "attention.head_count")
-        key_dim = _size(model, "attention.key_length", width // heads)
-        context = _size(model, "context_length")
-        experts = _size(model, "expert_count", 0, least=0)
+        layers = whole(model, "block_count")
+        width = whole(model, "embedding_length")
+        heads = per_layer(model, "attention.head_count", layers)
+        key_dim = whole(model, "attention.key_length", width // heads, most=MAX_HEAD)
+        context = whole(model, "context_length")
+        experts = whole(model, "expert_count", 0, least=0)
         config = cls(
             arch=arch,
-            layers=_size(model, "block_count"),
+            layers=layers,
             width=width,
             heads=heads,
-            kv_heads=_size(model, "attention.head_count_kv", heads),
+            kv_heads=per_layer(model, "attention.head_count_kv", layers, heads),
             key_dim=key_dim,
-            value_dim=_size(model, "attention.value_length", width // heads),
-            ff=_ff(model, experts),
+            value_dim=whole(model, "attention.value_length", width // heads, most=MAX_HEAD),
+            ff=_ff(model, layers, experts),
             vocab=_vocab(model),
             context=context,
-            eps=model.float_(f"{arch.name}.attention.layer_norm_rms_epsilon"),
-            attention_scale=model.float_(f"{arch.name}.attention.scale", 0.0) or key_dim**-0.5,
+            eps=number(model, "attention.layer_norm_rms_epsilon"),
+            attention_scale=number(model, "attention.scale", 0.0) or key_dim**-0.5,
             experts=experts,
-            experts_used=_size(model, "expert_used_count", 0, least=0),
+            experts_used=whole(model, "expert_used_count", 0, least=0),
             rope=Rope.from_gguf(model, key_dim, context),
         )
         config._check(model)
@@ -64,31 +66,17 @@ class Config:
         if self.heads % self.kv_heads:
             raise GGUFError(f"{model.path}: {self.heads} heads cannot share {self.kv_heads} key-value heads")
         if self.layers > MAX_LAYERS:
-            raise GGUFError(
-                f"{model.path}: {self.layers} layers: more than {MAX_LAYERS}, which is not plausible"
-            )
+            raise GGUFError(f"{model.path}: {self.layers} layers: more than {MAX_LAYERS}")
+        if self.experts > MAX_EXPERTS:
+            raise GGUFError(f"{model.path}: {self.experts} experts: more than {MAX_EXPERTS}")
         if self.experts and not 0 < self.experts_used <= self.experts:
             raise GGUFError(f"{model.path}: {self.experts_used} of {self.experts} experts cannot be used")
 
 
-def _size(model: GGUF, name: str, default: int | None = None, least: int = 1) -> int:
-    """A whole number of at least `least`, or an array of equal ones (some files have one a layer)."""
-    key = f"{model.architecture}.{name}"
-    value = model.get(key)
-    if isinstance(value, np.ndarray) and len(value) and (value == value[0]).all():
-        number = int(value[0])
-    elif isinstance(value, np.ndarray):
-        raise GGUFError(f"{model.path}: {key} differs from layer to layer, which this ggrun does not run")
-    else:
-        number = model.int_(key, default)
-    if number < least or number >= 1 << 31:
-        raise GGUFError(f"{model.path}: {key} is {number}")
-    return number
-
-
-def _ff(model: GGUF, experts: int) -> int:
-    dense = _size(model, "feed_forward_length", 0, least=0)
-    return (_size(model, "expert_feed_forward_length", dense, least=0) or dense) if experts else dense
+def _ff(model: GGUF, layers: int, experts: int) -> int:
+    """The columns of the feed-forward: of one expert, where the file says it, or of the dense one."""
+    of_expert = whole(model, "expert_feed_forward_length", 0, least=0) if experts else 0
+    return of_expert or per_layer(model, "feed_forward_length", layers)
 
 
 def _vocab(model: GGUF) -> int:

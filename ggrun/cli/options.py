@@ -1,31 +1,34 @@
 """Options that several commands share, with llama.cpp's names, defaults and meanings."""
 
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ggrun.cli.flags import TEXT, given, option
 from ggrun.errors import GgrunError, UsageError
 
 Command = Callable[..., Any]
+
+_RANDOM_SEED = 0xFFFFFFFF  # what llama.cpp makes of -1
+_ESCAPE = re.compile(rb"""\\(?:([nrt"'\\])|x([0-9a-fA-F]{2}))""")
+_MEANT = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 
 # Spelled here and not imported: the engine takes half a second to import, and help must not.
 _CACHE_TYPES = click.Choice(["f16", "f32", "bf16", "q8_0"])
 
 
-def _option(*names: str, **settings: Any) -> Callable[[Command], Command]:
-    return click.option(*names, **{"show_default": settings.get("default") is not None, **settings})
-
-
 _LOAD = [
-    _option(
+    option(
         "-m",
         "--model",
         type=click.Path(path_type=Path),
         help="GGUF file, or any shard. Default: the demo model.",
     ),
-    _option(
+    option(
         "-c",
         "--ctx-size",
         "n_ctx",
@@ -33,10 +36,10 @@ _LOAD = [
         type=click.IntRange(0),
         help="Context; 0: the model's, if it fits.",
     ),
-    _option(
+    option(
         "-b", "--batch-size", "n_batch", default=2048, type=click.IntRange(1), help="Most tokens of a batch."
     ),
-    _option(
+    option(
         "-ub",
         "--ubatch-size",
         "n_ubatch",
@@ -44,43 +47,49 @@ _LOAD = [
         type=click.IntRange(1),
         help="Tokens computed together.",
     ),
-    _option("-t", "--threads", type=click.IntRange(1), help="Default: one for each physical core."),
-    _option("-ctk", "--cache-type-k", default="f16", type=_CACHE_TYPES, help="Keys in the KV cache."),
-    _option("-ctv", "--cache-type-v", default="f16", type=_CACHE_TYPES, help="Values in the KV cache."),
+    option("-t", "--threads", type=click.IntRange(1), help="Default: one for each physical core."),
+    option("-ctk", "--cache-type-k", default="f16", type=_CACHE_TYPES, help="Keys in the KV cache."),
+    option("-ctv", "--cache-type-v", default="f16", type=_CACHE_TYPES, help="Values in the KV cache."),
 ]
 
 _SAMPLE = [
-    _option("--temp", default=0.8, help="Temperature; 0: always the most probable token."),
-    _option("--top-k", default=40, help="The k most probable; 0: all."),
-    _option("--top-p", default=0.95, help="The most probable that make up p; 1: all."),
-    _option("--min-p", default=0.05, help="Those at least p times as probable as the first; 0: all."),
-    _option("--typical", default=1.0, help="Locally typical sampling; 1: off."),
-    _option(
+    option("--temp", default=0.8, help="Temperature; 0: always the most probable token."),
+    option("--top-k", default=40, help="The k most probable; 0: all."),
+    option("--top-p", default=0.95, help="The most probable that make up p; 1: all."),
+    option("--min-p", default=0.05, help="Those at least p times as probable as the first; 0: all."),
+    option("--typical", "--typical-p", "typical", default=1.0, help="Locally typical sampling; 1: off."),
+    option(
         "--top-nsigma", "--top-n-sigma", "top_n_sigma", default=-1.0, help="Within n deviations; -1: off."
     ),
-    _option("--xtc-probability", default=0.0, help="How often to exclude top choices; 0: off."),
-    _option("--xtc-threshold", default=0.1, help="Choices above this are excluded; above 0.5: off."),
-    _option("--repeat-last-n", default=64, help="Tokens that penalties look at; -1: the whole context."),
-    _option("--repeat-penalty", default=1.0, help="1: off."),
-    _option("--presence-penalty", default=0.0, help="0: off."),
-    _option("--frequency-penalty", default=0.0, help="0: off."),
-    _option("--dry-multiplier", default=0.0, help="Don't repeat yourself; 0: off."),
-    _option("--dry-base", default=1.75, help="How fast the penalty grows with the length of a repetition."),
-    _option("--dry-allowed-length", default=2, help="Repetitions up to this length are free."),
-    _option("--dry-penalty-last-n", default=-1, help="Tokens that DRY looks at; -1: the whole context."),
-    _option(
+    option("--xtc-probability", default=0.0, help="How often to exclude top choices; 0: off."),
+    option("--xtc-threshold", default=0.1, help="Choices above this are excluded; above 0.5: off."),
+    option("--repeat-last-n", default=64, help="Tokens that penalties look at; -1: the whole context."),
+    option("--repeat-penalty", default=1.0, help="1: off."),
+    option("--presence-penalty", default=0.0, help="0: off."),
+    option("--frequency-penalty", default=0.0, help="0: off."),
+    option("--dry-multiplier", default=0.0, help="Don't repeat yourself; 0: off."),
+    option("--dry-base", default=1.75, help="How fast the penalty grows with the length of a repetition."),
+    option("--dry-allowed-length", default=2, help="Repetitions up to this length are free."),
+    option("--dry-penalty-last-n", default=-1, help="Tokens that DRY looks at; -1: the whole context."),
+    option(
         "--dry-sequence-breaker",
         multiple=True,
-        help='Ends a repetition; replaces the defaults (newline : " *).',
+        type=TEXT,
+        help='Ends a repetition; replaces the defaults (newline : " *); in the environment: one a line.',
     ),
-    _option(
-        "-l", "--logit-bias", multiple=True, metavar="ID(+|-)BIAS", help="Make a token more or less likely."
+    option(
+        "-l",
+        "--logit-bias",
+        multiple=True,
+        type=TEXT,
+        metavar="ID(+|-)BIAS",
+        help="Make a token more or less likely; in the environment: one a line.",
     ),
-    _option("--grammar", default="", help="GBNF that the text has to follow."),
-    _option("--grammar-file", type=click.Path(path_type=Path), help="The same, from a file."),
-    _option("-j", "--json-schema", default="", help="The text is JSON by this schema; {}: any JSON."),
-    _option("-jf", "--json-schema-file", type=click.Path(path_type=Path), help="The same, from a file."),
-    _option("-s", "--seed", default=-1, help="-1: a new one every time."),
+    option("--grammar", default="", type=TEXT, help="GBNF that the text has to follow."),
+    option("--grammar-file", type=click.Path(path_type=Path), help="The same, from a file."),
+    option("-j", "--json-schema", default="", type=TEXT, help="The text is JSON by it; {}: any JSON."),
+    option("-jf", "--json-schema-file", type=click.Path(path_type=Path), help="The same, from a file."),
+    option("-s", "--seed", default=-1, help="-1, and 4294967295 too: a new one every time."),
 ]
 
 
@@ -95,8 +104,8 @@ def sampling_options(command: Command) -> Command:
 
 
 def _apply(options: list[Callable[[Command], Command]], command: Command) -> Command:
-    for option in reversed(options):
-        command = option(command)
+    for added in reversed(options):
+        command = added(command)
     return command
 
 
@@ -123,6 +132,8 @@ def sampling(options: dict[str, Any]) -> Any:
     taken = {
         name: options.pop(name) for name in list(options) if name in SamplingOptions.__dataclass_fields__
     }
+    if taken["seed"] == _RANDOM_SEED:
+        taken["seed"] = -1
     taken["logit_bias"] = dict(map(_bias, taken["logit_bias"]))
     if breakers := options.pop("dry_sequence_breaker"):
         taken["dry_sequence_breakers"] = tuple(breakers)
@@ -139,11 +150,24 @@ def read_text(file: Path) -> str:
         raise GgrunError(f"{file}: not a text in UTF-8") from None
 
 
+def unescaped(text: str) -> str:
+    """Text with \\n, \\t, \\xHH (a byte of UTF-8) and so on put in their places; others stay as they are."""
+
+    def meant(match: re.Match[bytes]) -> bytes:
+        letter, byte = match.groups()
+        return bytes.fromhex(byte.decode()) if byte else _MEANT.get(letter, letter)
+
+    try:
+        return _ESCAPE.sub(meant, text.encode()).decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"{text!r}: its \\x escapes make no text in UTF-8") from None
+
+
 def _text_or_file(name: str, text: str, file: Path | None) -> str:
     flag = "--" + name.replace("_", "-")
-    if file is None:
+    if file is None or (given(name) and not given(f"{name}_file")):
         return text
-    if text:
+    if text and given(name) == given(f"{name}_file"):
         raise UsageError(f"give {flag} or {flag}-file, not both")
     if not (text := read_text(file)).strip():
         raise UsageError(f"{flag}-file {file}: nothing is in it")
@@ -152,8 +176,7 @@ def _text_or_file(name: str, text: str, file: Path | None) -> str:
 
 def _bias(text: str) -> tuple[int, float]:
     """'15043+1.5' or '15043-inf'."""
-    at = max(text.find("+"), text.find("-", 1))
-    try:
-        return int(text[:at]), float(text[at:])
-    except ValueError:
-        raise UsageError(f"--logit-bias {text!r}: it must be a token id, + or -, and a number") from None
+    if parts := re.fullmatch(r"([0-9]+)([+-].+)", text):
+        with suppress(ValueError):
+            return int(parts[1]), float(parts[2])
+    raise UsageError(f"--logit-bias {text!r}: it must be a token id, + or -, and a number")

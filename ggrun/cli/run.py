@@ -8,24 +8,27 @@ from typing import Any
 
 import click
 
-from ggrun.cli.options import load, load_options, read_text, sampling, sampling_options
-from ggrun.cli.terminal import compile_progress, printable
+from ggrun.cli.flags import TEXT, Command, given, option
+from ggrun.cli.interrupt import interruptible
+from ggrun.cli.options import load, load_options, read_text, sampling, sampling_options, unescaped
+from ggrun.cli.streams import complain, read_stdin, say
+from ggrun.cli.terminal import compile_progress, ctrl_c_interrupts, printable
+from ggrun.errors import GgrunError, Interrupted
 
 
-@click.command(context_settings={"auto_envvar_prefix": "GGRUN"})
-@click.option("-p", "--prompt", help="What to begin with; \\n and the like are understood (see --no-escape).")
-@click.option(
-    "-f", "--file", "prompt_file", type=click.Path(path_type=Path), help="Begin with a file's text."
-)
-@click.option("-n", "--predict", "--n-predict", "max_tokens", default=-1, show_default=True,
-              type=click.IntRange(-1), help="Most tokens; -1: no limit but the context")  # fmt: skip
-@click.option(
-    "-r", "--reverse-prompt", "stop", multiple=True, help="End before this text; may be given again."
-)
-@click.option("--ignore-eos", is_flag=True, help="Go on after the model ends.")
-@click.option("--escape/--no-escape", default=True, help='Understand \\n, \\t, \\" in the prompt.')
-@click.option("--display-prompt/--no-display-prompt", default=True, help="Show the prompt before the text.")
-@click.option("--show-timings/--no-show-timings", default=True, help="Times at the end, on stderr.")
+@click.command(cls=Command)
+@option("-p", "--prompt", type=TEXT, help="What to begin with.")
+@option("-f", "--file", "prompt_file", type=click.Path(path_type=Path),
+        help="Begin with a file's text, without its last newline.")  # fmt: skip
+@option("-n", "--predict", "--n-predict", "max_tokens", default=-1, type=click.IntRange(-2),
+        help="Most tokens; -1, and -2 too: no limit but the context.")  # fmt: skip
+@option("-r", "--reverse-prompt", "stop", multiple=True, type=TEXT,
+        help="End before this text; may be given again (in the environment: one a line).")  # fmt: skip
+@option("--ignore-eos", is_flag=True, help="Go on after the model ends.")
+@option("-e", "--escape/--no-escape", default=True, show_default=False,
+        help="Understand \\n \\r \\t \\\" \\' \\\\ \\xHH in -p -f -r --dry-sequence-breaker.")  # fmt: skip
+@option("--display-prompt/--no-display-prompt", default=True, help="Show the prompt before the text.")
+@option("--show-timings/--no-show-timings", default=True, help="Times at the end, on stderr.")
 @load_options
 @sampling_options
 def run(**options: Any) -> int:
@@ -34,17 +37,23 @@ def run(**options: Any) -> int:
     The prompt is -p, -f or what is piped in. In a terminal, without any of them, ggrun asks for one again and
     again: Ctrl+C ends a text, Ctrl+D the session.
     """
+    _unescape(options)
     prompt = _prompt(options)
     show = _Output(options)
     how = {name: options.pop(name) for name in ("max_tokens", "stop", "ignore_eos")}
+    how["max_tokens"] = max(how["max_tokens"], -1)
     how["sampling"] = sampling(options)
     with compile_progress():
         llm = load(options)
-    with llm:
+    ctrl_c_interrupts()
+    with llm, interruptible(llm):
         if prompt is not None:
             return show.generation(llm, prompt, how)
         for typed in _typed_prompts():
-            show.generation(llm, typed, how)
+            try:
+                show.generation(llm, typed, how)
+            except GgrunError as error:
+                complain(str(error))
         return 0
 
 
@@ -62,11 +71,11 @@ class _Output:
                 self._write(prompt)
             for piece in pieces:
                 self._write(piece)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted):
             status = 130
         self._write("\n")
         if self._timings:
-            print("\n".join(["", *llm.timings.lines()]), file=sys.stderr)
+            say("\n".join(["", *llm.timings.lines()]))
         return status
 
     def _write(self, text: str) -> None:
@@ -74,22 +83,25 @@ class _Output:
         sys.stdout.flush()
 
 
+def _unescape(options: dict[str, Any]) -> None:
+    """Put what escapes mean in their places, as llama.cpp does; a file of a prompt becomes the prompt."""
+    understood = unescaped if options.pop("escape") else str
+    text, file = options.pop("prompt"), options.pop("prompt_file")
+    if text is not None and file is not None:
+        if given("prompt") == given("prompt_file"):
+            raise click.UsageError("give the prompt by -p or by -f, not both")
+        text, file = (text, None) if given("prompt") else (None, file)
+    if file is not None:
+        text = read_text(file).removesuffix("\n")
+    options["prompt"] = None if text is None else understood(text)
+    for name in ("stop", "dry_sequence_breaker"):
+        options[name] = tuple(map(understood, options[name]))
+
+
 def _prompt(options: dict[str, Any]) -> str | None:
     """The prompt that was given, or None when it is to be asked for."""
-    text, file, escape = options.pop("prompt"), options.pop("prompt_file"), options.pop("escape")
-    if text is not None and file is not None:
-        raise click.UsageError("give the prompt by -p or by -f, not both")
-    if text is not None:
-        return _unescape(text) if escape else str(text)
-    if file is not None:
-        return read_text(file)
-    return None if sys.stdin.isatty() else sys.stdin.read()
-
-
-def _unescape(text: str) -> str:
-    for written, meant in (("\\n", "\n"), ("\\t", "\t"), ("\\r", "\r"), ('\\"', '"'), ("\\'", "'")):
-        text = text.replace(written, meant)
-    return text
+    text: str | None = options.pop("prompt")
+    return text if text is not None or sys.stdin.isatty() else read_stdin()
 
 
 def _typed_prompts() -> Iterator[str]:

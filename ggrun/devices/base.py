@@ -163,5 +163,8 @@ class Device(Protocol):
     def row_bytes(self, kind: str, dim: int) -> int:
         """The bytes of a cache row of `dim` values."""
 
+    def interrupt(self) -> None:
+        """Make a program that is running end with Interrupted; from any thread."""
+
     def close(self) -> None:
         """Give back threads and memory."""

@@ -83,6 +83,10 @@ class Cpu:
         """As the cache's kernels say."""
         return int(load_cpu(f"cache.{kind}").row_bytes(dim))
 
+    def interrupt(self) -> None:
+        """End a program that is running; from any thread."""
+        self.pool.interrupt()
+
     def close(self) -> None:
         """End the threads."""
         self.pool.close()

@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from ggrun.errors import GgrunError, UsageError
+from ggrun.errors import GgrunError, Interrupted, UsageError
 from ggrun.kernels import load_cpu
 
 MOST_THREADS = 512
@@ -38,14 +38,23 @@ class ThreadPool:
         finalize(self, self._crew.dismiss)
 
     def run(self, table: NDArray[np.int64]) -> None:
-        """Walk a table of operations [n, 3] (see kernels/cpu/runtime.py) on all threads."""
+        """Walk a table of operations [n, 3] (see kernels/cpu/runtime.py) on all threads.
+
+        Interrupted when `interrupt` was called meanwhile: what was to be computed is not.
+        """
         with self._busy:
             self._crew.check()
             try:
                 self._crew.wake()
-                self._runtime.post(self._crew.control, self.threads, table.ctypes.data, len(table))
+                control, runtime = self._crew.control, self._runtime
+                if runtime.post(control, self.threads, table.ctypes.data, len(table)):
+                    raise Interrupted("the computation was interrupted")
             finally:
                 self._crew.rest()
+
+    def interrupt(self) -> None:
+        """End a run that is going on; from any thread."""
+        self._runtime.abort(self._crew.control)
 
     def close(self) -> None:
         """End the threads; a run that is going on is finished first."""

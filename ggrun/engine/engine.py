@@ -97,9 +97,15 @@ class Engine:
         step = self._most_outputs if all_logits else self._step
         return [slice(i, min(i + step, n)) for i in range(0, n, step)]
 
-    def _batch(self, ids: NDArray[np.int32], slots: NDArray[np.int32], outputs: NDArray[np.bool_], sequence:
-    int,
-               begin: int, part: slice) -> Batch:  # fmt: skip
+    def _batch(
+        self,
+        ids: NDArray[np.int32],
+        slots: NDArray[np.int32],
+        outputs: NDArray[np.bool_],
+        sequence: int,
+        begin: int,
+        part: slice,
+    ) -> Batch:
         n = part.stop - part.start
         positions = np.arange(begin + part.start, begin + part.stop, dtype=np.int32)
         sequences = np.full(n, sequence, np.int32)

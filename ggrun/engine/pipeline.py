@@ -7,6 +7,7 @@ from ggrun.arch.config import Config
 from ggrun.devices.base import Device, Limits
 from ggrun.engine.batch import Batch
 from ggrun.engine.runner import CacheSpec, Runner
+from ggrun.engine.weights import refuse_unused
 from ggrun.errors import UsageError
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan
@@ -15,8 +16,15 @@ from ggrun.plan import Plan
 class Pipeline:
     """A model loaded as a plan says."""
 
-    def __init__(self, plan: Plan, devices: dict[str, Device], model: GGUF, config: Config, cache: CacheSpec,
-                 limits: Limits) -> None:  # fmt: skip
+    def __init__(
+        self,
+        plan: Plan,
+        devices: dict[str, Device],
+        model: GGUF,
+        config: Config,
+        cache: CacheSpec,
+        limits: Limits,
+    ) -> None:
         for stage in plan.stages:
             if len(stage.members) != 1:
                 raise UsageError(
@@ -27,6 +35,7 @@ class Pipeline:
             for stage in plan.stages
             for member in stage.members
         ]
+        refuse_unused(model, set().union(*(runner.used_tensors for runner in self._runners)))
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """The logits that the batch asks for: float32 [outputs, vocab]."""

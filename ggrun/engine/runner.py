@@ -34,13 +34,21 @@ class CacheSpec:
 class Runner:
     """Records its half layers once, then runs batches through them."""
 
-    def __init__(self, device: Device, model: GGUF, config: Config, stage: Stage, member: Member, cache:
-    CacheSpec,
-                 limits: Limits) -> None:  # fmt: skip
+    def __init__(
+        self,
+        device: Device,
+        model: GGUF,
+        config: Config,
+        stage: Stage,
+        member: Member,
+        cache: CacheSpec,
+        limits: Limits,
+    ) -> None:
         self._device, self._config, self._member, self._cache = device, config, member, cache
         begin, end = stage.halves
         ops = device.recorder(limits)
-        forward = Forward(ops, config, Weights(model, device), member)
+        weights = Weights(model, device)
+        forward = Forward(ops, config, weights, member)
         self._first, self._last = begin == 0, end == 2 * config.layers
         self._input = None if self._first else ops.input(config.width)
         x = self._input or forward.embed()
@@ -48,10 +56,10 @@ class Runner:
             forward.half(half, x, self._layer_cells() if half % 2 == 0 else None)
         self._output = forward.head(x) if self._last else x
         self._inputs, self._program = ops.inputs, ops.finish()
+        self.used_tensors = weights.used
 
     def run(self, batch: Batch, x: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        """The residual stream [n, width] after these half layers, or the logits [outputs, vocab] after the
-        last.
+        """The residual stream [n, width] after these half layers, or the logits [outputs, vocab].
 
         x: the residual stream before them; None for the first stage, which embeds the batch's tokens.
         """

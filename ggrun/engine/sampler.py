@@ -1,13 +1,15 @@
 """From logits to a token: llama.cpp's chain of samplers, with its order, defaults and meanings.
 
-Penalties and biases change the logits of known tokens and work on the whole vocabulary; then filters narrow
-down the candidates; the temperature and a seeded draw come last.
+Penalties and biases change the logits of known tokens and work on the whole vocabulary; then filters
+narrow down the candidates; the temperature and a seeded draw come last.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields, replace
+from math import isfinite, isinf, log
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from ggrun.engine.grammar import Grammar
 
 Logits = NDArray[np.float32]
+FLOAT_MAX = np.finfo(np.float32).max
+FLOAT_MAX_LOG = 88.7228391
+"""The logarithm of the largest float32: llama.cpp's bound for DRY's penalty."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class SamplingOptions:
 
     def check(self) -> None:
         """UsageError for values that make no sense."""
+        self._check_kinds()
         for name in ("top_p", "min_p", "typical", "xtc_probability", "xtc_threshold"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UsageError(f"{name} is {getattr(self, name)}: it must be between 0 and 1")
@@ -59,22 +65,46 @@ class SamplingOptions:
         if not self.repeat_penalty > 0.0:
             raise UsageError(f"repeat_penalty is {self.repeat_penalty}: it must be more than 0")
 
+    def _check_kinds(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type is float and not _finite(value):
+                raise UsageError(f"{f.name} is {value!r:.40}: it must be a finite number")
+            if f.type is int and not isinstance(value, Integral):
+                raise UsageError(f"{f.name} is {value!r:.40}: it must be a whole number")
+            if f.type is str and not isinstance(value, str):
+                raise UsageError(f"{f.name} is {value!r:.40}: it must be text")
+        biases: Any = self.logit_bias
+        for token, bias in biases.items() if isinstance(biases, Mapping) else [("?", biases)]:
+            if not isinstance(token, Integral) or not (_finite(bias) or bias in (np.inf, -np.inf)):
+                raise UsageError(f"logit_bias {token!r:.20}: {bias!r:.20}: it must be a number for a token")
+        breakers: Any = self.dry_sequence_breakers
+        if not isinstance(breakers, tuple | list) or not all(isinstance(b, str) for b in breakers):
+            raise UsageError(f"dry_sequence_breakers is {breakers!r:.40}: it must be a list of texts")
+
+
+def _finite(value: Any) -> bool:
+    try:
+        return isinstance(value, Real) and isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
+
 
 @dataclass(frozen=True)
 class Candidates:
-    """Tokens that may be chosen, the most probable first."""
+    """Tokens that may be chosen, the most probable first; all logits are above -inf."""
 
     ids: NDArray[np.intp]
-    logits: Logits
+    logits: NDArray[np.floating[Any]]
 
     def keep(self, which: NDArray[np.bool_] | slice) -> "Candidates":
         """Some of them (the first, if that were none)."""
         ids = self.ids[which]
         return Candidates(ids, self.logits[which]) if len(ids) else self.keep(slice(1))
 
-    def probabilities(self, temperature: float = 1.0) -> NDArray[np.float64]:
+    def probabilities(self) -> NDArray[np.float64]:
         """Softmax."""
-        p = np.exp((self.logits.astype(np.float64) - self.logits[0]) / temperature)
+        p = np.exp(self.logits.astype(np.float64) - self.logits[0])
         return np.asarray(p / p.sum())
 
 
@@ -82,54 +112,75 @@ class Candidates:
 
 
 def penalize(logits: Logits, recent: Sequence[int], o: SamplingOptions) -> None:
-    """Make recent tokens less likely: divided by repeat_penalty, less presence and count * frequency (Keskar
-    2019)."""
-    if not recent or (o.repeat_penalty == 1.0 and o.presence_penalty == 0.0 and o.frequency_penalty == 0.0):
+    """Recent tokens: divided by repeat_penalty, less presence and count * frequency (Keskar 2019)."""
+    # A prompt may have tokens of the padding of the vocabulary, which are never chosen.
+    counts = Counter(token for token in recent if token < len(logits))
+    if not counts or (o.repeat_penalty == 1.0 and o.presence_penalty == 0.0 and o.frequency_penalty == 0.0):
         return
-    counts = Counter(recent)
     ids, n = np.array(list(counts)), np.array(list(counts.values()))
-    old = logits[ids]
-    repeated = np.where(old <= 0, old * o.repeat_penalty, old / o.repeat_penalty)
-    logits[ids] = repeated - n * o.frequency_penalty - o.presence_penalty
+    with np.errstate(all="ignore"):
+        old = logits[ids].astype(np.float64)
+        repeated = np.where(old <= 0, old * o.repeat_penalty, old / o.repeat_penalty)
+        new = repeated - n * o.frequency_penalty - o.presence_penalty
+    # A penalty forbids nothing: the only token that a grammar allows stays possible.
+    logits[ids] = np.where(old > -np.inf, np.clip(new, -FLOAT_MAX, FLOAT_MAX), old)
 
 
 def dry(logits: Logits, recent: Sequence[int], breakers: frozenset[int], o: SamplingOptions) -> None:
-    """Don't Repeat Yourself (p-e-w 2024): a token that would prolong a repetition of `length` loses
-    multiplier * base ^ (length - allowed_length). Repetitions do not reach across breaker tokens.
+    """Don't Repeat Yourself (p-e-w 2024): a token that would prolong a repetition is less likely.
+
+    It loses multiplier * base ^ (length - allowed_length). Repetitions do not reach across breaker tokens.
     """
-    if not recent or recent[-1] in breakers:
+    backwards = recent[::-1]
+    limit = next((i for i, token in enumerate(backwards) if token in breakers), len(recent))
+    if limit < o.dry_allowed_length or o.dry_base < 1.0:
         return
     longest: dict[int, int] = {}
-    for end in range(len(recent) - 1):
-        length = _common_suffix(recent, end + 1, breakers)
-        if length >= o.dry_allowed_length:
-            token = recent[end + 1]
+    # What ends i tokens before the end was followed by backwards[i - 1].
+    for token, length in zip(backwards, _common_beginnings(backwards)[1:], strict=False):
+        if (length := min(length, limit)) >= o.dry_allowed_length:
             longest[token] = max(longest.get(token, 0), length)
+    most = FLOAT_MAX_LOG / log(o.dry_base) if o.dry_base > 1.000001 else np.inf
     for token, length in longest.items():
-        # An exponent beyond this is a certain refusal, and would overflow.
-        exponent = min(length - o.dry_allowed_length, 128)
-        logits[token] -= o.dry_multiplier * o.dry_base**exponent
+        penalty = o.dry_multiplier * o.dry_base ** min(length - o.dry_allowed_length, most)
+        if token < len(logits) and logits[token] > -np.inf:  # which a penalty does not make it
+            logits[token] = max(float(logits[token]) - penalty, -float(FLOAT_MAX))
 
 
-def _common_suffix(tokens: Sequence[int], end: int, breakers: frozenset[int]) -> int:
-    """How many tokens before `end` are those at the very end."""
-    length = 0
-    while length < end and tokens[end - 1 - length] == tokens[-1 - length] not in breakers:
-        length += 1
-    return length
+def _common_beginnings(tokens: Sequence[int]) -> list[int]:
+    """How many tokens from each place on are those at the very beginning (the Z-algorithm: linear)."""
+    n = len(tokens)
+    common = [0] * n
+    begin = end = 0  # of the match that reaches farthest
+    for i in range(1, n):
+        length = min(end - i, common[i - begin]) if i < end else 0
+        while i + length < n and tokens[length] == tokens[i + length]:
+            length += 1
+        common[i] = length
+        if i + length > end:
+            begin, end = i, i + length
+    return common
 
 
 # ---------------------------------------------------------------- what narrows down the candidates
 
 
 def top_candidates(logits: Logits, o: SamplingOptions) -> Candidates:
-    """top_n_sigma (Tang et al. 2024), then top_k: the best, sorted."""
-    ids = np.arange(len(logits))
+    """top_n_sigma (Tang et al. 2024), then top_k: the best, sorted; of equals the first.
+
+    GgrunError when all logits are -inf.
+    """
+    ids = np.flatnonzero(logits > -np.inf)
+    if not len(ids):
+        raise GgrunError("no token can come next: the model's logits and the options leave none")
     if o.top_n_sigma > 0:
-        finite = logits[np.isfinite(logits)]
-        ids = np.flatnonzero(logits >= finite.max() - o.top_n_sigma * finite.std())
+        finite = logits[ids].astype(np.float64)
+        ids = ids[finite >= finite.max() - o.top_n_sigma * finite.std()]
     if 0 < o.top_k < len(ids):
-        ids = ids[np.argpartition(-logits[ids], o.top_k - 1)[: o.top_k]]
+        values = logits[ids]
+        least = np.partition(values, -o.top_k)[-o.top_k]
+        above = ids[values > least]
+        ids = np.concatenate([above, ids[values == least][: o.top_k - len(above)]])
     ids = ids[np.argsort(-logits[ids], kind="stable")]
     return Candidates(ids, logits[ids])
 
@@ -163,6 +214,14 @@ def xtc(c: Candidates, rng: np.random.Generator, o: SamplingOptions) -> Candidat
         return c
     above = int((c.probabilities() >= o.xtc_threshold).sum())
     return c.keep(slice(above - 1, None)) if above > 1 else c
+
+
+def tempered(c: Candidates, temperature: float) -> Candidates:
+    """Divide by the temperature; 0 or less leaves only the best of what the filters left."""
+    if temperature <= 0.0:
+        return c.keep(slice(1))
+    with np.errstate(over="ignore"):
+        return Candidates(c.ids, (c.logits.astype(np.float64) - c.logits[0]) / temperature)
 
 
 # ---------------------------------------------------------------- the chain
@@ -204,30 +263,42 @@ class Sampler:
             self._grammar.accept(token)
 
     def sample(self, logits: Logits) -> int:
-        """The next token, from its logits [vocab]; GgrunError when they are no numbers."""
+        """The next token, from its logits [vocab]; GgrunError when they are no numbers, or all -inf."""
+        c = self.candidates(logits)
+        return int(self._rng.choice(c.ids, p=c.probabilities()))
+
+    def candidates(self, logits: Logits) -> Candidates:
+        """What `sample` draws from: the tokens that all links of the chain left, and how probable each is."""
         o = self.options
-        logits = self._biased(logits)
+        if o.temp <= 0.0 and o.typical >= 1.0 and o.xtc_probability <= 0.0:
+            o = replace(o, top_k=1)  # nothing drops the best: no need to sort the others
+        c = top_candidates(self._adjusted(logits), o)
+        c = xtc(min_p(top_p(typical(c, o.typical), o.top_p), o.min_p), self._rng, o)
+        return tempered(c, o.temp)
+
+    def _adjusted(self, logits: Logits) -> Logits:
+        """A copy with biases, grammar and penalties; at most FLOAT_MAX, for an infinite bias means always."""
+        o = self.options
+        if np.isnan(logits).any():
+            raise GgrunError("the model computed values that are no numbers: its file may be damaged")
+        logits = np.minimum(logits, FLOAT_MAX)
+        self._add_biases(logits)
         if self._grammar:
             self._grammar.allow(logits)
         penalize(logits, self._recent(o.repeat_last_n), o)
         if o.dry_multiplier > 0.0:
             recent = self._recent(o.dry_penalty_last_n)
             dry(logits, recent, frozenset(t for t in set(recent) if self._breaks(t)), o)
-        if o.temp <= 0.0:
-            return int(logits.argmax())
-        c = top_candidates(logits, o)
-        c = xtc(min_p(top_p(typical(c, o.typical), o.top_p), o.min_p), self._rng, o)
-        return int(self._rng.choice(c.ids, p=c.probabilities(o.temp)))
-
-    def _biased(self, logits: Logits) -> Logits:
-        """A copy with the biases added; finite from above, so that an infinite bias means always."""
         if np.isnan(logits).any():
-            raise GgrunError("the model computed values that are no numbers: its file may be damaged")
-        logits = logits.copy()
+            raise GgrunError("the penalties make logits that are no numbers: they are too large")
+        return np.minimum(logits, FLOAT_MAX)
+
+    def _add_biases(self, logits: Logits) -> None:
         for token, bias in self.options.logit_bias.items():
             if 0 <= token < len(logits):
-                logits[token] += bias
-        return np.minimum(logits, np.finfo(np.float32).max)
+                with np.errstate(over="ignore"):
+                    logits[token] = bias if isinf(bias) else np.float64(logits[token]) + bias
+        np.minimum(logits, FLOAT_MAX, out=logits)
 
     def _recent(self, n: int) -> list[int]:
         return self._history if n < 0 else self._history[len(self._history) - min(n, len(self._history)) :]

@@ -1,20 +1,31 @@
 """A member's weights: named tensors, checked, cut to the member's share, given to its device."""
 
+import re
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ggrun.arch import find
 from ggrun.devices.base import Device, Memory, Weight
 from ggrun.gguf import GGUF, GGUFError, Tensor
 from ggrun.plan import Range
 
+# What llama.cpp loads for these architectures and does not use for the logits either.
+_IGNORABLE = re.compile(r".*\.input_scale|cls\.output\.weight")
+_FFN_SCALE = re.compile(r"blk\.\d+\.ffn_(gate|up|down)\.scale")
+_LAYER_ROPE = re.compile(r"blk\.\d+\.rope_freqs\.weight")
+
 
 class Weights:
-    """The tensors of a model, as one device takes them. Errors are GGUFErrors that name the tensor."""
+    """The tensors of a model, as one device takes them. Errors are GGUFErrors that name the tensor.
+
+    `used` has the names of all tensors that were taken.
+    """
 
     def __init__(self, model: GGUF, device: Device) -> None:
         self._model, self.device = model, device
+        self.used: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return name in self._model.tensors
@@ -25,27 +36,64 @@ class Weights:
             raise GGUFError(f"{self._model.path}: tensor {name} is missing")
         if tensor.shape != shape:
             raise GGUFError(f"{self._model.path}: tensor {name} has shape {tensor.shape}, {shape} is needed")
+        self.used.add(name)
         return tensor
 
-    def matrix(self, name: str, columns: int, rows: int, cut: Range | None = None, cut_columns: Range | None
-    = None,
-               experts: int = 0) -> Weight:  # fmt: skip
+    def matrix(
+        self,
+        name: str,
+        columns: int,
+        rows: int,
+        cut: Range | None = None,
+        cut_columns: Range | None = None,
+        experts: int = 0,
+    ) -> Weight:
         """The matrix [rows, columns] (or one a expert), or the block that the cuts leave."""
         tensor = self._tensor(name, columns, rows, *([experts] if experts else []))
         return self.device.weight(tensor, cut or (0, rows), cut_columns or (0, columns))
 
     def values(self, name: str, size: int) -> NDArray[np.float32]:
-        """A small tensor of floats, on the host."""
-        return _floats(self._tensor(name, size), self._model)
+        """A small tensor of floats, on the host; they must be finite."""
+        return self._finite(name, _floats(self._tensor(name, size), self._model))
 
     def vector(self, name: str, size: int, cut: Range | None = None, scale: float = 1.0) -> Memory:
         """A vector times scale on the device, or the part of it that `cut` leaves."""
         begin, end = cut or (0, size)
-        return self.device.vector(self.values(name, size)[begin:end] * np.float32(scale))
+        with np.errstate(all="ignore"):
+            values = self.values(name, size)[begin:end] * np.float32(scale)
+        return self.device.vector(self._finite(name, values))
 
     def optional(self, name: str, size: int) -> NDArray[np.float32] | None:
         """`values`, or None where there is no such tensor."""
         return self.values(name, size) if name in self else None
+
+    def _finite(self, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        if not np.isfinite(values).all():
+            raise GGUFError(f"{self._model.path}: tensor {name} has values that are no numbers")
+        return values
+
+
+def refuse_unused(model: GGUF, used: set[str]) -> None:
+    """GGUFError when the model has tensors that nobody took: without them it would say something else.
+
+    llama.cpp refuses such files too. Tensors that change nothing may be left over.
+    """
+    unused = [name for name in model.tensors if name not in used and not _changes_nothing(model, name)]
+    if unused:
+        names = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
+        raise GGUFError(
+            f"{model.path}: this ggrun has no use for {names} in the architecture {model.architecture}, "
+            "and would compute something else than the model means"
+        )
+
+
+def _changes_nothing(model: GGUF, name: str) -> bool:
+    if _FFN_SCALE.fullmatch(name):
+        return not find(model.architecture).ffn_scale
+    if _LAYER_ROPE.fullmatch(name):  # some files repeat the factors in every layer
+        whole = model.tensors.get("rope_freqs.weight")
+        return whole is not None and np.array_equal(model.tensors[name].data, whole.data)
+    return _IGNORABLE.fullmatch(name) is not None
 
 
 def _floats(tensor: Tensor, model: GGUF) -> NDArray[np.float32]:

@@ -4,12 +4,15 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from errno import ENOENT
 from functools import cache
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+
+from ggrun.errors import UsageError
 
 ROOT = Path(__file__).parent
 if not (ROOT / "cpu").is_dir():
@@ -19,8 +22,12 @@ if not (ROOT / "cpu").is_dir():
 
 @cache
 def load_cpu(name: str) -> ModuleType:
-    """A module of kernels/cpu by its name."""
+    """A module of kernels/cpu by its name; UsageError when GGRUN_SIMD makes no sense."""
     _use_own_numba_cache()
+    try:
+        import_module("ggrun.kernels.cpu.llvm_ir")
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     return import_module(f"ggrun.kernels.cpu.{name}")
 
 
@@ -34,8 +41,17 @@ def _use_own_numba_cache() -> None:
 
     text = b"".join(p.read_bytes() for p in sorted((ROOT / "cpu").rglob("*.py")))
     state = f"{os.environ.get('GGRUN_SIMD', '')} {numba.__version__} {sys.version_info[:2]}".encode()
-    folder = cache_home() / "kernels" / sha256(text + state).hexdigest()[:16]
-    setattr(numba.config, "CACHE_DIR", str(_writable(folder)))  # noqa: B010 -- mypy does not see it
+    disk = import_module("ggrun.kernels.cpu.disk").DiskCache
+    folder = Path("~/.cache/ggrun")
+    disk.on_failure = lambda error: _not_kept(folder, error.strerror)
+    try:
+        folder = cache_home() / "kernels" / sha256(text + state).hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            setattr(numba.config, "CACHE_DIR", str(folder))  # noqa: B010 -- mypy does not see it
+    except OSError as error:
+        disk.keep = False
+        disk.on_failure(error)
 
 
 @contextmanager
@@ -50,21 +66,23 @@ def watch(show: Callable[[str], None]) -> Iterator[None]:
 
 
 def cache_home() -> Path:
-    """Where ggrun keeps what it can make again: GGRUN_CACHE, or ggrun in the user's cache folder."""
+    """Where ggrun keeps what it can make again: GGRUN_CACHE, or in the user's folder; OSError if none."""
     if own := os.environ.get("GGRUN_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ggrun"
-
-
-def _writable(folder: Path) -> Path:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        print(
-            f"ggrun: cannot write to the cache folder {folder} ({error.strerror}): kernels are compiled "
-            "at every start; set GGRUN_CACHE to a folder that can be written",
-            file=sys.stderr,
-        )
-        return Path(tempfile.mkdtemp(prefix="ggrun-kernels-"))
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ggrun"
+    except RuntimeError:
+        raise OSError(ENOENT, "this user has no home folder") from None
+
+
+@cache
+def _not_kept(folder: Path, why: str) -> None:
+    """Say, once, that kernels are not kept."""
+    line = (
+        f"ggrun: cannot write to the cache folder {folder} ({why}): kernels are compiled at every start; "
+        "set GGRUN_CACHE to a folder that can be written"
+    )
+    # A full or closed stderr must not stop what works.
+    if sys.stderr:
+        with suppress(OSError):
+            print(line, file=sys.stderr)

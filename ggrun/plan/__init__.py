@@ -27,8 +27,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of half layers: 2 i is the attention of layer i, 2 i + 1 its feed-forward. One member: no
-    sharing."""
+    """Half layers (2 i: the attention of layer i, 2 i + 1: its feed-forward) and who shares them."""
 
     halves: Range
     members: tuple[Member, ...]
@@ -36,8 +35,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages, in the order in which activations pass them. The first has the embedding, the last the
-    output."""
+    """All stages, as activations pass them. The first has the embedding, the last the output."""
 
     stages: tuple[Stage, ...]
 
@@ -50,27 +48,48 @@ class Plan:
         """A plan from text; UsageError when it is none."""
         try:
             stages = [_stage(s) for s in json.loads(text)["stages"]]
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UsageError(f"not a plan: {type(error).__name__}: {error}") from None
         return cls(tuple(stages))
 
     def check(self, config: Config) -> None:
-        """UsageError unless the stages cover the model's half layers once, in order."""
-        at = 0
+        """UsageError unless stages cover the half layers, and members all of each, once and in order.
+
+        Ranges become sizes of buffers and addresses: nothing may use a plan before this.
+        """
+        _cover("half layers", [stage.halves for stage in self.stages], 2 * config.layers)
+        group = config.heads // config.kv_heads
         for stage in self.stages:
-            if stage.halves[0] != at or stage.halves[1] <= at:
-                raise UsageError(
-                    f"the plan's stages must follow each other: {stage.halves} after half layer {at}"
-                )
-            at = stage.halves[1]
-        if at != 2 * config.layers:
-            raise UsageError(f"the plan ends at half layer {at}, the model has {2 * config.layers}")
+            _cover("key-value heads", [m.kv_heads for m in stage.members], config.kv_heads)
+            _cover("heads", [m.heads for m in stage.members], config.heads)
+            _cover("feed-forward columns", [m.ff for m in stage.members], config.ff)
+            for m in stage.members:
+                if m.heads != (m.kv_heads[0] * group, m.kv_heads[1] * group):
+                    raise UsageError(
+                        f"the plan gives {m.device} heads {list(m.heads)} with key-value heads "
+                        f"{list(m.kv_heads)}: each of these serves {group} heads"
+                    )
+
+
+def _cover(what: str, ranges: list[Range], size: int) -> None:
+    """UsageError unless the ranges, none of them empty, follow each other from 0 to size."""
+    at = 0
+    for given in ranges:
+        try:
+            begin, end = _range(given)
+        except (ValueError, TypeError):
+            raise UsageError(f"the plan's {what} {given!r:.60} are no range") from None
+        if begin != at or end <= at:
+            raise UsageError(f"the plan's {what} {[begin, end]} cannot follow {at} of {size}")
+        at = end
+    if at != size:
+        raise UsageError(f"the plan's {what} end at {at}, the model has {size}")
 
 
 def _range(value: Any) -> Range:
     begin, end = value
-    if not (isinstance(begin, int) and isinstance(end, int) and 0 <= begin <= end):
-        raise ValueError(f"{value} is not a range")
+    if not (type(begin) is int and type(end) is int and 0 <= begin <= end):
+        raise ValueError(f"{value!r:.60} is not a range")
     return begin, end
 
 

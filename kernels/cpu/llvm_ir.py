@@ -15,17 +15,25 @@ Value = Any  # an LLVM value; llvmlite has no types of its own for mypy
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 
-ISAS = ("avx512", "avx2", "portable")
+# What each choice needs of the CPU; the best first.
+_NEEDS = {
+    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512vnni"},
+    "avx2": {"avx2", "fma", "f16c"},
+    "portable": set[str](),
+}
+ISAS = tuple(_NEEDS)
 
 
 def _choose_isa() -> str:
-    wanted = os.environ.get("GGRUN_SIMD", "")
-    if wanted in ISAS:
-        return wanted
+    """The best that the CPU has, or GGRUN_SIMD; ValueError when that makes no sense here."""
     features = {name for name, on in llvm.get_host_cpu_features().items() if on}
-    if {"avx512f", "avx512bw", "avx512vl", "avx512vnni"} <= features:
-        return "avx512"
-    return "avx2" if {"avx2", "fma", "f16c"} <= features else "portable"
+    best = next(isa for isa in ISAS if _NEEDS[isa] <= features)
+    wanted = os.environ.get("GGRUN_SIMD") or best
+    if wanted not in ISAS:
+        raise ValueError(f"GGRUN_SIMD={wanted}: it must be one of {', '.join(ISAS)}")
+    if missing := sorted(_NEEDS[wanted] - features):
+        raise ValueError(f"GGRUN_SIMD={wanted}: this CPU has no {', '.join(missing)}; its best is {best}")
+    return wanted
 
 
 ISA = _choose_isa()

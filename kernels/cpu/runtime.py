@@ -8,16 +8,20 @@ table and meet at a barrier where the table asks for one. Python is entered once
 once an operation.
 """
 
+import time
 from collections.abc import Callable
 from hashlib import sha256
 from typing import Any, ClassVar
 
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, from_dtype, njit, typeof, types
+from numba import from_dtype, njit, typeof, types
+from numba.core import cgutils
+from numba.core.ccallback import CFunc
 from numba.core.dispatcher import Dispatcher
 
-from .llvm_ir import I32, I64, ISA, Value, call, pointer
+from .disk import use_disk
+from .llvm_ir import I32, I64, ISA, Value, call, const, pointer
 from .simd import STATIC, Codegen, intrinsic, static
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
@@ -52,8 +56,11 @@ def _identity(value: Any) -> str:
 
 def _entry(function: Callable[..., Any]) -> Any:
     """A function of integers that Python calls; compiled at import, or found in the cache."""
-    arguments = [types.intp] * function.__code__.co_argcount
-    return njit(types.intp(*arguments), cache=True, **_OPTIONS)(function)
+    entry = njit(**_OPTIONS)(function)
+    use_disk(entry, function)
+    entry.compile(types.intp(*[types.intp] * function.__code__.co_argcount))
+    entry.disable_compile()
+    return entry
 
 
 class Kernel:
@@ -80,9 +87,11 @@ class Kernel:
     def compiled(self) -> Any:
         """Numba's CFunc, from the disk cache where it is there."""
         if self._compiled is None:
-            arguments = self.function.__code__.co_argcount
-            signature = types.void(*[types.intp] * arguments)
-            self._compiled = cfunc(signature, cache=True, **_OPTIONS)(self.function)
+            arguments = (types.intp,) * self.function.__code__.co_argcount
+            compiled = CFunc(self.function, (arguments, types.void), locals={}, options=_OPTIONS)
+            use_disk(compiled, self.function)
+            compiled.compile()
+            self._compiled = compiled
             if not self._compiled.cache_hits:
                 Kernel.on_compile(self.name)
         return self._compiled
@@ -202,9 +211,23 @@ def sched_yield(ctx: Any) -> Codegen:
     return types.void(), codegen
 
 
+@intrinsic
+def nanoseconds(ctx: Any) -> Codegen:
+    """A clock that only goes forward (libc)."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        seconds = cgutils.alloca_once(b, ir.ArrayType(I64, 2))
+        call(b, "clock_gettime", I32, [const(I32, time.CLOCK_MONOTONIC), seconds])
+        now = b.load(seconds)
+        whole = b.mul(b.extract_value(now, 0), const(I64, 1_000_000_000))
+        return b.add(whole, b.extract_value(now, 1))
+
+    return types.int64(), codegen
+
+
 # The control block of a pool of threads, in int64s, each on a cache line of its own.
-ARRIVED, GENERATION, JOB, DONE, TABLE, OPERATIONS = (64 * i for i in range(6))
-CONTROL_BYTES = 6 * 64
+ARRIVED, GENERATION, JOB, DONE, TABLE, OPERATIONS, ABORT, LEAVE = (64 * i for i in range(8))
+CONTROL_BYTES = 8 * 64
 _SPINS = 300  # about 10 microseconds of pause instructions before the core is given away
 
 
@@ -228,12 +251,31 @@ def barrier(control: int, threads: int) -> None:
 
 
 @jit
+def _meet(control: int, thread: int, threads: int, meetings: int) -> bool:
+    """A barrier, and what thread 0 found there: whether to leave, so that all leave together.
+
+    Its word stands in one of two places in turn: a slow thread may still read that of the meeting before.
+    """
+    word = control + LEAVE + 8 * (meetings & 1)
+    if thread == 0:
+        atomic_store(word, atomic_load(control + ABORT))
+    barrier(control, threads)
+    return atomic_load(word) != 0
+
+
+@jit
 def walk(table: int, operations: int, control: int, thread: int, threads: int) -> None:
-    """Run a table of [operation, args, barrier first] rows of int64, as one of `threads` threads."""
+    """Run a table of [operation, args, barrier first] rows of int64, as one of `threads` threads.
+
+    When ABORT is set, all leave at the next barrier.
+    """
+    meetings = 0
     for i in range(operations):
         row = table + 24 * i
         if _int64(row + 16):
-            barrier(control, threads)
+            if _meet(control, thread, threads, meetings):
+                return
+            meetings += 1
         invoke(_int64(row), (_int64(row + 8), thread, threads))
 
 
@@ -251,26 +293,31 @@ _int64 = atomic_load
 
 @_entry
 def serve(control: int, thread: int, threads: int, job: int, patience: int) -> int:
-    """A worker's loop: walk each posted job; return the last job's number after `patience` idle spins."""
-    spins = 0
-    while spins < patience:
-        if atomic_load(control + JOB) == job:
-            spins += 1
-            if spins < _SPINS:
-                pause()
-            else:
-                sched_yield()
+    """A worker's loop: walk each posted job; return the last job's number after `patience` idle ns."""
+    spins, idle_since = 0, 0
+    while True:
+        if atomic_load(control + JOB) != job:
+            job += 1
+            spins = 0
+            walk(atomic_load(control + TABLE), atomic_load(control + OPERATIONS), control, thread, threads)
+            atomic_add(control + DONE, 1)
             continue
-        job += 1
-        spins = 0
-        walk(atomic_load(control + TABLE), atomic_load(control + OPERATIONS), control, thread, threads)
-        atomic_add(control + DONE, 1)
+        spins += 1
+        if spins < _SPINS:
+            pause()
+        elif spins == _SPINS:
+            idle_since = nanoseconds()
+        elif nanoseconds() - idle_since > patience:
+            break
+        else:
+            sched_yield()
     return job
 
 
 @_entry
 def post(control: int, threads: int, table: int, operations: int) -> int:
-    """Run a table on all threads of a pool, as thread 0 of it; returns 0 when all are done."""
+    """Run a table on all threads of a pool, as thread 0 of it; returns ABORT when all are done."""
+    atomic_store(control + ABORT, 0)
     atomic_store(control + DONE, 0)
     atomic_store(control + TABLE, table)
     atomic_store(control + OPERATIONS, operations)
@@ -283,4 +330,11 @@ def post(control: int, threads: int, table: int, operations: int) -> int:
             pause()
         else:
             sched_yield()
+    return atomic_load(control + ABORT)
+
+
+@_entry
+def abort(control: int) -> int:
+    """Make a walk that is going on end at its next barrier."""
+    atomic_store(control + ABORT, 1)
     return 0

@@ -59,8 +59,9 @@ def test_prompts_come_from_files_pipes_and_the_environment(tmp_path: Path) -> No
     common = ("-n", "5", "--temp", "0", "--no-show-timings")
     want = ggrun("run", "-p", "The fox said\\n", *common).stdout
     assert want.startswith("The fox said\n")
-    assert ggrun("run", "-f", prompt, *common).stdout == want
     assert ggrun("run", *common, stdin="The fox said\n").stdout == want
+    # The last newline of a file is its editor's.
+    assert ggrun("run", "-f", prompt, *common).stdout == ggrun("run", "-p", "The fox said", *common).stdout
     assert (
         ggrun("run", *common[:2], "--no-show-timings", GGRUN_PROMPT="The fox said\\n", GGRUN_TEMP="0").stdout
         == want
@@ -145,9 +146,7 @@ def test_a_full_disk_gets_one_line() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     done = bash(f"{GGRUN[0]} -c '{GGRUN[2]}' run -p Once -n 5 > /dev/full")
-    assert done.returncode == 1
-    assert "No space left" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "No space left" in complaint(done, 1)
 
 
 def test_a_cache_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
-from ggrun import LLM
+from ggrun import LLM, GgrunError
+from ggrun.arch import Arch
+from ggrun.gguf import GGUFError
 from tests.engine.test_peer import distance, in_batches
 from tests.reference import Reference
 from tests.tiny import Tiny
@@ -23,6 +25,19 @@ MODELS = {
     "linear": Tiny(extra={"rope.scaling.type": "linear", "rope.scaling.factor": 2.5}),
     "yarn": Tiny(arch="qwen2", biases=True, width=128, extra=YARN),
     "yarn llama": Tiny(width=128, extra=YARN),
+    "yarn with all its options": Tiny(
+        width=128,
+        extra=YARN
+        | {
+            "rope.scaling.yarn_ext_factor": 0.5,
+            "rope.scaling.yarn_log_multiplier": 0.7,
+            "rope.scaling.yarn_beta_fast": 1.5,
+            "rope.scaling.yarn_beta_slow": 0.5,
+            "rope.scaling.attn_factor": 1.25,
+        },
+    ),
+    "yarn without its mix": Tiny(width=128, extra=YARN | {"rope.scaling.yarn_ext_factor": 0.0}),
+    "attention scale": Tiny(extra={"attention.scale": 0.6}),
     "mistral3": Tiny(
         arch="mistral3", extra={"attention.temperature_scale": 0.1, "attention.temperature_length": 8}
     ),
@@ -96,15 +111,83 @@ def test_micro_batches_do_not_change_the_answer(tmp_path: Path) -> None:
     ],
 )
 def test_metadata_that_cannot_be(change: dict[str, object], message: str, tmp_path: Path) -> None:
-    from ggrun import GgrunError
-
     with pytest.raises(GgrunError, match=message.replace("(", r"\(").replace(")", r"\)")):
         LLM(Tiny(extra=change).write(tmp_path / "model.gguf"))
 
 
-def test_unknown_architecture_and_format(tmp_path: Path) -> None:
-    from ggrun import GgrunError
+def test_experts_whose_weights_are_not_normalized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Tiny(experts=5, experts_used=2)
+    path = model.write(tmp_path / "model.gguf")
+    reference = Reference(path)
+    reference.normalize_experts = False
+    want = reference.logits(np.array(tokens(model, 20)))
+    monkeypatch.setattr("ggrun.arch.llama.ARCH", Arch("llama", rope_neighbours=True, normalize_experts=False))
+    with LLM(path, cache_type_k="f32", cache_type_v="f32") as llm:
+        assert distance(llm.logits(tokens(model, 20)), want) < 1e-11
 
+
+VECTOR = np.ones(16, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Tiny(more={"blk.0.attn_sinks.weight": VECTOR}), "no use for blk.0.attn_sinks.weight in"),
+        (Tiny(more={"blk.1.attn_k_norm.weight": VECTOR}), "no use for blk.1.attn_k_norm.weight"),
+        (Tiny(more={"blk.0.attn_q_norm.weight": VECTOR}), "attn_k_norm.weight is missing"),
+        (Tiny(more={"rope_factors_long.weight": VECTOR}), "no use for rope_factors_long.weight"),
+        (Tiny(more={"blk.0.ffn_gate_shexp.weight": np.ones((96, 64), np.float32)}), "ffn_gate_shexp"),
+        (Tiny(experts=2, experts_used=1, more={"blk.0.ffn_up.scale": VECTOR[:1]}), "ffn_up.scale in"),
+        (Tiny(extra={"block_count": 1}), r"no use for blk\.1\.\S+, blk\.1\.\S+, blk\.1\.\S+ and 6 more"),
+        (Tiny(more={"blk.0.rope_freqs.weight": VECTOR[:8]}), r"blk\.0\.rope_freqs"),
+        (Tiny(rope_factors=True, more={"blk.0.rope_freqs.weight": VECTOR[:8]}), r"blk\.0\.rope_freqs"),
+    ],
+)
+def test_tensors_that_would_be_left_out(model: Tiny, message: str, tmp_path: Path) -> None:
+    with pytest.raises(GGUFError, match=message):
+        LLM(model.write(tmp_path / "model.gguf"))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Tiny(more={"blk.0.attn_q.input_scale": VECTOR[:1], "cls.output.weight": VECTOR}),
+        Tiny(arch="qwen2", more={f"blk.0.ffn_{p}.scale": VECTOR[:1] for p in ("gate", "up", "down")}),
+        Tiny(more=dict.fromkeys(("rope_freqs.weight", "blk.1.rope_freqs.weight"), 2 * VECTOR[:8])),
+    ],
+)
+def test_tensors_that_change_nothing(model: Tiny, tmp_path: Path) -> None:
+    path = model.write(tmp_path / "model.gguf")
+    want = Reference(path).logits(np.arange(9))
+    with LLM(path, cache_type_k="f32", cache_type_v="f32") as llm:
+        assert distance(llm.logits(range(9)), want) < 1e-11
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("rope_freqs.weight", np.zeros(8)),
+        ("rope_freqs.weight", np.full(8, 1e-45)),
+        ("rope_freqs.weight", np.full(8, np.nan)),
+        ("output_norm.weight", np.full(64, np.inf)),
+        ("blk.0.attn_q.scale", np.full(1, np.inf)),
+        ("blk.0.ffn_up.scale", np.full(1, np.inf)),
+    ],
+)
+def test_vectors_that_are_no_numbers(name: str, values: np.ndarray, tmp_path: Path) -> None:
+    more = {name: values.astype(np.float32), "blk.0.ffn_up.bias": np.zeros(96, np.float32)}
+    with pytest.raises(GGUFError, match=f"{name} has .*no numbers"):
+        LLM(Tiny(more=more).write(tmp_path / "model.gguf"))
+
+
+def test_a_bias_that_its_scale_makes_infinite(tmp_path: Path) -> None:
+    more = {"blk.0.ffn_up.bias": np.full(96, 1e30), "blk.0.ffn_up.scale": np.full(1, 1e30)}
+    model = Tiny(more={name: values.astype(np.float32) for name, values in more.items()})
+    with pytest.raises(GGUFError, match=r"ffn_up\.bias has values that are no numbers"):
+        LLM(model.write(tmp_path / "model.gguf"))
+
+
+def test_unknown_architecture_and_format(tmp_path: Path) -> None:
     with pytest.raises(GgrunError, match="unknown architecture 'mamba9'"):
         LLM(Tiny(arch="mamba9").write(tmp_path / "a.gguf"))
     with pytest.raises(GgrunError, match=r"architecture '../llama'"):

@@ -1,0 +1,5 @@
+"""So that python -m ggrun is ggrun."""
+
+from ggrun.cli import main
+
+main()

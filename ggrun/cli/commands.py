@@ -1,0 +1,91 @@
+"""The group of commands, and what becomes of whatever goes wrong in one."""
+
+import os
+from importlib import import_module
+from typing import Any
+
+import click
+
+from ggrun import __version__
+from ggrun.cli.streams import close_streams, complain, open_streams
+from ggrun.errors import GgrunError
+
+COMMANDS = {"run": "Generate text after a prompt."}
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules of their own names, each with a function of that name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, without importing anything."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"ggrun.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list for --help, without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings=_CONTEXT)
+@click.version_option(__version__, prog_name="ggrun")
+def ggrun() -> None:
+    """Run GGUF models: one line of pip is all the set-up.
+
+    \b
+    ggrun run -p "Once upon a time"              the bundled demo model
+    ggrun run -m model.gguf -p "The sea" -n 64   your own
+
+    Every option has a twin in the environment, named by its first long name: --ctx-size is GGRUN_CTX_SIZE.
+    """
+
+
+def status_of(arguments: list[str]) -> int:
+    """Run the command line: one line on stderr, and an exit status, for whatever goes wrong."""
+    open_streams()
+    try:
+        return _run(arguments or ["--help"])
+    finally:
+        close_streams()
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        # Not ggrun.main(): that has ways of its own with a reader that leaves.
+        with ggrun.make_context("ggrun", arguments) as context:
+            result: Any = ggrun.invoke(context)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has gone: nothing to say, and nobody to say it to.
+        return 0
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except Exception as error:
+        if os.environ.get("GGRUN_DEBUG") and not isinstance(error, (click.ClickException, GgrunError)):
+            raise
+        message, status = _explained(error)
+        complain(message)
+        return status
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """The line for an error, and the exit status."""
+    if isinstance(error, click.ClickException):
+        return error.format_message(), error.exit_code
+    if isinstance(error, GgrunError):
+        return str(error), error.exit_status
+    if isinstance(error, MemoryError):
+        return "out of memory: give a smaller context with -c", 1
+    if isinstance(error, OSError):
+        return f"{error.filename or 'output'}: {error.strerror or error}", 1
+    name = type(error).__name__
+    return f"internal error, please report it: {name}: {error} (GGRUN_DEBUG=1 shows more)", 1

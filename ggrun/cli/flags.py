@@ -1,0 +1,95 @@
+"""How flags are read: their names in the environment, and the llama.cpp flags that are not built yet."""
+
+import re
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from typing import Any
+
+import click
+
+_LLAMA_CPP = """
+    -hf -hfr --hf-repo -hff --hf-file -hft --hf-token -mu --model-url -lm --load-mode --offline
+    --no-mmap --mmap --mlock -a --alias --check-tensors -fa --flash-attn -tb --threads-batch --numa
+    --prio --poll -C --cpu-mask -ngl --gpu-layers --n-gpu-layers -sm --split-mode -ts --tensor-split
+    -mg --main-gpu -dev --device --list-devices -ot --override-tensor -nkvo --no-kv-offload -kvo
+    --kv-offload -cmoe --cpu-moe -ncmoe --n-cpu-moe -ncffn --rpc -fit --fit -fitt --fit-target -fitc
+    --fit-ctx --no-host --no-repack --repack --override-kv -cnv --conversation -no-cnv
+    --no-conversation -st --single-turn -sys --system-prompt -sysf --system-prompt-file -i
+    --interactive -if --interactive-first -mli --multiline-input --in-prefix --in-suffix
+    --chat-template --chat-template-file --chat-template-kwargs --jinja --no-jinja
+    --reasoning-format --reasoning-budget -co --color --simple-io -sp --special -bf --binary-file
+    --prompt-cache --keep --context-shift --no-context-shift --swa-full --no-warmup --warmup -np
+    --parallel -cb --cont-batching --rope-scaling --rope-scale --rope-freq-base --rope-freq-scale
+    --yarn-orig-ctx --yarn-ext-factor --lora --lora-scaled --control-vector -mm --mmproj --image
+    --audio -md --model-draft -ngld -cd --draft --samplers --sampling-seq --sampler-seq --mirostat
+    --mirostat-lr --mirostat-ent --dynatemp-range --dynatemp-exp --adaptive-target --adaptive-decay
+    --no-perf --perf -v --verbose --log-file --log-disable --host --port --api-key
+"""
+NOT_BUILT = frozenset(_LLAMA_CPP.split())
+"""Flags that users of llama.cpp know and ggrun does not have (yet)."""
+
+
+class Text(click.types.StringParamType):
+    """A text in UTF-8. Where it may be given several times, the environment holds one a line."""
+
+    envvar_list_splitter = "\n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The same text; what is no UTF-8 comes as surrogates from the command line."""
+        text = super().convert(value, param, ctx)
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            self.fail("not a text in UTF-8", param, ctx)
+        return text
+
+
+TEXT = Text()
+
+
+def option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """An option with its twin in the environment, which has the name of the first long flag."""
+    long = next(name for name in names if name.startswith("--")).partition("/")[0]
+    settings.setdefault("envvar", "GGRUN_" + long[2:].upper().replace("-", "_"))
+    settings.setdefault("show_default", settings.get("default") not in (None, ""))
+    return click.option(*names, **settings)
+
+
+class Command(click.Command):
+    """A command that refuses an unknown flag of several letters after one dash by its whole name."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does, but for flags that click would take for several of one letter."""
+        takes_value = {
+            name: not (isinstance(param, click.Option) and (param.is_flag or param.count))
+            for param in self.get_params(ctx)
+            for name in (*param.opts, *param.secondary_opts)
+        }
+        for name in _unknown(args, takes_value):
+            if name in NOT_BUILT:
+                raise click.UsageError(f"{name}: not built yet; ggrun {self.name} -h lists what is", ctx)
+            if not name.startswith("--"):
+                raise click.NoSuchOption(name, possibilities=get_close_matches(name, takes_value), ctx=ctx)
+        return super().parse_args(ctx, args)
+
+
+def given(name: str) -> bool:
+    """Whether an option comes from the command line and not from the environment, which it outdoes."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
+
+
+def _unknown(args: list[str], takes_value: dict[str, bool]) -> Iterator[str]:
+    """The names of flags that are none."""
+    rest = iter(args)
+    for arg in rest:
+        name, equals, _ = arg.partition("=")
+        if arg == "--":
+            return
+        if name in takes_value:
+            if takes_value[name] and not equals:
+                next(rest, None)
+        elif re.fullmatch(r"-[a-zA-Z][-+]?[0-9.].*", arg) and takes_value.get(arg[:2]):
+            continue  # -n5: the number belongs to the letter
+        elif arg.startswith("-") and arg != "-":
+            yield name

@@ -1,0 +1,66 @@
+"""Standard streams that are closed, full, or in another encoding."""
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_run import GGRUN, bash, complaint, ggrun
+
+SHORT = "run -p Once -n 3 --temp 0"
+
+
+def shell(arguments: str) -> subprocess.CompletedProcess[str]:
+    """A run with redirections."""
+    return bash(f"{shlex.join(GGRUN)} {arguments}")
+
+
+def test_a_closed_stdin_is_an_empty_one() -> None:
+    done = shell("run -n 5 --temp 0 <&-")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == shell("run -n 5 --temp 0 </dev/null").stdout
+
+
+@pytest.mark.parametrize("arguments", [SHORT, "--help", "run --help"])
+def test_a_closed_stdout_gets_one_line(arguments: str) -> None:
+    assert "output" in complaint(shell(f"{arguments} >&-"), 1)
+
+
+def test_a_closed_stderr_loses_the_times_and_nothing_else() -> None:
+    done = shell(f"{SHORT} 2>&-")
+    assert done.returncode == 0
+    assert done.stdout == shell(f"{SHORT} --no-show-timings").stdout
+
+
+def test_nothing_open_at_all() -> None:
+    assert shell("run --frobnicate <&- >&- 2>&-").returncode == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_full_disks() -> None:
+    assert "No space left" in complaint(shell(f"{SHORT} >/dev/full"), 1)
+    assert "No space left" in complaint(shell("--help >/dev/full"), 1)
+    assert shell("run --frobnicate 2>/dev/full").returncode == 2
+    done = shell(f"{SHORT} 2>/dev/full")
+    assert (done.returncode, done.stdout) == (0, shell(f"{SHORT} 2>/dev/null").stdout)
+
+
+@pytest.mark.parametrize("setting", ["", "LC_ALL=C.UTF-8", "PYTHONUTF8=1", "LC_ALL=C PYTHONUTF8=0"])
+def test_bytes_that_are_no_text_get_one_line(setting: str) -> None:
+    piped = bash(f"printf '\\xff\\xfe' | env {setting} {shlex.join(GGRUN)} run -n 3")
+    assert "standard input: not a text in UTF-8" in complaint(piped, 1)
+    typed = bash(f"env {setting} {shlex.join(GGRUN)} run -n 3 -p $'\\xff'")
+    assert "not a text in UTF-8" in complaint(typed, 2)
+
+
+def test_characters_that_an_encoding_lacks() -> None:
+    done = ggrun(*SHORT.split(), "-p", "é", "--no-show-timings", "-n", "0", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout) == (0, "?\n")
+
+
+def test_pipes_are_utf8_whatever_the_locale() -> None:
+    done = bash(
+        f"printf 'caf\\xc3\\xa9' | LC_ALL=C PYTHONUTF8=0 PYTHONIOENCODING=utf-8 {shlex.join(GGRUN)} run -n 0"
+    )
+    assert done.stdout == "café\n"

@@ -1,0 +1,271 @@
+"""The thread pool: the same bits with any number of threads, from any thread; sleep when there is no work."""
+
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ggrun import GgrunError, UsageError
+from ggrun.devices.base import Limits, Rows
+from ggrun.devices.cpu import Cpu
+from ggrun.devices.threads import MOST_THREADS, ThreadPool
+
+WIDTH, ROWS = 96, 7
+LIMITS = Limits(tokens=ROWS, outputs=ROWS, sequences=1, pages=1)
+Chain = Callable[[np.ndarray], np.ndarray]
+
+
+def chain(device: Cpu, length: int = 6) -> Chain:
+    """A program of operations that each need what the one before has written by other threads."""
+    r = device.recorder(LIMITS)
+    x = r.input(WIDTH)
+    weight = device.vector(np.linspace(0.5, 2.0, WIDTH, dtype=np.float32))
+    for _ in range(length):
+        # Each row of y in thirds, but x is written by the row: threads meet in each other's parts.
+        y = r.norm(x, weight[: WIDTH // 3], 1e-5, groups=3)
+        y = r.norm(y, weight, 1e-5)
+        r.add(y, x)
+    program = r.finish()
+
+    def run(values: np.ndarray) -> np.ndarray:
+        r.inputs.counts[Rows.TOKENS] = len(values)
+        device.write(x, values)
+        program.run()
+        return device.read(x, len(values))
+
+    return run
+
+
+def expected(x: np.ndarray, length: int = 6) -> np.ndarray:
+    """The same in numpy float64."""
+    x, weight = x.astype(np.float64), np.linspace(0.5, 2.0, WIDTH)
+    for _ in range(length):
+        y = x.reshape(len(x), 3, -1)
+        y = y / np.sqrt((y * y).mean(-1, keepdims=True) + 1e-5) * weight[: WIDTH // 3]
+        y = y.reshape(x.shape)
+        x = x + y / np.sqrt((y * y).mean(-1, keepdims=True) + 1e-5) * weight
+    return x
+
+
+def rows(seed: int) -> np.ndarray:
+    n = 1 + seed % ROWS
+    return np.random.default_rng(seed).standard_normal((n, WIDTH)).astype(np.float32)
+
+
+def in_time(work: Callable[[], None], seconds: float = 20.0) -> None:
+    """Do it in a thread of its own, so that waiting for ever is a failure and not the end of all tests."""
+    errors: list[BaseException] = []
+
+    def caught() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=caught, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert not thread.is_alive(), "it waits for ever"
+    if errors:
+        raise errors[0]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4, 5])
+def test_many_programs_in_a_row(threads: int) -> None:
+    one, device = Cpu(1), Cpu(threads)
+    alone, together = chain(one), chain(device)
+
+    def work() -> None:
+        for seed in range(100):
+            got = together(rows(seed))
+            assert np.array_equal(got, alone(rows(seed)))
+            if seed < 10:
+                np.testing.assert_allclose(got, expected(rows(seed)), rtol=1e-5, atol=1e-5)
+
+    in_time(work)
+    device.close()
+    one.close()
+
+
+def test_an_empty_program() -> None:
+    device = Cpu(3)
+    program = device.recorder(LIMITS).finish()
+    in_time(lambda: [program.run() for _ in range(20)] and None)
+    device.close()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_one_pool_from_several_threads(threads: int) -> None:
+    """Each has a program of its own; they take turns on the pool."""
+    device, one = Cpu(threads), Cpu(1)
+    alone = [chain(one, length)(rows(length)) for length in range(1, 5)]
+    failures: list[int] = []
+
+    def many(length: int) -> None:
+        program = chain(device, length)
+        for _ in range(60):
+            if not np.array_equal(program(rows(length)), alone[length - 1]):
+                failures.append(length)
+
+    def work() -> None:
+        callers = [threading.Thread(target=many, args=(n,), daemon=True) for n in range(1, 5)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join(20)
+        assert not any(caller.is_alive() for caller in callers)
+
+    in_time(work, 30)
+    assert failures == []
+    device.close()
+    one.close()
+
+
+def test_idle_workers_sleep_and_wake() -> None:
+    device = Cpu(3)
+    program = chain(device)
+    want = program(rows(1))
+    used = []
+    for _ in range(8):  # a machine that is busy with other things may need more than one look
+        time.sleep(0.05)
+        before = time.process_time()
+        time.sleep(0.3)
+        used.append(time.process_time() - before)
+        if used[-1] < 0.03:
+            break
+    assert min(used) < 0.03, used
+    in_time(lambda: np.testing.assert_array_equal(program(rows(1)), want))
+    device.close()
+
+
+def workers() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("ggrun-")}
+
+
+def test_closing_ends_the_threads() -> None:
+    before = workers()
+    pool = ThreadPool(4)
+    own = workers() - before
+    assert len(own) == 3
+    pool.close()
+    pool.close()
+    for worker in own:
+        worker.join(5)
+    assert not any(worker.is_alive() for worker in own)
+
+
+def test_a_dropped_pool_ends_its_threads() -> None:
+    before = workers()
+    pool = ThreadPool(3)
+    own = workers() - before
+    del pool
+    for worker in own:
+        worker.join(5)
+    assert len(own) == 2
+    assert not any(worker.is_alive() for worker in own)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_a_closed_pool_says_so(threads: int) -> None:
+    device = Cpu(threads)
+    program = chain(device)
+    program(rows(3))
+    device.close()
+
+    def work() -> None:
+        with pytest.raises(GgrunError, match="closed") as caught:
+            program(rows(3))
+        assert "\n" not in str(caught.value)
+
+    in_time(work)
+
+
+def forever(program: Chain, want: np.ndarray) -> None:
+    while True:
+        np.testing.assert_allclose(program(rows(5)), want, rtol=1e-5, atol=1e-5)
+
+
+def test_closing_while_others_run() -> None:
+    """Each run is either whole or refused."""
+    for _ in range(10):
+        device = Cpu(3)
+        program, want = chain(device), expected(rows(5))
+
+        def work(program: Chain = program, want: np.ndarray = want) -> None:
+            with pytest.raises(GgrunError, match="closed"):
+                forever(program, want)
+
+        closer = threading.Timer(0.02, device.close)
+        closer.start()
+        in_time(work)
+        closer.join()
+
+
+def test_closing_waits_for_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has begun still needs the workers."""
+    device = Cpu(3)
+    program, want = chain(device), expected(rows(6))
+    program(rows(6))
+    post, closer = device.pool._runtime.post, threading.Thread(target=device.close, daemon=True)
+
+    def slow(*args: int) -> int:
+        closer.start()
+        time.sleep(0.05)
+        return post(*args)
+
+    monkeypatch.setattr(device.pool, "_runtime", SimpleNamespace(post=slow))
+    in_time(lambda: np.testing.assert_allclose(program(rows(6)), want, rtol=1e-5, atol=1e-5), 5)
+    closer.join(5)
+    with pytest.raises(GgrunError, match="closed"):
+        program(rows(6))
+
+
+def test_more_threads_than_there_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, start = workers(), threading.Thread.start
+    with pytest.raises(UsageError, match=str(MOST_THREADS)):
+        ThreadPool(MOST_THREADS + 1)
+    assert workers() == before
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name == "ggrun-3":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(GgrunError, match="no room for 5 threads"):
+        ThreadPool(5)
+    for worker in workers() - before:  # those that did start
+        worker.join(5)
+    assert workers() <= before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_has_no_threads() -> None:
+    device = Cpu(3)
+    program = chain(device)
+    program(rows(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that a process with threads is forked
+        child = os.fork()
+    if child == 0:
+        try:
+            program(rows(1))
+        except GgrunError:
+            os._exit(7)
+        finally:
+            os._exit(1)
+    ended, deadline = (0, 0), time.monotonic() + 20
+    while ended[0] == 0 and time.monotonic() < deadline:
+        ended = os.waitpid(child, os.WNOHANG)
+        time.sleep(0.005)
+    if ended[0] == 0:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    assert ended[0] == child, "it waits for ever"
+    assert os.waitstatus_to_exitcode(ended[1]) == 7
+    device.close()
