@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from hashlib import sha256
 from typing import Any, ClassVar
 
 from numba.core.caching import FunctionCache
@@ -15,6 +16,14 @@ class DiskCache(FunctionCache):
 
     on_failure: ClassVar[Callable[[OSError], None]] = staticmethod(lambda error: None)
     """Told why a compiled kernel could not be written."""
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        """What an entry is for: the name has what a function closes over (see runtime.jit).
+
+        Numba pickles that, differently in every process.
+        """
+        code = sha256(self._py_func.__code__.co_code).hexdigest()
+        return sig, codegen.magic_tuple(), (code, self._py_func.__qualname__)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The compiled function, or None."""

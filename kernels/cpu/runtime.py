@@ -8,6 +8,7 @@ table and meet at a barrier where the table asks for one. Python is entered once
 once an operation.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from hashlib import sha256
@@ -33,10 +34,14 @@ def jit(function: Callable[..., Any]) -> Any:
     The linker knows helpers by their names, also in machine code that other processes left in the cache. So a
     helper from a factory is named by what it closes over: the same name must mean the same code.
     """
+    _name_by_closure(function)
+    return njit(**_OPTIONS)(function)
+
+
+def _name_by_closure(function: Callable[..., Any]) -> None:
     if function.__closure__:
         inside = " ".join(_identity(cell.cell_contents) for cell in function.__closure__)
         function.__qualname__ += f"<{sha256(inside.encode()).hexdigest()[:16]}>"
-    return njit(**_OPTIONS)(function)
 
 
 def _identity(value: Any) -> str:
@@ -66,16 +71,21 @@ def _entry(function: Callable[..., Any]) -> Any:
 class Kernel:
     """A function of integers that compiles when its address is first asked for.
 
-    Only a function at the top of a module is found again in Numba's disk cache: one made by a factory never
-    is. So kernels are such functions, and what is made by factories are the helpers that they call.
+    A helper may be made a kernel, also one from a factory: the disk cache knows it by its name (see `jit`).
     """
 
     on_compile: ClassVar[Callable[[str], None]] = staticmethod(lambda name: None)
     """Told the name of each kernel that was compiled because it was not in the cache."""
 
     def __init__(self, function: Callable[..., None]) -> None:
+        if isinstance(function, Dispatcher):
+            function = function.py_func  # a helper, which has its name
+        else:
+            _name_by_closure(function)
         self.function = function
-        self.name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+        # The module that makes it a kernel, which is not always where the function is from.
+        module = sys._getframe(1).f_globals["__name__"].rpartition(".")[2]
+        self.name = f"{module}.{function.__name__.lstrip('_')}"
         self._compiled: Any = None
 
     @property

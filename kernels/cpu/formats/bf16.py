@@ -5,13 +5,7 @@ from ..simd import bf16, bf16x16, f32, load, store
 from .rows import dot_of, matmul_of
 
 COLUMNS = "f32"
-_matmul = matmul_of(dot_of(bf16x16, bf16, 2))
-
-
-@kernel
-def matmul(task: int) -> None:
-    """Rows times columns."""
-    _matmul(task)
+matmul = kernel(matmul_of(dot_of(bf16x16, bf16, 2)))
 
 
 @kernel

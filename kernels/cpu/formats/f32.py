@@ -5,13 +5,7 @@ from ..simd import f32, f32x16, load, store
 from .rows import dot_of, matmul_of
 
 COLUMNS = "f32"
-_matmul = matmul_of(dot_of(f32x16, f32, 4))
-
-
-@kernel
-def matmul(task: int) -> None:
-    """Rows times columns."""
-    _matmul(task)
+matmul = kernel(matmul_of(dot_of(f32x16, f32, 4)))
 
 
 @kernel

@@ -36,16 +36,5 @@ def _dequantize(w: int, k: int, y: int) -> None:
         store(f32x8, values(p + 2 * j + 1, (h >> 4) & 7, h & 128, d), y + 64 * i + 32)
 
 
-_matmul = matmul_of_dequantized(_dequantize)
-
-
-@kernel
-def matmul(task: int) -> None:
-    """Rows times columns."""
-    _matmul(task)
-
-
-@kernel
-def dequantize(w: int, k: int, y: int) -> None:
-    """One row."""
-    _dequantize(w, k, y)
+matmul = kernel(matmul_of_dequantized(_dequantize))
+dequantize = kernel(_dequantize)

@@ -28,16 +28,5 @@ def _dequantize(w: int, k: int, y: int) -> None:
         store(f32x8, nibble_scale(load(f16, p), p + 74, j // 2) * value, y + 32 * i)
 
 
-_matmul = matmul_of_dequantized(_dequantize)
-
-
-@kernel
-def matmul(task: int) -> None:
-    """Rows times columns."""
-    _matmul(task)
-
-
-@kernel
-def dequantize(w: int, k: int, y: int) -> None:
-    """One row."""
-    _dequantize(w, k, y)
+matmul = kernel(matmul_of_dequantized(_dequantize))
+dequantize = kernel(_dequantize)

@@ -28,16 +28,5 @@ def _dequantize(w: int, k: int, y: int) -> None:
             store(f32x8, d * sign * entry(address_of(_GRID), load(u8, q + j)), y + 128 * i + 32 * j)
 
 
-_matmul = matmul_of_dequantized(_dequantize)
-
-
-@kernel
-def matmul(task: int) -> None:
-    """Rows times columns."""
-    _matmul(task)
-
-
-@kernel
-def dequantize(w: int, k: int, y: int) -> None:
-    """One row."""
-    _dequantize(w, k, y)
+matmul = kernel(matmul_of_dequantized(_dequantize))
+dequantize = kernel(_dequantize)

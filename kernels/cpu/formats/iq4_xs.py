@@ -50,17 +50,5 @@ def _scale(p: int) -> tuple[object, object]:
     return d, d * splat(f32x8, 128.0)
 
 
-_matmul = superblocks_matmul(_unpack, _scale, SIZE, 8, full=True)
-_dequantize = superblocks_dequantize(_unpack, _scale, SIZE, 8)
-
-
-@kernel
-def matmul(task: int) -> None:
-    """Rows times columns."""
-    _matmul(task)
-
-
-@kernel
-def dequantize(w: int, k: int, y: int) -> None:
-    """One row."""
-    _dequantize(w, k, y)
+matmul = kernel(superblocks_matmul(_unpack, _scale, SIZE, 8, full=True))
+dequantize = kernel(superblocks_dequantize(_unpack, _scale, SIZE, 8))

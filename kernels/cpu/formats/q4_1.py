@@ -23,17 +23,5 @@ def scale(p: int) -> tuple[object, object]:
     return half(p), zero(f32x8) - half(p + 2)
 
 
-_matmul = blocks_matmul(_unpack, scale, SIZE)
-_dequantize = blocks_dequantize(_unpack, scale, SIZE)
-
-
-@kernel
-def matmul(task: int) -> None:
-    """Rows times columns."""
-    _matmul(task)
-
-
-@kernel
-def dequantize(w: int, k: int, y: int) -> None:
-    """One row."""
-    _dequantize(w, k, y)
+matmul = kernel(blocks_matmul(_unpack, scale, SIZE))
+dequantize = kernel(blocks_dequantize(_unpack, scale, SIZE))

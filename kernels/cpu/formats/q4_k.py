@@ -46,17 +46,5 @@ def scale(p: int) -> tuple[object, object]:
     return d, to_f32(zext(bitcast(i8x8, minima))) * splat(f32x8, load(f16, p + 2))
 
 
-_matmul = superblocks_matmul(_unpack, scale, SIZE, 8)
-_dequantize = superblocks_dequantize(_unpack, scale, SIZE, 8)
-
-
-@kernel
-def matmul(task: int) -> None:
-    """Rows times columns."""
-    _matmul(task)
-
-
-@kernel
-def dequantize(w: int, k: int, y: int) -> None:
-    """One row."""
-    _dequantize(w, k, y)
+matmul = kernel(superblocks_matmul(_unpack, scale, SIZE, 8))
+dequantize = kernel(superblocks_dequantize(_unpack, scale, SIZE, 8))

@@ -37,17 +37,5 @@ def _scale(p: int) -> tuple[object, object]:
     return d, d * splat(f32x8, 16.0)
 
 
-_matmul = blocks_matmul(_unpack, _scale, SIZE)
-_dequantize = blocks_dequantize(_unpack, _scale, SIZE)
-
-
-@kernel
-def matmul(task: int) -> None:
-    """Rows times columns."""
-    _matmul(task)
-
-
-@kernel
-def dequantize(w: int, k: int, y: int) -> None:
-    """One row."""
-    _dequantize(w, k, y)
+matmul = kernel(blocks_matmul(_unpack, _scale, SIZE))
+dequantize = kernel(blocks_dequantize(_unpack, _scale, SIZE))

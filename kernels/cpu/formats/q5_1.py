@@ -17,17 +17,5 @@ def _unpack(p: int) -> object:
     return five_bits(p + 4)
 
 
-_matmul = blocks_matmul(_unpack, scale, SIZE)
-_dequantize = blocks_dequantize(_unpack, scale, SIZE)
-
-
-@kernel
-def matmul(task: int) -> None:
-    """Rows times columns."""
-    _matmul(task)
-
-
-@kernel
-def dequantize(w: int, k: int, y: int) -> None:
-    """One row."""
-    _dequantize(w, k, y)
+matmul = kernel(blocks_matmul(_unpack, scale, SIZE))
+dequantize = kernel(blocks_dequantize(_unpack, scale, SIZE))

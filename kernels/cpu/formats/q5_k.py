@@ -22,17 +22,5 @@ def _unpack(p: int) -> tuple[object, object, object, object]:
     return q_0 | (low & top), q_1 | ((low >> 2) & top), q_2 | (high & top), q_3 | ((high >> 2) & top)
 
 
-_matmul = superblocks_matmul(_unpack, scale, SIZE, 8)
-_dequantize = superblocks_dequantize(_unpack, scale, SIZE, 8)
-
-
-@kernel
-def matmul(task: int) -> None:
-    """Rows times columns."""
-    _matmul(task)
-
-
-@kernel
-def dequantize(w: int, k: int, y: int) -> None:
-    """One row."""
-    _dequantize(w, k, y)
+matmul = kernel(superblocks_matmul(_unpack, scale, SIZE, 8))
+dequantize = kernel(superblocks_dequantize(_unpack, scale, SIZE, 8))

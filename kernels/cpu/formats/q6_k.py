@@ -31,17 +31,5 @@ def _scale(p: int) -> tuple[object, object]:
     return d, d * splat(f32x16, 32.0)
 
 
-_matmul = superblocks_matmul(_unpack, _scale, SIZE, 16)
-_dequantize = superblocks_dequantize(_unpack, _scale, SIZE, 16)
-
-
-@kernel
-def matmul(task: int) -> None:
-    """Rows times columns."""
-    _matmul(task)
-
-
-@kernel
-def dequantize(w: int, k: int, y: int) -> None:
-    """One row."""
-    _dequantize(w, k, y)
+matmul = kernel(superblocks_matmul(_unpack, _scale, SIZE, 16))
+dequantize = kernel(superblocks_dequantize(_unpack, _scale, SIZE, 16))

@@ -35,16 +35,5 @@ def _dequantize(w: int, k: int, y: int) -> None:
         _digits(p + 48, 4, 4, d, y + 1024 * i + 960)
 
 
-_matmul = matmul_of_dequantized(_dequantize)
-
-
-@kernel
-def matmul(task: int) -> None:
-    """Rows times columns."""
-    _matmul(task)
-
-
-@kernel
-def dequantize(w: int, k: int, y: int) -> None:
-    """One row."""
-    _dequantize(w, k, y)
+matmul = kernel(matmul_of_dequantized(_dequantize))
+dequantize = kernel(_dequantize)

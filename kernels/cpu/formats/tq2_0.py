@@ -15,17 +15,5 @@ def _scale(p: int) -> tuple[object, object]:
     return d, d
 
 
-_matmul = superblocks_matmul(pairs, _scale, SIZE, 8)
-_dequantize = superblocks_dequantize(pairs, _scale, SIZE, 8)
-
-
-@kernel
-def matmul(task: int) -> None:
-    """Rows times columns."""
-    _matmul(task)
-
-
-@kernel
-def dequantize(w: int, k: int, y: int) -> None:
-    """One row."""
-    _dequantize(w, k, y)
+matmul = kernel(superblocks_matmul(pairs, _scale, SIZE, 8))
+dequantize = kernel(superblocks_dequantize(pairs, _scale, SIZE, 8))
