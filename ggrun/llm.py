@@ -18,6 +18,7 @@ from ggrun.engine.cache import PAGE
 from ggrun.engine.engine import CACHE_KINDS, Engine, EngineOptions
 from ggrun.engine.generate import Context, StopStrings, Timings, generate
 from ggrun.engine.grammar import Grammar, GrammarVocabulary
+from ggrun.engine.perplexity import Estimate, perplexity
 from ggrun.engine.runner import CacheSpec
 from ggrun.engine.sampler import Sampler, SamplingOptions
 from ggrun.errors import UsageError
@@ -106,6 +107,21 @@ class LLM:
         """The logits after each of n tokens, as a text of their own: float32 [n, vocab]."""
         self._context.clear()
         return self._engine.decode(tokens, all_logits=True)
+
+    def perplexity(
+        self, text: str | Sequence[int], *, window: int = 512, chunks: int = -1
+    ) -> Iterator[Estimate]:
+        """How well the model foretells a text, as llama.cpp counts it: the estimate after each window.
+
+        window    tokens of one, up to n_ctx; the second half is scored
+        chunks    most windows; -1: all
+
+        UsageError for a text of less than two windows.
+        """
+        known = self._tokenizer
+        bos = None if isinstance(known, TokenizerError) or not known.add_bos else known.bos
+        tokens = self.tokenize(text) if isinstance(text, str) else list(text)
+        return perplexity(self._engine, self._context, tokens, window, chunks, bos)
 
     def generate(
         self,

@@ -10,7 +10,11 @@ from ggrun import __version__
 from ggrun.cli.streams import close_streams, complain, open_streams
 from ggrun.errors import GgrunError
 
-COMMANDS = {"run": "Generate text after a prompt."}
+COMMANDS = {
+    "run": "Generate text after a prompt.",
+    "bench": "Measure how fast models read prompts and generate.",
+    "perplexity": "Measure how well a model foretells a text.",
+}
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 

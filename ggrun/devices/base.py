@@ -142,6 +142,9 @@ class Device(Protocol):
     def available(self) -> int:
         """Bytes that can be taken now."""
 
+    def bandwidth(self) -> float:
+        """Bytes a second that it reads from its memory, measured now."""
+
     def recorder(self, limits: Limits) -> Recorder:
         """A new recorder, with Inputs of its own."""
 

@@ -1,5 +1,6 @@
 """The CPU: weights stay in the mapped file, programs are tables that threads walk together."""
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,9 @@ from ggrun.devices.threads import ThreadPool, physical_cores
 from ggrun.errors import GgrunError
 from ggrun.gguf import Tensor
 from ggrun.kernels import load_cpu
+
+_PROBED = 1 << 30  # bytes that the bandwidth is measured on
+_PASSES = 7
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +43,24 @@ class Cpu:
     def available(self) -> int:
         """What the system could give without swapping."""
         return int(psutil.virtual_memory().available)
+
+    def bandwidth(self) -> float:
+        """Bytes a second that all threads together read from memory: the best of several passes."""
+        probe = load_cpu("probe")
+        # No cache holds a GiB, or what a machine has when it cannot spare four.
+        lines = min(_PROBED, self.available() // 4) // probe.LINE
+        data, sums = self.zeros(lines * probe.LINE), np.zeros(self.pool.threads, np.int32)
+        args = probe.PROBE.pack(data=data.ctypes.data, lines=lines, sums=sums.ctypes.data)
+
+        def seconds(operation: Any) -> float:
+            table = np.array([[operation.address, args.ctypes.data, 0]], np.int64)
+            start = time.perf_counter()
+            self.pool.run(table)
+            return time.perf_counter() - start
+
+        # A page becomes memory, of the thread's own node, when it is first written to.
+        seconds(probe.write_lines)
+        return data.nbytes / min(seconds(probe.read_lines) for _ in range(_PASSES))
 
     def recorder(self, limits: Limits) -> CpuRecorder:
         """A new recorder."""

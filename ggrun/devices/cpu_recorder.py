@@ -153,7 +153,8 @@ class CpuRecorder:
 
     def _buffer(self, rows: Rows, width: int, row_bytes: int | None = None) -> CpuBuffer:
         limits = (self._limits.tokens, self._limits.outputs, self._limits.tokens * self._pairs_a_token)
-        return CpuBuffer(self._memory, rows, width, row_bytes or 4 * width, limits[rows])
+        room = load_cpu("columns").ROOM  # products take several columns at a time
+        return CpuBuffer(self._memory, rows, width, row_bytes or 4 * width, limits[rows] + room)
 
     def finish(self) -> CpuProgram:
         """The program of all that was recorded."""

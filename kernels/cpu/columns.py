@@ -35,6 +35,9 @@ from .simd import (
 
 QUANTIZE = Struct("n x y k")
 
+ROOM = 7
+"""Columns that products may read beyond the last: there must be memory, whatever is in it."""
+
 
 @jit
 def column_bytes(k: int) -> int:

@@ -12,10 +12,10 @@ import numpy as np
 from .functions import softmax_step
 from .runtime import invoke, jit
 from .simd import address_of, f32, f32x16, i32, load, splat, store
-from .tiles import Quads, Shape, tile_add, tile_fma, tile_store, tile_zero, transpose
+from .tiles import FLOATS_TILE, Quads, Shape, tile_add, tile_fma, tile_store, tile_zero, transpose
 
-_TILE = Shape(2, 8)
-_QUERIES, _LANES = 8, 32  # of a tile
+_TILE = Shape(*FLOATS_TILE)
+_QUERIES, _LANES = _TILE.columns, 16 * _TILE.groups
 _SIXTEEN = Quads(16)
 BLOCK = 96
 """Queries that share an unpacked page."""
@@ -44,7 +44,7 @@ def _unpack_page(a: Any, rows: int, n: int, raw: int, keys: int, values: int) ->
 def _products(
     w: int, w_stride: int, k: int, lanes: int, x: int, x_stride: int, y: int, y_stride: int, add: bool
 ) -> None:
-    """y[8, lanes] (+)= x[8, k] . w[k, lanes]; strides in bytes."""
+    """y[_QUERIES, lanes] (+)= x[_QUERIES, k] . w[k, lanes]; strides in bytes."""
     for lane in range(0, lanes, _LANES):
         tile = tile_zero(_TILE, f32x16)
         for i in range(k):

@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from .formats.gemm import FEW, ROWS
+from .formats.gemm import FEW
 from .formats.rows import MATMUL
 from .runtime import Struct, at, invoke, jit, kernel, share
 from .simd import address_of, f32, i32, i64, load, store
+from .tiles import ROWS
 
 LINEAR = Struct("n x x_stride k w w_stride rows matmul y y_stride scale:f bias")
 EXPERTS = Struct("starts experts x x_stride k w w_stride w_expert rows matmul y y_stride scales")
@@ -25,6 +26,8 @@ def _rows(total: int, columns: int, thread: int, threads: int) -> tuple[int, int
 @jit
 def _product(a: Any, w: int, x: int, y: int, columns: int, begin: int, end: int) -> None:
     """Rows [begin, end) of w times columns of x; a: LINEAR or EXPERTS."""
+    if columns == 0 or begin == end:
+        return
     memory = np.empty(_TASK, np.int64)
     task = address_of(memory)
     t = at(MATMUL, task)

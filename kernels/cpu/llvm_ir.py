@@ -37,6 +37,8 @@ def _choose_isa() -> str:
 
 
 ISA = _choose_isa()
+TAKES_SIGNED = ISA != "avx512"
+"""Whether dot products take signed weights; VNNI wants unsigned ones, and + 128 makes them that."""
 
 
 def like(ty: Any, elem: Any) -> Any:
@@ -160,35 +162,69 @@ def signed_low(b: Any, x: Value, bits: int) -> Value:
     return b.ashr(b.shl(x, shift), shift)
 
 
-def dot4(b: Any, full: bool, acc: Value, u: Value, s: Value) -> Value:
-    """acc (i32) += the sum of four neighbouring products of unsigned bytes u and signed bytes s (in i32
-    lanes).
+SIGNED = 0
+"""In the place of the largest byte of some weights: they are signed."""
 
-    With `full` u may be anything, else it is 127 or less, which saves AVX2 and others half of the work.
-    s is in [-127, 127].
+
+def dot4(b: Any, largest: int, acc: Value, w: Value, x: Value) -> Value:
+    """acc (i32) += the sum of four neighbouring products of the bytes of w and x (in i32 lanes).
+
+    w: unsigned bytes up to `largest`, which is 127 at most (with AVX-512 255); or signed ones, where the ISA
+    has TAKES_SIGNED. x: signed bytes in [-127, 127].
     """
+    if ISA != "avx512":
+        return b.add(acc, pair_sums(b, products(b, largest, w, x)))
+    if largest == SIGNED:
+        raise ValueError("AVX-512 multiplies unsigned bytes with signed ones")
     n = acc.type.count
+    bytes_ = [b.bitcast(v, ir.VectorType(I8, 4 * n)) for v in (w, x)]
+    return call(b, f"llvm.x86.avx512.vpdpbusd.{32 * n}", acc.type, [acc, *bytes_])
+
+
+def room(largest: int) -> int:
+    """How many `products` an i16 can sum up."""
+    return 32767 // (2 * 127 * (largest or 128))
+
+
+def products(b: Any, largest: int, w: Value, x: Value) -> Value:
+    """Sums of two neighbouring products, as i16; see dot4."""
+    if not room(largest):
+        raise ValueError(f"products of bytes up to {largest} do not fit")
+    n = w.type.count
+    if ISA == "avx2" and n == 16:
+        return in_halves(b, lambda *v: products(b, largest, *v), w, x)
     bytes_, words = ir.VectorType(I8, 4 * n), ir.VectorType(I16, 2 * n)
-    if ISA == "avx512":
-        name = f"llvm.x86.avx512.vpdpbusd.{32 * n}"
-        return call(b, name, acc.type, [acc, b.bitcast(u, bytes_), b.bitcast(s, bytes_)])
-    if n == 16:
-        return in_halves(b, lambda *v: dot4(b, full, *v), acc, u, s)
-    if ISA == "avx2" and n == 8 and not full:
-        pairs = call(b, "llvm.x86.avx2.pmadd.ub.sw", words, [b.bitcast(u, bytes_), b.bitcast(s, bytes_)])
-        return b.add(acc, call(b, "llvm.x86.avx2.pmadd.wd", acc.type, [pairs, const(words, 1)]))
-    u, s = b.bitcast(u, words), b.bitcast(s, words)
-    even = b.mul(b.and_(u, const(words, 255)), signed_low(b, s, 8))
-    odd = b.mul(b.lshr(u, const(words, 8)), b.ashr(s, const(words, 8)))
-    if full:
-        return b.add(b.add(acc, _pairs(b, even, acc.type)), _pairs(b, odd, acc.type))
-    return b.add(acc, _pairs(b, b.add(even, odd), acc.type))
+    if ISA == "avx2" and n == 8:
+        w, x = b.bitcast(w, bytes_), b.bitcast(x, bytes_)
+        if largest == SIGNED:
+            x = call(b, "llvm.x86.avx2.psign.b", bytes_, [x, w])
+            w = call(b, f"llvm.abs.v{4 * n}i8", bytes_, [w, const(ir.IntType(1), 0)])
+        return call(b, "llvm.x86.avx2.pmadd.ub.sw", words, [w, x])
+    w, x = b.bitcast(w, words), b.bitcast(x, words)
+    if largest == SIGNED:
+        low, high = signed_low(b, w, 8), b.ashr(w, const(words, 8))
+    else:
+        low, high = b.and_(w, const(words, 255)), b.lshr(w, const(words, 8))
+    return b.add(b.mul(low, signed_low(b, x, 8)), b.mul(high, b.ashr(x, const(words, 8))))
 
 
-def _pairs(b: Any, words: Value, ty: Any) -> Value:
+def pair_sums(b: Any, words: Value) -> Value:
     """Sums of neighbouring i16 lanes, as i32."""
+    ty = ir.VectorType(I32, words.type.count // 2)
+    if ISA == "avx2" and ty.count == 16:
+        return in_halves(b, lambda half: pair_sums(b, half), words)
+    if ISA == "avx2" and ty.count == 8:
+        return call(b, "llvm.x86.avx2.pmadd.wd", ty, [words, const(words.type, 1)])
     x = b.bitcast(words, ty)
     return b.add(signed_low(b, x, 16), b.ashr(x, const(ty, 16)))
+
+
+def opaque(b: Any, n: int) -> Value:
+    """A number that LLVM does not know: it leaves a loop of so many rounds as it is.
+
+    Unrolled, it would reorder the rounds for one accumulator after the other, and spill all that they share.
+    """
+    return b.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [const(I64, n)], False)
 
 
 def lookup(b: Any, table: Value, index: Value) -> Value:

@@ -329,16 +329,24 @@ def join(ctx: Any, low: Any, high: Any) -> Codegen:
     return Vec(low.elem, 2 * low.n)(low, low), lambda context, b, sig, args: joined(b, *args)
 
 
-@intrinsic
-def dot4(ctx: Any, acc: Any, u: Any, s: Any) -> Codegen:
-    """acc += sums of four neighbouring u * s; u: bytes up to 127, s: signed bytes, in i32 lanes."""
-    return acc(acc, acc, acc), lambda context, b, sig, args: llvm_ir.dot4(b, False, *args)
+class Largest:
+    """The largest byte of some weights, or SIGNED; see llvm_ir.dot4."""
+
+    def __init__(self, byte: int) -> None:
+        self.byte = byte
+
+
+static(Largest, lambda largest: str(largest.byte))
 
 
 @intrinsic
-def dot4_full(ctx: Any, acc: Any, u: Any, s: Any) -> Codegen:
-    """dot4 for unsigned bytes up to 255."""
-    return acc(acc, acc, acc), lambda context, b, sig, args: llvm_ir.dot4(b, True, *args)
+def dot4(ctx: Any, largest: Any, acc: Any, w: Any, x: Any) -> Codegen:
+    """acc += sums of four neighbouring w * x; w: bytes up to a constant Largest, x: signed ones."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        return llvm_ir.dot4(b, largest.value.byte, *args[1:])
+
+    return acc(largest, acc, acc, acc), codegen
 
 
 @intrinsic

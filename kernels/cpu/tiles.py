@@ -6,23 +6,47 @@ Every vector of weights meets `columns` broadcast quads of column bytes, and eve
 vectors; two or more of each are what keeps the dot products busy and not the loads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
-from .llvm_ir import F32, I32, Value, broadcast, const, dot4, overloaded, pick, pointer, undef
+from .llvm_ir import (
+    F32,
+    I16,
+    I32,
+    I64,
+    ISA,
+    Value,
+    broadcast,
+    const,
+    dot4,
+    opaque,
+    overloaded,
+    pair_sums,
+    pick,
+    pointer,
+    products,
+    room,
+    undef,
+)
 from .simd import Codegen, Vec, intrinsic, static
 
 LINE = 64  # bytes in a vector of 16 rows
+GROUPS = 4  # of 16 rows in scratch memory
+ROWS = 16 * GROUPS
+STRIDE = LINE * GROUPS  # from one quad of all rows (or one sub-block's scales) to the next
 
 
 class Shape:
-    """How large a tile is, and whether its weights' bytes may be above 127."""
+    """How large a tile is, and the largest byte of its weights (see llvm_ir.Dots)."""
 
-    def __init__(self, groups: int, columns: int, full: bool = False) -> None:
-        self.groups, self.columns, self.full = groups, columns, full
+    def __init__(self, groups: int, columns: int, largest: int = 127) -> None:
+        self.groups, self.columns, self.largest = groups, columns, largest
 
     def tile(self, elem: str) -> Any:
         """The Numba type of its accumulators."""
@@ -33,7 +57,16 @@ class Shape:
         return [(c, g) for c in range(self.columns) for g in range(self.groups)]
 
 
-static(Shape, lambda s: f"{s.groups},{s.columns},{s.full}")
+# What was fastest: sums for most of the registers, and two or more products for each load.
+BYTES_TILE = {"avx512": (4, 3), "avx2": (1, 4), "portable": (1, 2)}[ISA]
+FLOATS_TILE = {"avx512": (2, 8), "avx2": (1, 4), "portable": (1, 2)}[ISA]
+
+
+static(Shape, lambda s: f"{s.groups},{s.columns},{s.largest}")
+
+
+_Quad = Callable[[Value], Iterator[tuple[Value, Value]]]
+"""From the number of four bytes to a tile's pairs of weights and a column, in the order of its cells."""
 
 
 def _build(b: Any, values: Sequence[Value]) -> Value:
@@ -52,8 +85,8 @@ def _offset(b: Any, address: Value, *terms: Any) -> Value:
     return address
 
 
-def _vector(b: Any, elem: Any, address: Value) -> Value:
-    return b.load(pointer(b, address), typ=ir.VectorType(elem, 16), align=1)
+def _vector(b: Any, elem: Any, address: Value, n: int = 16) -> Value:
+    return b.load(pointer(b, address), typ=ir.VectorType(elem, n), align=1)
 
 
 def _splat(b: Any, elem: Any, address: Value) -> Value:
@@ -78,17 +111,62 @@ def tile_dot(ctx: Any, shape: Any, acc: Any, w: Any, x: Any, x_stride: Any, quad
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
         _, tile, w, x, stride, _ = args
-        out = [b.extract_value(tile, i) for i in range(len(s.cells()))]
-        for j in range(steps):
-            weights = [_vector(b, I32, _offset(b, w, LINE * (j * s.groups + g))) for g in range(s.groups)]
+        sums = [b.extract_value(tile, i) for i in range(len(s.cells()))]
+
+        def quad(j: Value) -> Iterator[tuple[Value, Value]]:
+            weights = [_vector(b, I32, _offset(b, w, (j, STRIDE), LINE * g)) for g in range(s.groups)]
             for c in range(s.columns):
-                quad = _splat(b, I32, _offset(b, x, (stride, c), 4 * j))
-                for g in range(s.groups):
-                    i = c * s.groups + g
-                    out[i] = dot4(b, s.full, out[i], weights[g], quad)
-        return _build(b, out)
+                column = _splat(b, I32, _offset(b, x, (stride, c), (j, 4)))
+                yield from ((rows, column) for rows in weights)
+
+        if ISA != "avx512":
+            return _build(b, _dots_by_words(b, s.largest, sums, steps, quad))
+        for j in range(steps):
+            sums = [dot4(b, s.largest, acc, *pair) for acc, pair in zip(sums, quad(const(I64, j)), strict=True)]
+        return _build(b, sums)
 
     return acc(shape, acc, types.intp, types.intp, types.intp, quads), codegen
+
+
+def _dots_by_words(b: Any, largest: int, sums: list[Value], steps: int, quad: _Quad) -> list[Value]:
+    """sums + the dot products of `steps` quads: summed as i16 for as long as that has room for them."""
+    at_once = 1 << min(steps, room(largest)).bit_length() - 1
+    totals = _Variables(b, sums)
+    with _rounds(b, steps // at_once) as i:
+        words = _Variables(b, [ir.Constant(ir.VectorType(I16, 32), None)] * len(sums))
+        with _rounds(b, at_once) as j:
+            step = b.add(b.mul(i, const(I64, at_once)), j)
+            new = [products(b, largest, *pair) for pair in quad(step)]
+            words.set([b.add(old, more) for old, more in zip(words.get(), new, strict=True)])
+        new = [pair_sums(b, v) for v in words.get()]
+        totals.set([b.add(old, more) for old, more in zip(totals.get(), new, strict=True)])
+    return totals.get()
+
+
+class _Variables:
+    """Values that change in a loop (LLVM keeps them in registers)."""
+
+    def __init__(self, b: Any, values: Sequence[Value]) -> None:
+        self._b = b
+        self._places = [cgutils.alloca_once(b, value.type) for value in values]
+        self.set(values)
+
+    def get(self) -> list[Value]:
+        return [self._b.load(place) for place in self._places]
+
+    def set(self, values: Sequence[Value]) -> None:
+        for place, value in zip(self._places, values, strict=True):
+            self._b.store(value, place)
+
+
+@contextmanager
+def _rounds(b: Any, n: int) -> Iterator[Value]:
+    """A loop that stays one; gives the number of the round."""
+    if n == 1:
+        yield const(I64, 0)
+    else:
+        with cgutils.for_range(b, opaque(b, n)) as loop:
+            yield loop.index
 
 
 class Quads:
@@ -144,9 +222,9 @@ def tile_scale(ctx: Any, shape: Any, acc: Any, products: Any, d: Any, s: Any, st
         columns = [_splat(b, F32, _offset(b, s, (stride, c))) for c in range(sh.columns)]
         out = []
         for i, (c, g) in enumerate(sh.cells()):
-            product = b.sitofp(b.extract_value(products, i), ir.VectorType(F32, 16))
+            value = b.sitofp(b.extract_value(products, i), ir.VectorType(F32, 16))
             scale = b.fmul(rows[g], columns[c])
-            out.append(overloaded(b, "fmuladd", [product, scale, b.extract_value(tile, i)]))
+            out.append(overloaded(b, "fmuladd", [value, scale, b.extract_value(tile, i)]))
         return _build(b, out)
 
     return acc(shape, acc, products, types.intp, types.intp, types.intp), codegen
@@ -186,18 +264,35 @@ def tile_add(ctx: Any, shape: Any, tile: Any, y: Any, stride: Any) -> Codegen:
 
 
 def _transposed(b: Any, rows: list[Value]) -> list[Value]:
-    """A 16 x 16 matrix, transposed in four rounds of shuffles: each swaps blocks of half the size."""
-    size = 8
-    while size:
-        low = [i for i in range(16) if not i & size]
-        # Of two rows: the first's lanes outside the swapped block and the second's, and the other way round.
-        keep = [i if not i & size else i - size + 16 for i in range(16)]
-        take = [i + size if not i & size else i + 16 for i in range(16)]
-        for i in low:
-            x, y = rows[i], rows[i + size]
-            rows[i], rows[i + size] = pick(b, x, y, keep), pick(b, x, y, take)
-        size //= 2
-    return rows
+    """A square matrix of 8 x 8 or 16 x 16, transposed by shuffles that are one instruction each."""
+    n = len(rows)
+    quarters = range(0, n, 4)  # the four lanes that shuffles like to stay in
+
+    def interleaved(x: Value, y: Value, lanes: Sequence[int], width: int) -> Value:
+        return pick(b, x, y, [q + i + j for q in quarters for i in lanes for j in range(width)])
+
+    columns: list[list[Value]] = [[] for _ in range(4)]
+    for i in quarters:
+        # Four rows: pairs of lanes, then pairs of pairs. Column c of a quarter ends in vector c.
+        low = [interleaved(rows[j], rows[j + 1], (0, n, 1, n + 1), 1) for j in (i, i + 2)]
+        high = [interleaved(rows[j], rows[j + 1], (2, n + 2, 3, n + 3), 1) for j in (i, i + 2)]
+        for c, (x, y) in enumerate((low, low, high, high)):
+            columns[c].append(interleaved(x, y, (2 * (c % 2), n + 2 * (c % 2)), 2))
+    by_column = [_transposed_quarters(b, vectors) for vectors in columns]
+    return [by_column[i % 4][i // 4] for i in range(n)]
+
+
+def _transposed_quarters(b: Any, vectors: list[Value]) -> list[Value]:
+    """As many vectors as they have quarters of four lanes: out i has quarter i of each."""
+    if len(vectors) == 1:
+        return vectors
+    n = vectors[0].type.count
+    parts = []
+    for first in (0, 4):
+        lanes = [q + i for q in range(first, 2 * n, 8) for i in range(4)]
+        pairs = [pick(b, x, y, lanes) for x, y in zip(vectors[::2], vectors[1::2], strict=True)]
+        parts.append(_transposed_quarters(b, pairs))
+    return [vector for both in zip(*parts, strict=True) for vector in both]
 
 
 @intrinsic
@@ -209,9 +304,12 @@ def transpose(
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
         source, from_stride, target, to_stride, _ = args
-        vectors = [_vector(b, I32, _offset(b, source, (from_stride, i))) for i in range(16)]
-        for i, vector in enumerate(_transposed(b, vectors)[:n]):
-            b.store(vector, pointer(b, _offset(b, target, (to_stride, i))), align=1)
+        size = 16 if ISA == "avx512" else 8  # what the registers hold
+        for row, column in product(range(0, 16, size), range(0, n, size)):
+            places = (_offset(b, source, (from_stride, row + i), 4 * column) for i in range(size))
+            vectors = _transposed(b, [_vector(b, I32, place, size) for place in places])
+            for i, vector in enumerate(vectors[: n - column]):
+                b.store(vector, pointer(b, _offset(b, target, (to_stride, column + i), 4 * row)), align=1)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 4, rows), codegen

@@ -129,6 +129,48 @@ def test_no_cache_folder_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_a_folder_that_gets_unusable_gets_one_note(tmp_path: Path) -> None:
+    spoil = "import shutil, sys; shutil.rmtree(sys.argv[1]); open(sys.argv[1], 'w')\nwith watch"
+    script = COMPILE.replace("compiled = []", "compiled = []; load_cpu('runtime')").replace("with watch", spoil)
+    done = python(script, str(tmp_path / "kernels"), env={"GGRUN_CACHE": str(tmp_path)})
+    assert (done.returncode, done.stdout) == (0, "f32.matmul\n"), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "cannot write to the cache folder" in done.stderr
+
+
+# A host program with a cached function of its own, which changes how Numba is set after ggrun's import.
+HOST = """
+import os, sys
+import numba
+from ggrun.kernels import load_cpu, watch
+compiled = []
+load_cpu("runtime")
+os.environ.update(NUMBA_DEBUG_CACHE="0", NUMBA_CACHE_LOCATOR_CLASSES="InTreeCacheLocator", **{{{more}}})
+@numba.njit(cache=True)
+def own(x):
+    return x + 1
+own(1)
+with watch(compiled.append):
+    load_cpu("formats.f32").matmul.address
+print(*compiled)
+"""
+
+
+@pytest.mark.parametrize("more", ["", "'NUMBA_CACHE_DIR': 'elsewhere'"])
+def test_the_cache_is_apart_from_the_host_programs(tmp_path: Path, more: str) -> None:
+    (tmp_path / "host.py").write_text(HOST.format(more=more))
+    for compiled in ("f32.matmul\n", "\n"):
+        done = subprocess.run(
+            [sys.executable, "host.py"], env={**os.environ, "GGRUN_CACHE": str(tmp_path / "cache")},
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout, done.stderr) == (0, compiled, "")
+    entries = {file.name.partition("-")[0]: file for file in tmp_path.rglob("*.nbi")}
+    assert entries.pop("host.own").parent == tmp_path / "__pycache__"
+    assert {name.partition(".")[0] for name in entries} == {"floats", "runtime"}
+    assert all((tmp_path / "cache" / "kernels") in file.parents for file in entries.values())
+
+
 def test_no_home_gets_one_note(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")

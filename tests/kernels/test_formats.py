@@ -71,6 +71,15 @@ def quantized(x: np.ndarray) -> np.ndarray:
     return out
 
 
+def with_room(columns: np.ndarray) -> np.ndarray:
+    """Columns, and behind them memory that kernels may read and must not use: its floats are no numbers."""
+    room = np.full((load_cpu("columns").ROOM, columns[0:1].nbytes or 4 * columns.shape[1]), 255, np.uint8)
+    n, width = columns.shape
+    padded = np.empty((n + len(room), width), columns.dtype)
+    padded[:n], padded[n:] = columns, room.view(columns.dtype)[:, :width]
+    return padded
+
+
 def values(columns: np.ndarray, k: int) -> np.ndarray:
     """What quantized columns stand for: float64 [columns, k]."""
     scales = columns[:, k : k + k // 8].copy().view(np.float32).astype(np.float64)
@@ -81,7 +90,7 @@ def product(name: str, data: np.ndarray, x: np.ndarray) -> np.ndarray:
     """The kernel's [columns, rows] float32."""
     module = load_cpu(f"formats.{name.lower()}")
     n, k = x.shape
-    columns = quantized(x) if module.COLUMNS == "q8" else x
+    columns = with_room(quantized(x) if module.COLUMNS == "q8" else x)
     y = np.full((n, len(data)), np.nan, np.float32)
     task = load_cpu("formats.rows").MATMUL.pack(
         w=data.ctypes.data, w_stride=data.shape[1], rows=len(data), x=columns.ctypes.data, k=k,

@@ -4,7 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from ggrun.kernels import load_cpu
+
+simd, runtime = load_cpu("simd"), load_cpu("runtime")
 CHECK = """
 import sys
 import numpy as np
@@ -30,3 +36,37 @@ def test_kernels_of_several_processes_in_one(tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, done.stderr
+
+
+def reads_of(kind: Any) -> Any:
+    """A factory of intrinsics that gives them no name."""
+
+    @simd.intrinsic
+    def read(ctx: Any, address: Any) -> simd.Codegen:
+        return simd.load._defn(ctx, kind, address)
+
+    return read
+
+
+def applied(function: Any) -> Any:
+    """A factory of helpers: what it closes over is all that tells them apart."""
+
+    @runtime.jit
+    def helper(x: int) -> object:
+        return function(x)
+
+    return helper
+
+
+def test_helpers_are_named_by_the_intrinsic_they_close_over() -> None:
+    modules = [simd, load_cpu("tiles"), runtime, load_cpu("columns")]
+    intrinsics = {id(v): v for m in modules for v in vars(m).values() if type(v).__name__ == "_Intrinsic"}
+    assert simd.absolute in intrinsics.values()
+    names = [applied(v).py_func.__qualname__ for v in intrinsics.values()]
+    assert len(names) > 40
+    assert len(set(names)) == len(names)
+
+
+def test_an_intrinsic_without_a_name_of_its_own_is_refused() -> None:
+    with pytest.raises(TypeError, match="must not close over <intrinsic read>"):
+        applied(reads_of(simd.i64))

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from ggrun.kernels.cpu.llvm_ir import SIGNED, TAKES_SIGNED
 from ggrun.kernels.cpu.simd import (
+    Largest,
     Lanes,
     absolute,
     address_of,
@@ -11,7 +13,6 @@ from ggrun.kernels.cpu.simd import (
     bitcast,
     divide,
     dot4,
-    dot4_full,
     f16,
     f16x8,
     f16x16,
@@ -331,31 +332,32 @@ def test_lanes() -> None:
 # ---------------------------------------------------------------- products and tables
 
 
-@kernel
-def dots(u: int, s: int, acc: int, out: int) -> None:
-    store(i32x16, dot4(load(i32x16, acc), load(i32x16, u), load(i32x16, s)), out)
-    store(i32x8, dot4(load(i32x8, acc), load(i32x8, u), load(i32x8, s)), out + 64)
-    store(i32x4, dot4(load(i32x4, acc), load(i32x4, u), load(i32x4, s)), out + 96)
+def dots_of(largest: int):
+    top = Largest(largest)
+
+    def dots(w: int, x: int, acc: int, out: int) -> None:
+        store(i32x16, dot4(top, load(i32x16, acc), load(i32x16, w), load(i32x16, x)), out)
+        store(i32x8, dot4(top, load(i32x8, acc), load(i32x8, w), load(i32x8, x)), out + 64)
+        store(i32x4, dot4(top, load(i32x4, acc), load(i32x4, w), load(i32x4, x)), out + 96)
+
+    return kernel(dots)
 
 
-@kernel
-def full_dots(u: int, s: int, acc: int, out: int) -> None:
-    store(i32x16, dot4_full(load(i32x16, acc), load(i32x16, u), load(i32x16, s)), out)
-    store(i32x8, dot4_full(load(i32x8, acc), load(i32x8, u), load(i32x8, s)), out + 64)
-    store(i32x4, dot4_full(load(i32x4, acc), load(i32x4, u), load(i32x4, s)), out + 96)
+ALL_BYTES = SIGNED if TAKES_SIGNED else 255
 
 
 @pytest.mark.parametrize("extreme", [-127, 127, 0])
-@pytest.mark.parametrize(("dot", "most"), [(dots, 127), (full_dots, 255)], ids=["dot4", "dot4_full"])
-def test_products_of_bytes(dot, most: int, extreme: int) -> None:
+@pytest.mark.parametrize("largest", [3, 63, 127, ALL_BYTES])
+def test_products_of_bytes(largest: int, extreme: int) -> None:
     rng = np.random.default_rng(8)
-    u, s = rng.integers(0, most + 1, 64, np.uint8), rng.integers(-127, 128, 64).astype(np.int8)
+    low, high = (-128, 127) if largest == SIGNED else (0, largest)
+    w, x = rng.integers(low, high + 1, 64).astype(np.int16), rng.integers(-127, 128, 64).astype(np.int8)
     if extreme:
-        u[:], s[:] = most, extreme
+        w[:], x[:] = low or high, extreme
     acc = rng.integers(-1000, 1000, 16, np.int32)
-    out = np.empty(28, np.int32)
-    dot(at(u), at(s), at(acc), at(out))
-    want = acc + (u.astype(np.int32) * s).reshape(16, 4).sum(1)
+    out, in_memory = np.empty(28, np.int32), w.astype(np.uint8)
+    dots_of(largest)(at(in_memory), at(x), at(acc), at(out))
+    want = acc + (w.astype(np.int32) * x).reshape(16, 4).sum(1)
     np.testing.assert_array_equal(out, [*want, *want[:8], *want[:4]])
 
 

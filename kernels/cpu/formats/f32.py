@@ -1,15 +1,10 @@
 """F32: plain floats."""
 
 from ..runtime import kernel
-from ..simd import f32, f32x16, load, store
-from .rows import dot_of, matmul_of
+from ..simd import f32, f32x16
+from .floats import floats_dequantize, floats_matmul
 
 COLUMNS = "f32"
-matmul = kernel(matmul_of(dot_of(f32x16, f32, 4)))
-
-
-@kernel
-def dequantize(w: int, k: int, y: int) -> None:
-    """One row."""
-    for i in range(k):
-        store(f32, load(f32, w + 4 * i), y + 4 * i)
+SIZE = 4
+matmul = kernel(floats_matmul(f32x16, f32, SIZE))
+dequantize = kernel(floats_dequantize(f32x16, f32, SIZE))

@@ -1,113 +1,79 @@
-"""Many columns at once: 64 rows of 256 values are unpacked, and all columns pass over them.
+"""Many columns at once: 64 rows of some values are unpacked to scratch memory, and all columns pass over them.
 
-What is unpacked fits the L1 cache: the bytes as tiles.py wants them, and the scales and minima of each
-sub-block, a lane a row. Formats give the same `unpack` and `scale` as for one column.
+Every weight is read and unpacked once for all columns of a batch.
 """
 
 from typing import Any
 
 import numpy as np
 
-from ..columns import half_sums_at, scales_at, sums_at
 from ..runtime import at, jit
-from ..simd import address_of, f32x16, i32x16, load, store
-from ..tiles import LINE, Quads, Shape, tile_add, tile_dot, tile_scale, tile_subtract, tile_zero, transpose
-from .rows import MATMUL, matmul_of
+from ..simd import address_of, f32x16, load, prefetch, store
+from ..tiles import GROUPS, LINE, ROWS, STRIDE
+from .rows import MATMUL
 
-GROUPS = 4
-ROWS = 16 * GROUPS
-STRIDE = LINE * GROUPS  # of one quad (or one sub-block's scales) of all rows
-_COLUMNS = 3
 FEW = 3  # columns, from which on unpacking for all of them is faster than one by one: measured
-# The scratch memory, in bytes: bytes of weights, scales, minima; then what transposes read from.
-SCALES = 64 * STRIDE
-MINIMA = SCALES + 16 * STRIDE
-RAW = MINIMA + 16 * STRIDE
-RAW_SCALES = RAW + 4 * 16 * LINE
-RAW_MINIMA = RAW_SCALES + 16 * LINE + LINE
-_SCRATCH = RAW_MINIMA + 16 * LINE + LINE
-_SIXTEEN = Quads(16)
 
 
-@jit
-def transpose_bytes(scratch: int, group: int) -> None:
-    """RAW, four times 16 rows of 64 bytes, to a group's quads."""
-    for quarter in range(4):
-        source, target = RAW + 16 * LINE * quarter, LINE * group + 16 * STRIDE * quarter
-        transpose(scratch + source, LINE, scratch + target, STRIDE, _SIXTEEN)
+def gemm_of(unpack_16: Any, tile: Any, shape: Any, values: int, size: int, scratch_bytes: int) -> Any:
+    """matmul of 64 t rows with many columns; `size` bytes of a row are `values` values.
 
-
-def scales_transposer(n: int) -> Any:
-    """RAW_SCALES and RAW_MINIMA, 16 rows of n floats, to a group's."""
-    count = Quads(n)
-
-    @jit
-    def transpose_scales(scratch: int, group: int) -> None:
-        to = scratch + LINE * group
-        transpose(scratch + RAW_SCALES, LINE, to + SCALES, STRIDE, count)
-        transpose(scratch + RAW_MINIMA, LINE, to + MINIMA, STRIDE, count)
-
-    return transpose_scales
-
-
-def _tile_of(shape: Shape, n: int) -> Any:
-    """256 values of 64 rows in scratch memory times shape.columns columns, added to y."""
-    quads, sums_of, a_scale = Quads(64 // n), (sums_at if n == 8 else half_sums_at), n // 8
-
-    @jit
-    def tile(scratch: int, x: int, x_stride: int, k: int, first: int, y: int) -> None:
-        scales, sums = scales_at(x, k) + first // 8, sums_of(x, k) + 4 * (first * n // 256)
-        total = tile_zero(shape, f32x16)
-        for i in range(min(n, (k - first) * n // 256)):
-            products = tile_zero(shape, i32x16)
-            w, q = scratch + STRIDE * (64 // n) * i, x + first + 256 // n * i
-            products = tile_dot(shape, products, w, q, x_stride, quads)
-            d, m = scratch + SCALES + STRIDE * i, scratch + MINIMA + STRIDE * i
-            total = tile_scale(shape, total, products, d, scales + 4 * (i // a_scale), x_stride)
-            total = tile_subtract(shape, total, m, sums + 4 * i, x_stride)
-        tile_add(shape, total, y, STRIDE)
-
-    return tile
-
-
-def gemm_of(unpack_16: Any, size: int, n: int, full: bool) -> Any:
-    """matmul of 64 t rows with many columns; `size` bytes are 256 values in n sub-blocks.
-
-    unpack_16(p, stride, blocks, scratch, group) unpacks the first `blocks` blocks of 32 from 16 rows at p.
+    unpack_16(p, stride, n, scratch, group) unpacks n of the values (fewer at the end) from 16 rows at p;
+    tile(scratch, x, x_stride, k, first, n, y) adds the products of shape.groups of them from value `first` on
+    with shape.columns columns to y. It may be given up to columns.ROOM columns that are none.
     """
-    tile, narrow = _tile_of(Shape(GROUPS, _COLUMNS, full), n), _tile_of(Shape(GROUPS, 1, full), n)
+    groups, width = shape.groups, shape.columns
 
     @jit
-    def columns_pass(t: Any, scratch: int, first: int, y: int) -> None:
-        whole = t.columns // _COLUMNS * _COLUMNS
-        for c in range(0, whole, _COLUMNS):
-            tile(scratch, t.x + c * t.x_stride, t.x_stride, t.k, first, y + c * STRIDE)
-        for c in range(whole, t.columns):
-            narrow(scratch, t.x + c * t.x_stride, t.x_stride, t.k, first, y + c * STRIDE)
+    def all_columns(t: Any, scratch: int, first: int, n: int, upcoming: int, y: int) -> None:
+        """All columns times what is unpacked, while the weights that come next are fetched."""
+        passes = (t.columns + width - 1) // width
+        rows = (ROWS + passes - 1) // passes
+        for i in range(passes):
+            prefetch_rows(upcoming + i * rows * t.w_stride, t.w_stride, rows, size)
+            x, to = t.x + i * width * t.x_stride, y + i * width * STRIDE
+            for group in range(0, GROUPS, groups):
+                tile(scratch + LINE * group, x, t.x_stride, t.k, first, n, to + LINE * group)
 
     @jit
     def gemm(task: int) -> None:
         t = at(MATMUL, task)
-        memory, sums = np.empty(_SCRATCH + 64, np.uint8), np.empty(t.columns * ROWS, np.float32)
+        memory = np.empty(scratch_bytes + 64, np.uint8)
+        sums = np.empty((t.columns + width - 1) // width * width * ROWS, np.float32)
         scratch, y = address_of(memory) + 63 & ~63, address_of(sums)
         for row in range(0, t.rows, ROWS):
             sums[:] = 0.0
-            for first in range(0, t.k, 256):
+            w = t.w + row * t.w_stride
+            for first in range(0, t.k, values):
+                p, n = w + first // values * size, min(values, t.k - first)
                 for group in range(GROUPS):
-                    p = t.w + (row + 16 * group) * t.w_stride + first // 256 * size
-                    unpack_16(p, t.w_stride, min(8, (t.k - first) // 32), scratch, group)
-                columns_pass(t, scratch, first, y)
-            for c in range(t.columns):
-                for r in range(0, ROWS, 16):
-                    store(f32x16, load(f32x16, y + 4 * (ROWS * c + r)), t.y + c * t.y_stride + 4 * (row + r))
+                    unpack_16(p + 16 * group * t.w_stride, t.w_stride, n, scratch, group)
+                upcoming = p + size if first + values < t.k else w + ROWS * t.w_stride
+                all_columns(t, scratch, first, n, upcoming, y)
+            copy_panel(t, row, y)
         memory[0], sums[:1] = 0, 0.0  # keeps them alive: Numba does not see their addresses in use
 
     return gemm
 
 
-def few_or_many(dot: Any, gemm: Any) -> Any:
-    """matmul: for few columns, and for rows that make no 64, by dot(row, x, k); else by gemm."""
-    by_dot = matmul_of(dot)
+@jit
+def prefetch_rows(p: int, stride: int, rows: int, size: int) -> None:
+    """Ask for the first `size` bytes of some rows."""
+    for r in range(rows):
+        for line in range(0, size, 64):
+            prefetch(p + r * stride + line)
+
+
+@jit
+def copy_panel(t: Any, row: int, sums: int) -> None:
+    """Sums of 64 rows, [column, row], to their places in y."""
+    for c in range(t.columns):
+        for r in range(0, ROWS, 16):
+            store(f32x16, load(f32x16, sums + 4 * (ROWS * c + r)), t.y + c * t.y_stride + 4 * (row + r))
+
+
+def few_or_many(few: Any, gemm: Any) -> Any:
+    """matmul: by `few` for few columns, and for rows that make no 64; else by gemm."""
 
     @jit
     def matmul(task: int) -> None:
@@ -117,6 +83,6 @@ def few_or_many(dot: Any, gemm: Any) -> Any:
             t.rows = rows // ROWS * ROWS
             gemm(task)
             t.w, t.y, t.rows = t.w + t.rows * t.w_stride, t.y + 4 * t.rows, rows - t.rows
-        by_dot(task)
+        few(task)
 
     return matmul

@@ -10,7 +10,7 @@ import numpy as np
 from ..runtime import jit, kernel
 from ..simd import f16, f32x8, load, store, u8, u16
 from .iq1_s import values
-from .rows import matmul_of_dequantized
+from .floats import dequantized_matmul
 
 COLUMNS = "f32"
 SIZE = 56
@@ -36,5 +36,5 @@ def _dequantize(w: int, k: int, y: int) -> None:
         store(f32x8, values(p + 2 * j + 1, (h >> 4) & 7, h & 128, d), y + 64 * i + 32)
 
 
-matmul = kernel(matmul_of_dequantized(_dequantize))
+matmul = kernel(dequantized_matmul(_dequantize, SIZE))
 dequantize = kernel(_dequantize)

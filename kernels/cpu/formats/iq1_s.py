@@ -10,7 +10,7 @@ import numpy as np
 from ..runtime import jit, kernel
 from ..simd import address_of, f16, f32x8, load, splat, store, u8, u16
 from .grids import entry, grid
-from .rows import matmul_of_dequantized
+from .floats import dequantized_matmul
 
 COLUMNS = "f32"
 SIZE = 50
@@ -34,5 +34,5 @@ def _dequantize(w: int, k: int, y: int) -> None:
         store(f32x8, values(p + 2 + j, (h >> (3 * (j % 4))) & 7, h >> 15, d), y + 32 * i)
 
 
-matmul = kernel(matmul_of_dequantized(_dequantize))
+matmul = kernel(dequantized_matmul(_dequantize, SIZE))
 dequantize = kernel(_dequantize)

@@ -11,7 +11,7 @@ from ..runtime import jit, kernel
 from ..simd import address_of, f16, f32x8, load, store, u8
 from .grids import SIGNS, entry, grid, signs
 from .iq2_xs import nibble_scale
-from .rows import matmul_of_dequantized
+from .floats import dequantized_matmul
 
 COLUMNS = "f32"
 SIZE = 82
@@ -28,5 +28,5 @@ def _dequantize(w: int, k: int, y: int) -> None:
         store(f32x8, nibble_scale(load(f16, p), p + 74, j // 2) * value, y + 32 * i)
 
 
-matmul = kernel(matmul_of_dequantized(_dequantize))
+matmul = kernel(dequantized_matmul(_dequantize, SIZE))
 dequantize = kernel(_dequantize)

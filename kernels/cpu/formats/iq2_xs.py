@@ -9,7 +9,7 @@ import numpy as np
 from ..runtime import jit, kernel
 from ..simd import address_of, f16, f32x8, load, splat, store, u8, u16
 from .grids import EVEN_SIGNS, entry, grid, signs
-from .rows import matmul_of_dequantized
+from .floats import dequantized_matmul
 
 COLUMNS = "f32"
 SIZE = 74
@@ -32,5 +32,5 @@ def _dequantize(w: int, k: int, y: int) -> None:
         store(f32x8, nibble_scale(load(f16, p), p + 66, j // 2) * value, y + 32 * i)
 
 
-matmul = kernel(matmul_of_dequantized(_dequantize))
+matmul = kernel(dequantized_matmul(_dequantize, SIZE))
 dequantize = kernel(_dequantize)

@@ -9,7 +9,7 @@ import numpy as np
 from ..runtime import jit, kernel
 from ..simd import address_of, f16, f32x8, load, splat, store, u8, u32
 from .grids import EVEN_SIGNS, entry, grid, signs
-from .rows import matmul_of_dequantized
+from .floats import dequantized_matmul
 
 COLUMNS = "f32"
 SIZE = 66
@@ -28,5 +28,5 @@ def _dequantize(w: int, k: int, y: int) -> None:
             store(f32x8, d * sign * entry(address_of(_GRID), load(u8, q + j)), y + 128 * i + 32 * j)
 
 
-matmul = kernel(matmul_of_dequantized(_dequantize))
+matmul = kernel(dequantized_matmul(_dequantize, SIZE))
 dequantize = kernel(_dequantize)

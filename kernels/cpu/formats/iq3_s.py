@@ -10,7 +10,7 @@ import numpy as np
 from ..runtime import jit, kernel
 from ..simd import address_of, f16, f32x8, load, splat, store, u8
 from .grids import SIGNS, grid, signs, two_entries
-from .rows import matmul_of_dequantized
+from .floats import dequantized_matmul
 
 COLUMNS = "f32"
 SIZE = 110
@@ -33,5 +33,5 @@ def _dequantize(w: int, k: int, y: int) -> None:
         store(f32x8, splat(f32x8, load(f16, p) * np.float32(2 * scale + 1)) * value, y + 32 * i)
 
 
-matmul = kernel(matmul_of_dequantized(_dequantize))
+matmul = kernel(dequantized_matmul(_dequantize, SIZE))
 dequantize = kernel(_dequantize)

@@ -6,6 +6,7 @@ its scale is nibble i of scales and, above it, pair i of tops.
 
 import numpy as np
 
+from ..llvm_ir import SIGNED
 from ..runtime import jit, kernel
 from ..simd import (
     Lanes,
@@ -43,12 +44,11 @@ def _unpack(p: int) -> tuple[object, object, object, object]:
 
 
 @jit
-def _scale(p: int) -> tuple[object, object]:
+def _scale(p: int) -> object:
     low = splat(i32x8, load(u32, p + 4)) >> load(i32x8, address_of(_NIBBLE))
     tops = splat(i32x8, load(u16, p + 2)) >> load(i32x8, address_of(_PAIR))
-    d = to_f32(((low & 15) | ((tops & 3) << 4)) - 32) * splat(f32x8, load(f16, p))
-    return d, d * splat(f32x8, 128.0)
+    return to_f32(((low & 15) | ((tops & 3) << 4)) - 32) * splat(f32x8, load(f16, p))
 
 
-matmul = kernel(superblocks_matmul(_unpack, _scale, SIZE, 8, full=True))
-dequantize = kernel(superblocks_dequantize(_unpack, _scale, SIZE, 8))
+matmul = kernel(superblocks_matmul(_unpack, _scale, SIZE, 8, SIGNED))
+dequantize = kernel(superblocks_dequantize(_unpack, _scale, SIZE, 8, SIGNED))

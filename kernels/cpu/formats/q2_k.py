@@ -33,5 +33,5 @@ def _scale(p: int) -> tuple[object, object]:
     return to_f32(s & 15) * d, to_f32(s >> 4) * m
 
 
-matmul = kernel(superblocks_matmul(_unpack, _scale, SIZE, 16))
-dequantize = kernel(superblocks_dequantize(_unpack, _scale, SIZE, 16))
+matmul = kernel(superblocks_matmul(_unpack, _scale, SIZE, 16, 3))
+dequantize = kernel(superblocks_dequantize(_unpack, _scale, SIZE, 16, 3))

@@ -29,5 +29,5 @@ def _scale(p: int) -> tuple[object, object]:
     return d, d * splat(f32x8, 8.0)
 
 
-matmul = kernel(blocks_matmul(_unpack, _scale, SIZE))
-dequantize = kernel(blocks_dequantize(_unpack, _scale, SIZE))
+matmul = kernel(blocks_matmul(_unpack, _scale, SIZE, 15))
+dequantize = kernel(blocks_dequantize(_unpack, _scale, SIZE, 15))

@@ -23,5 +23,5 @@ def scale(p: int) -> tuple[object, object]:
     return half(p), zero(f32x8) - half(p + 2)
 
 
-matmul = kernel(blocks_matmul(_unpack, scale, SIZE))
-dequantize = kernel(blocks_dequantize(_unpack, scale, SIZE))
+matmul = kernel(blocks_matmul(_unpack, scale, SIZE, 15))
+dequantize = kernel(blocks_dequantize(_unpack, scale, SIZE, 15))

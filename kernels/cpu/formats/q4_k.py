@@ -46,5 +46,5 @@ def scale(p: int) -> tuple[object, object]:
     return d, to_f32(zext(bitcast(i8x8, minima))) * splat(f32x8, load(f16, p + 2))
 
 
-matmul = kernel(superblocks_matmul(_unpack, scale, SIZE, 8))
-dequantize = kernel(superblocks_dequantize(_unpack, scale, SIZE, 8))
+matmul = kernel(superblocks_matmul(_unpack, scale, SIZE, 8, 15))
+dequantize = kernel(superblocks_dequantize(_unpack, scale, SIZE, 8, 15))

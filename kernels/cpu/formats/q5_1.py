@@ -17,5 +17,5 @@ def _unpack(p: int) -> object:
     return five_bits(p + 4)
 
 
-matmul = kernel(blocks_matmul(_unpack, scale, SIZE))
-dequantize = kernel(blocks_dequantize(_unpack, scale, SIZE))
+matmul = kernel(blocks_matmul(_unpack, scale, SIZE, 31))
+dequantize = kernel(blocks_dequantize(_unpack, scale, SIZE, 31))

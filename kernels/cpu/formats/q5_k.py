@@ -22,5 +22,5 @@ def _unpack(p: int) -> tuple[object, object, object, object]:
     return q_0 | (low & top), q_1 | ((low >> 2) & top), q_2 | (high & top), q_3 | ((high >> 2) & top)
 
 
-matmul = kernel(superblocks_matmul(_unpack, scale, SIZE, 8))
-dequantize = kernel(superblocks_dequantize(_unpack, scale, SIZE, 8))
+matmul = kernel(superblocks_matmul(_unpack, scale, SIZE, 8, 31))
+dequantize = kernel(superblocks_dequantize(_unpack, scale, SIZE, 8, 31))

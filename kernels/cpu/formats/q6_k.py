@@ -31,5 +31,5 @@ def _scale(p: int) -> tuple[object, object]:
     return d, d * splat(f32x16, 32.0)
 
 
-matmul = kernel(superblocks_matmul(_unpack, _scale, SIZE, 16))
-dequantize = kernel(superblocks_dequantize(_unpack, _scale, SIZE, 16))
+matmul = kernel(superblocks_matmul(_unpack, _scale, SIZE, 16, 63))
+dequantize = kernel(superblocks_dequantize(_unpack, _scale, SIZE, 16, 63))

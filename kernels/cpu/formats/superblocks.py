@@ -9,9 +9,9 @@ from ..runtime import jit
 from ..simd import (
     Kind,
     Lanes,
+    Largest,
     bitcast,
     dot4,
-    dot4_full,
     f32x8,
     f32x16,
     fma,
@@ -27,25 +27,30 @@ from ..simd import (
     zext,
 )
 from ..tiles import LINE
-from .gemm import RAW, RAW_MINIMA, RAW_SCALES, few_or_many, gemm_of, scales_transposer, transpose_bytes
-from .rows import AHEAD
+from .gemm import few_or_many
+from .panels import RAW, RAW_MINIMA, RAW_SCALES, panels_gemm, scales_transposer, transpose_bytes
+from .rows import AHEAD, matmul_of
+from .signed import for_dots, unsigned_superblocks
 
 _f32x64 = Kind("f32", 64)
 
 
-def superblocks_matmul(unpack: Any, scale: Any, size: int, n: int, full: bool = False) -> Any:
-    """matmul for superblocks of n sub-blocks: unpack(p) -> four times 64 unsigned bytes, scale(p) -> (d, m).
+def superblocks_matmul(unpack: Any, scale: Any, size: int, n: int, largest: int) -> Any:
+    """matmul for superblocks of n sub-blocks: unpack(p) -> four times 64 bytes, scale(p) -> (d, m).
 
     The bytes are in i32x16; d and m have a lane a sub-block; a weight is d * byte - m; a superblock is `size`
-    bytes. `full` allows bytes above 127.
+    bytes. The bytes are unsigned, `largest` (127) at most; or they are SIGNED, scale(p) -> d, and a weight
+    is d * byte.
     """
-    many = gemm_of(_unpacker(unpack, scale, n), size, n, full)
-    return few_or_many(_dot_of(unpack, scale, size, n, full), many)
+    kind = Kind("f32", n)
+    unpack, scale, largest, minima = for_dots(unsigned_superblocks, unpack, scale, kind, largest)
+    many = panels_gemm(_unpacker(unpack, scale, n), size, n, largest, minima)
+    return few_or_many(matmul_of(_dot_of(unpack, scale, size, n, largest, minima)), many)
 
 
-def _dot_of(unpack: Any, scale: Any, size: int, n: int, full: bool) -> Any:
+def _dot_of(unpack: Any, scale: Any, size: int, n: int, largest: int, minima: bool) -> Any:
     """dot(row, x, k) -> float32; see superblocks_matmul."""
-    multiply = dot4_full if full else dot4
+    top = Largest(largest)
     vector, sums_of = Kind("f32", n), sums_at if n == 8 else half_sums_at
     columns = Lanes([8 * i // n for i in range(n)])  # a scale a 32 values of the column to one a sub-block
     lanes_0, lanes_1, lanes_2, lanes_3 = _spread(n, 4)
@@ -59,20 +64,22 @@ def _dot_of(unpack: Any, scale: Any, size: int, n: int, full: bool) -> Any:
             for line in range(0, size, 64):
                 prefetch(p + AHEAD + line)
             d, m = scale(p)
-            minimum = fma(m, load(vector, sums + 4 * n * i), minimum)
+            if minima:
+                minimum = fma(m, load(vector, sums + 4 * n * i), minimum)
             d = d * shuffle(load(f32x8, scales + 32 * i), columns)
             q_0, q_1, q_2, q_3 = unpack(p)
-            even = fma(to_f32(multiply(zero(i32x16), q_0, load(i32x16, c))), shuffle(d, lanes_0), even)
-            odd = fma(to_f32(multiply(zero(i32x16), q_1, load(i32x16, c + 64))), shuffle(d, lanes_1), odd)
-            even = fma(to_f32(multiply(zero(i32x16), q_2, load(i32x16, c + 128))), shuffle(d, lanes_2), even)
-            odd = fma(to_f32(multiply(zero(i32x16), q_3, load(i32x16, c + 192))), shuffle(d, lanes_3), odd)
+            even = fma(to_f32(dot4(top, zero(i32x16), q_0, load(i32x16, c))), shuffle(d, lanes_0), even)
+            odd = fma(to_f32(dot4(top, zero(i32x16), q_1, load(i32x16, c + 64))), shuffle(d, lanes_1), odd)
+            even = fma(to_f32(dot4(top, zero(i32x16), q_2, load(i32x16, c + 128))), shuffle(d, lanes_2), even)
+            odd = fma(to_f32(dot4(top, zero(i32x16), q_3, load(i32x16, c + 192))), shuffle(d, lanes_3), odd)
         return hsum(even + odd) - hsum(minimum)
 
     return dot
 
 
-def superblocks_dequantize(unpack: Any, scale: Any, size: int, n: int) -> Any:
+def superblocks_dequantize(unpack: Any, scale: Any, size: int, n: int, largest: int) -> Any:
     """dequantize(w, k, y) for the formats of superblocks_matmul."""
+    unpack, scale = unsigned_superblocks(unpack, scale, Kind("f32", n), largest)
     lanes_0, lanes_1, lanes_2, lanes_3 = _spread(n, 1)
 
     @jit
@@ -98,11 +105,11 @@ def _spread(n: int, values: int) -> list[Lanes]:
 
 
 def _unpacker(unpack: Any, scale: Any, n: int) -> Any:
-    """unpack_16 for gemm_of."""
+    """unpack_16 for panels_gemm."""
     kind, transpose_scales = Kind("f32", n), scales_transposer(n)
 
     @jit
-    def unpack_16(p: int, stride: int, blocks: int, scratch: int, group: int) -> None:
+    def unpack_16(p: int, stride: int, values: int, scratch: int, group: int) -> None:
         for r in range(16):
             q_0, q_1, q_2, q_3 = unpack(p + r * stride)
             raw = scratch + RAW + LINE * r

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..runtime import jit, kernel
 from ..simd import f16, f32, load, store, u8
-from .rows import matmul_of_dequantized
+from .floats import dequantized_matmul
 
 COLUMNS = "f32"
 SIZE = 54
@@ -35,5 +35,5 @@ def _dequantize(w: int, k: int, y: int) -> None:
         _digits(p + 48, 4, 4, d, y + 1024 * i + 960)
 
 
-matmul = kernel(matmul_of_dequantized(_dequantize))
+matmul = kernel(dequantized_matmul(_dequantize, SIZE))
 dequantize = kernel(_dequantize)

@@ -15,5 +15,5 @@ def _scale(p: int) -> tuple[object, object]:
     return d, d
 
 
-matmul = kernel(superblocks_matmul(pairs, _scale, SIZE, 8))
-dequantize = kernel(superblocks_dequantize(pairs, _scale, SIZE, 8))
+matmul = kernel(superblocks_matmul(pairs, _scale, SIZE, 8, 3))
+dequantize = kernel(superblocks_dequantize(pairs, _scale, SIZE, 8, 3))

@@ -1,0 +1,116 @@
+"""Models as tests need them: loaded in some way, their memory's speed measured, tests run on one engine."""
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from functools import cache, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from ggrun.arch.config import Config
+from ggrun.cli.bench_model import model_bytes, model_parameters, model_type
+from ggrun.cli.bench_tests import Case, ModelFacts, Setup
+from ggrun.devices.cpu import Cpu
+from ggrun.engine.cache import pages_for
+from ggrun.engine.engine import Engine, EngineOptions
+from ggrun.engine.runner import CacheSpec
+from ggrun.errors import GgrunError
+from ggrun.gguf import GGUF
+from ggrun.plan import single
+from ggrun.plan.traffic import cell_bytes, weight_bytes
+
+
+class Session:
+    """A model with one setup.
+
+    The token at each position is always the same (random) one. So whatever stands in the cache before a depth
+    is right for that depth: it is computed once.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self._model, self._setup = _opened(setup.model), setup
+        self._config = Config.from_gguf(self._model)
+        self._plan = single(self._config, "cpu")
+        self.device = Cpu(setup.n_threads)
+        self.facts = self._facts()
+
+    def check(self, case: Case) -> None:
+        """GgrunError when there is no room for the context of a test."""
+        spec = CacheSpec(pages_for(case.positions), self._setup.type_k, self._setup.type_v)
+        member = self._plan.stages[0].members[0]
+        needed = self._config.layers * spec.layer_bytes(self._config, self.device, member)
+        if needed > (free := self.device.available()):
+            raise GgrunError(
+                f"{case.name}: the KV cache of {case.positions} positions takes {needed / 2**30:.1f} GiB, "
+                f"{free / 2**30:.1f} GiB are free: give less of -p, -n or -d, or -ctk q8_0 -ctv q8_0"
+            )
+
+    def load(self, positions: int) -> None:
+        """Get ready for tests of up to so many positions."""
+        s = self._setup
+        options = EngineOptions(positions, min(s.n_ubatch, s.n_batch), 1, s.type_k, s.type_v)
+        self._engine = Engine(self._model, self._config, self._plan, {"cpu": self.device}, options)
+        random = np.random.default_rng(1)
+        self._tokens: list[int] = random.integers(self._config.vocab, size=positions).tolist()
+
+    def samples(self, case: Case, repetitions: int, warm_up: bool, tell: Callable[[str], None]) -> list[int]:
+        """The nanoseconds of each repetition; `tell` is told what comes next."""
+        if warm_up:
+            tell("warm-up")
+            self._engine.cache.truncate(0, case.n_depth)
+            self._compute(case.n_prompt, self._setup.n_batch)
+            self._compute(min(case.n_gen, 1), 1)
+        samples = []
+        for i in range(repetitions):
+            tell(f"run {i + 1}/{repetitions}")
+            samples.append(self._sample(case))
+        return samples
+
+    def close(self) -> None:
+        """End the threads."""
+        self.device.close()
+
+    def _facts(self) -> ModelFacts:
+        model, config, setup = self._model, self._config, self._setup
+        rows = self.device.row_bytes(setup.type_k, config.key_dim)
+        rows += self.device.row_bytes(setup.type_v, config.value_dim)
+        return ModelFacts(
+            type=model_type(model),
+            size=model_bytes(model),
+            n_params=model_parameters(model),
+            weight_bytes=weight_bytes(model, config),
+            cell_bytes=cell_bytes(config, rows),
+            bandwidth=_bandwidth(setup.n_threads),
+        )
+
+    def _sample(self, case: Case) -> int:
+        self._step_to(case.n_depth)
+        start = time.perf_counter_ns()
+        self._compute(case.n_prompt, self._setup.n_batch)
+        self._compute(case.n_gen, 1)
+        return time.perf_counter_ns() - start
+
+    def _step_to(self, depth: int) -> None:
+        """Step back to a depth, or compute what is missing up to it."""
+        held = self._engine.cache.length(0)
+        self._engine.cache.truncate(0, depth)
+        self._compute(max(0, depth - held), self._setup.n_batch)
+
+    def _compute(self, n: int, step: int) -> None:
+        """The next n tokens, `step` at a time."""
+        begin = self._engine.cache.length(0)
+        for i in range(begin, begin + n, step):
+            self._engine.decode(self._tokens[i : min(i + step, begin + n)])
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path) -> GGUF:
+    return GGUF(path)
+
+
+@cache
+def _bandwidth(threads: int) -> float:
+    """Bytes a second, measured once a run of ggrun."""
+    with closing(Cpu(threads)) as device:
+        return device.bandwidth()

@@ -1,0 +1,115 @@
+"""Perplexity: how well a model foretells a text, counted as llama.cpp counts it (tools/perplexity)."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggrun.engine.engine import Engine
+from ggrun.engine.generate import Context
+from ggrun.errors import UsageError
+
+_PIECE_BYTES = 64 << 20
+"""How much memory the logits of one piece of a window may take: a whole one of 512 may have 260 MB."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The perplexity of a text after `window` of its `windows`.
+
+    count   tokens scored so far
+    nll     the sum of their negative log-likelihoods, in nats
+    nll2    the sum of the squares of these
+    """
+
+    window: int
+    windows: int
+    count: int = 0
+    nll: float = 0.0
+    nll2: float = 0.0
+
+    @property
+    def value(self) -> float:
+        """The perplexity: e to the mean of the negative log-likelihoods."""
+        try:
+            return math.exp(self.nll / self.count)
+        except OverflowError:
+            return math.inf
+
+    @property
+    def error(self) -> float:
+        """The perplexity times the standard error of that mean; nan for a single token."""
+        if self.count < 2:
+            return math.nan
+        variance = self.nll2 / self.count - (self.nll / self.count) ** 2
+        # Where all are alike, what is left of the difference is rounding, of either sign.
+        return self.value * math.sqrt(0.0 if variance < 0 else variance / (self.count - 1))
+
+
+def perplexity(
+    engine: Engine, context: Context, tokens: Sequence[int], window: int, chunks: int, bos: int | None
+) -> Iterator[Estimate]:
+    """The estimate after each window of the text.
+
+    The text is cut into windows; what does not fill the last is left out. Of each, the tokens after the first
+    of its second half are scored, each given all those before it in the window.
+
+    window   tokens in one
+    chunks   most windows; -1: all
+    bos      stands in the place of the first token of each window, where it is not None
+
+    UsageError, before anything is computed, for a window that the context does not hold or that has nothing
+    to score, and for a text of less than two windows.
+    """
+    if not 3 <= window <= engine.n_ctx:
+        raise UsageError(f"windows of {window} tokens: they need 3 or more, the context holds {engine.n_ctx}")
+    if chunks == 0:
+        raise UsageError("chunks 0: nothing would be scored")
+    if len(tokens) < 2 * window:
+        raise UsageError(
+            f"the text has {len(tokens)} tokens, perplexity with a context of {window} needs {2 * window}: "
+            "give a longer one, or a smaller context with -c"
+        )
+    whole = len(tokens) // window
+    return _estimates(engine, context, tokens, window, whole if chunks < 0 else min(chunks, whole), bos)
+
+
+def _estimates(
+    engine: Engine, context: Context, tokens: Sequence[int], window: int, windows: int, bos: int | None
+) -> Iterator[Estimate]:
+    count, nll, nll2 = 0, 0.0, 0.0
+    for i in range(windows):
+        ids = list(tokens[i * window : (i + 1) * window])
+        if bos is not None:
+            ids[0] = bos
+        context.clear()
+        for scores in _scores(engine, ids):
+            count, nll, nll2 = count + len(scores), nll + float(scores.sum()), nll2 + float(scores @ scores)
+        yield Estimate(i + 1, windows, count, nll, nll2)
+
+
+def _scores(engine: Engine, ids: list[int]) -> Iterator[NDArray[np.float64]]:
+    """The negative log-likelihoods of what is scored in a window, piece by piece."""
+    first, last = len(ids) // 2, len(ids) - 1  # the last token is foretold, and foretells nothing
+    step = max(1, _PIECE_BYTES // (4 * engine.config.vocab))
+    engine.decode(ids[:first])
+    for begin in range(first, last, step):
+        end = min(begin + step, last)
+        yield _surprise(engine.decode(ids[begin:end], all_logits=True), ids[begin + 1 : end + 1])
+
+
+def _surprise(logits: NDArray[np.float32], targets: Sequence[int]) -> NDArray[np.float64]:
+    """The negative logarithm of each target's probability: float64 [n].
+
+    logits   float32 [n, vocab]; they are used up: a copy of them would take longer than the sums
+    """
+    peaks = logits.max(axis=1, keepdims=True)
+    chosen = logits[np.arange(len(logits)), targets].astype(np.float64)
+    np.subtract(logits, peaks, out=logits)
+    np.exp(logits, out=logits)
+    # float32 is enough for the sums: no term is above 1, and numpy adds them pairwise.
+    sums = logits.sum(axis=1).astype(np.float64)
+    surprise: NDArray[np.float64] = np.log(sums) + peaks[:, 0] - chosen
+    return surprise
