@@ -167,7 +167,10 @@ class Device(Protocol):
         """The bytes of a cache row of `dim` values."""
 
     def interrupt(self) -> None:
-        """Make a program that is running end with Interrupted; from any thread."""
+        """Make programs end with Interrupted, now and until `resume`; from any thread."""
+
+    def resume(self) -> None:
+        """Let programs run again; waits for one that is running, which may have to see an interrupt."""
 
     def close(self) -> None:
         """Give back threads and memory."""

@@ -9,6 +9,7 @@ import psutil
 from numpy.typing import NDArray
 
 from ggrun.devices.base import Limits
+from ggrun.devices.cpu_memory import zeros
 from ggrun.devices.cpu_recorder import CpuBuffer, CpuRecorder
 from ggrun.devices.threads import ThreadPool, physical_cores
 from ggrun.errors import GgrunError
@@ -68,11 +69,7 @@ class Cpu:
 
     def zeros(self, nbytes: int) -> NDArray[np.uint8]:
         """Zeroed memory, aligned to cache lines."""
-        try:
-            memory = np.zeros(nbytes + 64, np.uint8)
-        except MemoryError:
-            raise GgrunError(f"cpu: no memory for {nbytes >> 20} MiB") from None
-        return memory[-memory.ctypes.data % 64 :][:nbytes]
+        return zeros(nbytes)
 
     def vector(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """The vector itself, contiguous."""
@@ -106,8 +103,12 @@ class Cpu:
         return int(load_cpu(f"cache.{kind}").row_bytes(dim))
 
     def interrupt(self) -> None:
-        """End a program that is running; from any thread."""
+        """End the program that is running, and those that come; from any thread."""
         self.pool.interrupt()
+
+    def resume(self) -> None:
+        """Let programs run again."""
+        self.pool.resume()
 
     def close(self) -> None:
         """End the threads."""

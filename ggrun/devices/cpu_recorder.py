@@ -9,11 +9,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices.base import Cells, Inputs, Limits, Rows
+from ggrun.devices.cpu_memory import LINE, zeros
 from ggrun.devices.threads import ThreadPool
 from ggrun.kernels import load_cpu
 
@@ -26,12 +28,11 @@ class _Pool:
         self.all: list[NDArray[np.uint8]] = []
 
     def take(self, nbytes: int) -> NDArray[np.uint8]:
-        nbytes = -(-nbytes // 64) * 64
+        nbytes = -(-nbytes // LINE) * LINE
         if self._free[nbytes]:
             return self._free[nbytes].pop()
-        memory = np.zeros(nbytes + 64, np.uint8)
-        self.all.append(memory)
-        return memory[-memory.ctypes.data % 64 :][:nbytes]
+        self.all.append(zeros(nbytes))
+        return self.all[-1]
 
     def give(self, memory: NDArray[np.uint8]) -> None:
         self._free[len(memory)].append(memory)
@@ -42,12 +43,10 @@ class CpuBuffer:
 
     def __init__(self, pool: _Pool, rows: Rows, width: int, row_bytes: int, limit: int) -> None:
         self.rows, self.width, self.row_bytes = rows, width, row_bytes
-        self._pool, self._memory = pool, pool.take(row_bytes * limit)
+        self._memory = pool.take(row_bytes * limit)
         self.address = self._memory.ctypes.data
         self.quantized: CpuBuffer | None = None
-
-    def __del__(self) -> None:
-        self._pool.give(self._memory)
+        finalize(self, pool.give, self._memory).atexit = False
 
     def array(self, rows: int) -> NDArray[np.float32]:
         """The first rows, [rows, width]."""

@@ -1,25 +1,62 @@
 """Threads that walk a program together: they spin while there is work, and sleep when there is none."""
 
+import math
 import os
 import threading
+import time
+from contextlib import suppress
+from pathlib import Path
 from weakref import finalize
 
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from ggrun.devices.cpu_memory import zeros
 from ggrun.errors import GgrunError, Interrupted, UsageError
 from ggrun.kernels import load_cpu
 
 MOST_THREADS = 512
 _PATIENCE = 2_000_000
 """Nanoseconds that an idle worker spins before it sleeps, so that it stays awake from token to token."""
+_NAP = 0.005
+"""Seconds between two looks of a worker that was woken for nothing."""
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
-def physical_cores() -> int:
-    """The cores that this process may use, hyper-threads counted once."""
+def physical_cores(cgroups: Path = _CGROUPS) -> int:
+    """The cores that this process may use, hyper-threads counted once: as many as its cgroup has time for."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
+    return max(1, min(usable, psutil.cpu_count(logical=False) or usable, _quota(cgroups)))
+
+
+def _quota(cgroups: Path) -> int:
+    """The cores whose whole time a container may take; as good as all when there is no limit."""
+    files = [["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]]  # of cgroups v2 and v1
+    for names in files:
+        with suppress(OSError, ValueError):  # another version, or "max"
+            quota, period = (int(word) for name in names for word in (cgroups / name).read_text().split())
+            if quota > 0 and period > 0:
+                return math.ceil(quota / period)
+    return MOST_THREADS
+
+
+class ProcessLock:
+    """A lock that a forked process refuses: whoever held it there is gone, and never lets go of it."""
+
+    def __init__(self) -> None:
+        self._lock, self._process = threading.Lock(), os.getpid()
+
+    @property
+    def foreign(self) -> bool:
+        """Whether this is a process forked from the one that it belongs to."""
+        return self._process != os.getpid()
+
+    def here(self) -> threading.Lock:
+        """The lock, for `with`; GgrunError in a forked process."""
+        if self.foreign:
+            raise GgrunError("a model cannot be used in a forked process: load it there")
+        return self._lock
 
 
 class ThreadPool:
@@ -34,15 +71,15 @@ class ThreadPool:
         self.threads = threads
         self._runtime = load_cpu("runtime")
         self._crew = _Crew(threads)
-        self._busy = threading.Lock()
+        self._busy = self._crew.busy
         finalize(self, self._crew.dismiss)
 
     def run(self, table: NDArray[np.int64]) -> None:
         """Walk a table of operations [n, 3] (see kernels/cpu/runtime.py) on all threads.
 
-        Interrupted when `interrupt` was called meanwhile: what was to be computed is not.
+        Interrupted when `interrupt` was called since `resume`: what was to be computed is not.
         """
-        with self._busy:
+        with self._busy.here():
             self._crew.check()
             try:
                 self._crew.wake()
@@ -53,24 +90,29 @@ class ThreadPool:
                 self._crew.rest()
 
     def interrupt(self) -> None:
-        """End a run that is going on; from any thread."""
+        """End a run that is going on, and those that come; from any thread."""
         self._runtime.abort(self._crew.control)
 
+    def resume(self) -> None:
+        """Let runs be again: waits for one that is going on, which must not miss that it is interrupted."""
+        with self._busy.here():
+            self._runtime.resume(self._crew.control)
+
     def close(self) -> None:
-        """End the threads; a run that is going on is finished first."""
-        with self._busy:
-            self._crew.dismiss()
+        """End the threads; a run that is going on is finished first. A forked process has none to end."""
+        if not self._busy.foreign:
+            with self._busy.here():
+                self._crew.dismiss()
 
 
 class _Crew:
     """The other threads. Apart from ThreadPool, so that they do not keep it alive."""
 
     def __init__(self, threads: int) -> None:
-        self._threads, self._process, self._ended = threads, os.getpid(), False
+        self._threads, self._ended, self.busy = threads, False, ProcessLock()
         self._runtime = load_cpu("runtime")
-        # Aligned to cache lines: the threads meet here.
-        self._memory = np.zeros(self._runtime.CONTROL_BYTES + 64, np.uint8)
-        self.control = int(self._memory.ctypes.data) + 63 & ~63
+        self._memory = zeros(self._runtime.CONTROL_BYTES)  # where the threads meet
+        self.control = int(self._memory.ctypes.data)
         # Set while there is work. A worker never clears it: it would miss a job that is posted late.
         self._wanted = threading.Event()
         try:
@@ -84,8 +126,6 @@ class _Crew:
         """GgrunError when the threads are gone: without them a barrier would wait for ever."""
         if self._ended:
             raise GgrunError("the model is closed")
-        if self._process != os.getpid():
-            raise GgrunError("a model cannot be used in a forked process: load it there")
 
     def wake(self) -> None:
         self._wanted.set()
@@ -95,10 +135,15 @@ class _Crew:
             self._wanted.clear()
 
     def dismiss(self) -> None:
-        self._ended = True
-        self._wanted.set()
+        if not self.busy.foreign:  # a copy of _wanted may be locked for ever, as any lock
+            self._ended = True
+            self._wanted.set()
 
     def _work(self, thread: int) -> None:
-        job = 0
+        job, patience = 0, _PATIENCE
         while self._wanted.wait() and not self._ended:
-            job = self._runtime.serve(self.control, thread, self._threads, job, _PATIENCE)
+            done, job = job, self._runtime.serve(self.control, thread, self._threads, job, patience)
+            # No job: the caller is late, or a Ctrl+C took it away before it could let the workers rest.
+            patience = _PATIENCE if job != done else 0
+            if not patience:
+                time.sleep(_NAP)

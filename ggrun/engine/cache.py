@@ -53,11 +53,14 @@ class KVCache:
         return slots
 
     def truncate(self, sequence: int, length: int) -> None:
-        """Step back: forget the positions from `length` on."""
+        """Step back: forget the positions from `length` on.
+
+        An exception between two steps, of a Ctrl+C, loses pages at most: none is ever free and taken.
+        """
         length = min(length, self._lengths[sequence])
-        dropped = self._tables[sequence, pages_for(length) : pages_for(self._lengths[sequence])]
-        self._free.extend(dropped[::-1].tolist())
+        dropped = self._tables[sequence, pages_for(length) : pages_for(self._lengths[sequence])].tolist()
         self._lengths[sequence] = length
+        self._free.extend(reversed(dropped))
 
     def table(self, sequence: int) -> NDArray[np.int32]:
         """The pages of a sequence, in the order of its positions: int32, a view."""

@@ -63,10 +63,10 @@ class Engine:
         """
         begin = self.cache.length(sequence)
         ids = self.check(tokens, begin)
-        slots = self.cache.extend(sequence, len(ids))
-        outputs = np.full(len(ids), all_logits)
-        outputs[-1:] = True
         try:
+            slots = self.cache.extend(sequence, len(ids))
+            outputs = np.full(len(ids), all_logits)
+            outputs[-1:] = True
             parts = [
                 self._pipeline.run(self._batch(ids, slots, outputs, sequence, begin, part))
                 for part in self._cuts(len(ids), all_logits)

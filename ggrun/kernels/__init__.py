@@ -23,7 +23,7 @@ if not (ROOT / "cpu").is_dir():
 @cache
 def load_cpu(name: str) -> ModuleType:
     """A module of kernels/cpu by its name; UsageError when GGRUN_SIMD makes no sense."""
-    _use_own_numba_cache()
+    _choose_cache_folder()
     try:
         import_module("ggrun.kernels.cpu.llvm_ir")
     except ValueError as error:
@@ -32,7 +32,7 @@ def load_cpu(name: str) -> ModuleType:
 
 
 @cache
-def _use_own_numba_cache() -> None:
+def _choose_cache_folder() -> None:
     """Keep compiled kernels in one folder a state of the sources and of GGRUN_SIMD.
 
     Numba's cache sees neither an edit in a module that a kernel calls nor our choice of instructions.
@@ -48,9 +48,8 @@ def _use_own_numba_cache() -> None:
         folder = cache_home() / "kernels" / sha256(text + state).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            setattr(numba.config, "CACHE_DIR", str(folder))  # noqa: B010 -- mypy does not see it
+            disk.folder = folder.resolve()
     except OSError as error:
-        disk.keep = False
         disk.on_failure(error)
 
 

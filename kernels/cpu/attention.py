@@ -100,7 +100,7 @@ def attend(args: int, thread: int, threads: int) -> None:
         stop = min(n, token + block)
         while token < stop:
             length = _run_length(a, token, stop)
-            if length >= FEW:
+            if length * group >= FEW:
                 attend_run(a, token, length, kv_head)
             else:
                 for i in range(length):

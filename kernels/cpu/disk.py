@@ -1,18 +1,46 @@
 """Numba's disk cache, such that neither a damaged entry nor a full disk stops a start."""
 
+import inspect
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, ClassVar
 
-from numba.core.caching import FunctionCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, InTreeCacheLocator
+
+
+class _Locator(InTreeCacheLocator):
+    """What belongs to a function of a source file, in DiskCache.folder."""
+
+    def __init__(self, function: Callable[..., Any], source: str) -> None:
+        super().__init__(function, source)
+        self._cache_path = f"{DiskCache.folder}/{self.get_suitable_cache_subpath(source)}"
+
+
+class _Entries(CompileResultCacheImpl):
+    """How entries are named and written: as Numba does, wherever its environment variables want them.
+
+    Numba's own choice of a folder is one for the whole process and may change at every compilation.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        source = inspect.getfile(function)
+        self._lineno = function.__code__.co_firstlineno
+        self._locator = _Locator(function, source)
+        self._filename_base = self.get_filename_base(
+            f"{Path(source).stem}.{function.__qualname__}", sys.abiflags
+        )
 
 
 class DiskCache(FunctionCache):
     """A function's cache: what is damaged counts as not there, what cannot be written is not kept."""
 
-    keep: ClassVar[bool] = True
-    """False: nothing is read or written, where there is no folder for it."""
+    _impl_class = _Entries
+
+    folder: ClassVar[Path | None] = None
+    """Where entries are; None: nothing is read or written."""
 
     on_failure: ClassVar[Callable[[OSError], None]] = staticmethod(lambda error: None)
     """Told why a compiled kernel could not be written."""
@@ -45,5 +73,9 @@ class DiskCache(FunctionCache):
 
 def use_disk(compiler: Any, function: Callable[..., Any]) -> None:
     """Give a dispatcher or a CFunc of Numba, before it compiles, this cache."""
-    if DiskCache.keep:
+    if DiskCache.folder is None:
+        return
+    try:
         compiler._cache = DiskCache(function)
+    except OSError as error:  # the source file is gone
+        DiskCache.on_failure(error)

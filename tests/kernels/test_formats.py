@@ -118,7 +118,7 @@ def test_every_power_of_two_of_mxfp4() -> None:
     np.testing.assert_array_equal(got, exact("MXFP4", data))
 
 
-@pytest.mark.parametrize("columns", [0, 1, 3, 8, 65])
+@pytest.mark.parametrize("columns", [0, 1, 2, 3, 8, 65])
 @pytest.mark.parametrize("name", FORMATS)
 def test_product(name: str, columns: int) -> None:
     rng = np.random.default_rng(2)

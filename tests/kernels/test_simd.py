@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from ggrun.kernels.cpu.llvm_ir import SIGNED, TAKES_SIGNED
 from ggrun.kernels.cpu.simd import (
-    Largest,
     Lanes,
+    Largest,
     absolute,
     address_of,
     bf16,

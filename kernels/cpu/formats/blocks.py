@@ -23,7 +23,6 @@ from ..simd import (
     i32x16,
     join,
     load,
-    prefetch,
     shuffle,
     splat,
     store,
@@ -34,7 +33,7 @@ from ..simd import (
 from ..tiles import LINE
 from .gemm import few_or_many
 from .panels import RAW, RAW_MINIMA, RAW_SCALES, panels_gemm, scales_transposer, transpose_bytes
-from .rows import AHEAD, matmul_of
+from .rows import matmul_of, prefetch_block
 from .signed import for_dots, unsigned_blocks
 
 _f32x32 = Kind("f32", 32)
@@ -50,7 +49,7 @@ def blocks_matmul(unpack: Any, scale: Any, size: int, largest: int) -> Any:
     """
     unpack, scale, largest, minima = for_dots(unsigned_blocks, unpack, scale, f32x8, largest)
     many = panels_gemm(_unpacker(unpack, scale, size), 8 * size, 8, largest, minima)
-    return few_or_many(matmul_of(_dot_of(unpack, scale, size, largest, minima)), many)
+    return few_or_many(_few_of(unpack, scale, size, largest, minima), many)
 
 
 @jit
@@ -63,35 +62,61 @@ def half(p: int) -> object:
     return shuffle(load(f16x8, p), _FIRST)
 
 
-def _dot_of(unpack: Any, scale: Any, size: int, largest: int, minima: bool) -> Any:
-    """dot(row, x, k) -> float32; see blocks_matmul."""
+def _few_of(unpack: Any, scale: Any, size: int, largest: int, minima: bool) -> Any:
+    """matmul for few columns; see blocks_matmul. Blocks go by two, which fill a register."""
     top = Largest(largest)
 
     @jit
-    def dot(w: int, x: int, k: int) -> np.float32:
-        scales, sums = scales_at(x, k), sums_at(x, k)
-        total, minimum = zero(f32x16), zero(f32x8)
-        blocks = k // 32
-        for i in range(0, blocks - 1, 2):
-            p = w + i * size
-            prefetch(p + AHEAD)
-            (d0, m0), (d1, m1) = scale(p), scale(p + size)
-            products = dot4(top, zero(i32x16), join(unpack(p), unpack(p + size)), load(i32x16, x + 32 * i))
-            d0, d1 = d0 * _splat_at(scales + 4 * i), d1 * _splat_at(scales + 4 * i + 4)
-            total = fma(to_f32(products), join(d0, d1), total)
-            if minima:
-                minimum = minimum + fma(m0, _splat_at(sums + 4 * i), m1 * _splat_at(sums + 4 * i + 4))
+    def start() -> Any:
+        """No products yet, no minima."""
+        return zero(f32x16), zero(f32x8)
+
+    @jit
+    def step(sums: Any, q: Any, first: Any, second: Any, x: int, k: int, i: int) -> Any:
+        """sums + blocks i and i + 1, unpacked, with their scales and minima, times those of a column."""
+        total, minimum = sums
+        (d_0, m_0), (d_1, m_1) = first, second
+        scales, of_blocks = scales_at(x, k) + 4 * i, sums_at(x, k) + 4 * i
+        products = dot4(top, zero(i32x16), q, load(i32x16, x + 32 * i))
+        d = join(d_0 * _splat_at(scales), d_1 * _splat_at(scales + 4))
+        if minima:
+            minimum = minimum + fma(m_0, _splat_at(of_blocks), m_1 * _splat_at(of_blocks + 4))
+        return fma(to_f32(products), d, total), minimum
+
+    @jit
+    def total_of(sums: Any, w: int, x: int, k: int) -> np.float32:
+        """All lanes, and the last block where their number is odd."""
+        total, minimum = sums
         result = hsum(total)
-        if blocks % 2:
-            i = blocks - 1
+        if k // 32 % 2:
+            i = k // 32 - 1
             d, m = scale(w + i * size)
             products = dot4(top, zero(i32x8), unpack(w + i * size), load(i32x8, x + 32 * i))
-            result += hsum(to_f32(products) * d * _splat_at(scales + 4 * i))
+            result += hsum(to_f32(products) * d * _splat_at(scales_at(x, k) + 4 * i))
             if minima:
-                minimum = fma(m, _splat_at(sums + 4 * i), minimum)
+                minimum = fma(m, _splat_at(sums_at(x, k) + 4 * i), minimum)
         return result - hsum(minimum) * np.float32(0.125)
 
-    return dot
+    @jit
+    def dot(w: int, x: int, k: int) -> np.float32:
+        sums = start()
+        for i in range(0, k // 32 - 1, 2):
+            p = w + i * size
+            prefetch_block(p, 2 * size)
+            sums = step(sums, join(unpack(p), unpack(p + size)), scale(p), scale(p + size), x, k, i)
+        return total_of(sums, w, x, k)
+
+    @jit
+    def two_dots(w: int, x: int, x_2: int, k: int) -> tuple[np.float32, np.float32]:
+        sums, sums_2 = start(), start()
+        for i in range(0, k // 32 - 1, 2):
+            p = w + i * size
+            prefetch_block(p, 2 * size)
+            q, first, second = join(unpack(p), unpack(p + size)), scale(p), scale(p + size)
+            sums, sums_2 = step(sums, q, first, second, x, k, i), step(sums_2, q, first, second, x_2, k, i)
+        return total_of(sums, w, x, k), total_of(sums_2, w, x_2, k)
+
+    return matmul_of(dot, two_dots)
 
 
 @jit

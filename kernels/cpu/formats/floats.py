@@ -18,7 +18,8 @@ _DEPTH = 64  # values of a row of plain floats at once: 64 rows of them are half
 def floats_matmul(vector: Any, scalar: Any, size: int) -> Any:
     """matmul for plain floats: of a Kind of 16, its scalar, and the bytes of one."""
     gemm = _gemm_of(floats_dequantize(vector, scalar, size), _DEPTH, _DEPTH * size)
-    return few_or_many(matmul_of(_dot_of(vector, scalar, size)), gemm)
+    few = matmul_of(_dot_of(vector, scalar, size), _two_dots_of(vector, scalar, size))
+    return few_or_many(few, gemm)
 
 
 def floats_dequantize(vector: Any, scalar: Any, size: int) -> Any:
@@ -41,7 +42,7 @@ def dequantized_matmul(dequantize: Any, size: int) -> Any:
 
 
 def _dot_of(vector: Any, scalar: Any, size: int) -> Any:
-    """dot for plain floats: of a Kind of 16, its scalar, and the bytes of one."""
+    """dot(row, x, k) -> float32; see floats_matmul."""
 
     @jit
     def dot(w: int, x: int, k: int) -> np.float32:
@@ -56,6 +57,27 @@ def _dot_of(vector: Any, scalar: Any, size: int) -> Any:
         return result
 
     return dot
+
+
+def _two_dots_of(vector: Any, scalar: Any, size: int) -> Any:
+    """The same for two columns, which share the loads of the row."""
+
+    @jit
+    def two_dots(w: int, x: int, x_2: int, k: int) -> tuple[np.float32, np.float32]:
+        total, total_2 = zero(f32x16), zero(f32x16)
+        for i in range(0, k - 15, 16):
+            prefetch(w + size * i + AHEAD)
+            row = load(vector, w + size * i)
+            total = fma(row, load(f32x16, x + 4 * i), total)
+            total_2 = fma(row, load(f32x16, x_2 + 4 * i), total_2)
+        result, result_2 = hsum(total), hsum(total_2)
+        for i in range(k // 16 * 16, k):
+            value = load(scalar, w + size * i)
+            result += value * load(f32, x + 4 * i)
+            result_2 += value * load(f32, x_2 + 4 * i)
+        return result, result_2
+
+    return two_dots
 
 
 _dot_f32 = _dot_of(f32x16, f32, 4)

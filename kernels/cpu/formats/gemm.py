@@ -1,4 +1,4 @@
-"""Many columns at once: 64 rows of some values are unpacked to scratch memory, and all columns pass over them.
+"""Many columns at once: 64 rows of some values are unpacked to scratch memory, and all columns pass over it.
 
 Every weight is read and unpacked once for all columns of a batch.
 """

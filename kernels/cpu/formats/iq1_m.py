@@ -9,8 +9,8 @@ import numpy as np
 
 from ..runtime import jit, kernel
 from ..simd import f16, f32x8, load, store, u8, u16
-from .iq1_s import values
 from .floats import dequantized_matmul
+from .iq1_s import values
 
 COLUMNS = "f32"
 SIZE = 56

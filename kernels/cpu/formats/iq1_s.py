@@ -9,8 +9,8 @@ import numpy as np
 
 from ..runtime import jit, kernel
 from ..simd import address_of, f16, f32x8, load, splat, store, u8, u16
-from .grids import entry, grid
 from .floats import dequantized_matmul
+from .grids import entry, grid
 
 COLUMNS = "f32"
 SIZE = 50

@@ -9,9 +9,9 @@ import numpy as np
 
 from ..runtime import jit, kernel
 from ..simd import address_of, f16, f32x8, load, store, u8
+from .floats import dequantized_matmul
 from .grids import SIGNS, entry, grid, signs
 from .iq2_xs import nibble_scale
-from .floats import dequantized_matmul
 
 COLUMNS = "f32"
 SIZE = 82

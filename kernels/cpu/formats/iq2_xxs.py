@@ -8,8 +8,8 @@ import numpy as np
 
 from ..runtime import jit, kernel
 from ..simd import address_of, f16, f32x8, load, splat, store, u8, u32
-from .grids import EVEN_SIGNS, entry, grid, signs
 from .floats import dequantized_matmul
+from .grids import EVEN_SIGNS, entry, grid, signs
 
 COLUMNS = "f32"
 SIZE = 66

@@ -19,7 +19,6 @@ from ..simd import (
     i8x64,
     i32x16,
     load,
-    prefetch,
     shuffle,
     store,
     to_f32,
@@ -29,7 +28,7 @@ from ..simd import (
 from ..tiles import LINE
 from .gemm import few_or_many
 from .panels import RAW, RAW_MINIMA, RAW_SCALES, panels_gemm, scales_transposer, transpose_bytes
-from .rows import AHEAD, matmul_of
+from .rows import matmul_of, prefetch_block
 from .signed import for_dots, unsigned_superblocks
 
 _f32x64 = Kind("f32", 64)
@@ -45,36 +44,60 @@ def superblocks_matmul(unpack: Any, scale: Any, size: int, n: int, largest: int)
     kind = Kind("f32", n)
     unpack, scale, largest, minima = for_dots(unsigned_superblocks, unpack, scale, kind, largest)
     many = panels_gemm(_unpacker(unpack, scale, n), size, n, largest, minima)
-    return few_or_many(matmul_of(_dot_of(unpack, scale, size, n, largest, minima)), many)
+    return few_or_many(_few_of(unpack, scale, size, n, largest, minima), many)
 
 
-def _dot_of(unpack: Any, scale: Any, size: int, n: int, largest: int, minima: bool) -> Any:
-    """dot(row, x, k) -> float32; see superblocks_matmul."""
+def _few_of(unpack: Any, scale: Any, size: int, n: int, largest: int, minima: bool) -> Any:
+    """matmul for few columns; see superblocks_matmul."""
     top = Largest(largest)
     vector, sums_of = Kind("f32", n), sums_at if n == 8 else half_sums_at
     columns = Lanes([8 * i // n for i in range(n)])  # a scale a 32 values of the column to one a sub-block
     lanes_0, lanes_1, lanes_2, lanes_3 = _spread(n, 4)
 
     @jit
-    def dot(w: int, x: int, k: int) -> np.float32:
-        scales, sums = scales_at(x, k), sums_of(x, k)
-        even, odd, minimum = zero(f32x16), zero(f32x16), zero(vector)
-        for i in range(k // 256):
-            p, c = w + size * i, x + 256 * i
-            for line in range(0, size, 64):
-                prefetch(p + AHEAD + line)
-            d, m = scale(p)
-            if minima:
-                minimum = fma(m, load(vector, sums + 4 * n * i), minimum)
-            d = d * shuffle(load(f32x8, scales + 32 * i), columns)
-            q_0, q_1, q_2, q_3 = unpack(p)
-            even = fma(to_f32(dot4(top, zero(i32x16), q_0, load(i32x16, c))), shuffle(d, lanes_0), even)
-            odd = fma(to_f32(dot4(top, zero(i32x16), q_1, load(i32x16, c + 64))), shuffle(d, lanes_1), odd)
-            even = fma(to_f32(dot4(top, zero(i32x16), q_2, load(i32x16, c + 128))), shuffle(d, lanes_2), even)
-            odd = fma(to_f32(dot4(top, zero(i32x16), q_3, load(i32x16, c + 192))), shuffle(d, lanes_3), odd)
+    def start() -> Any:
+        """No products yet, of even and odd quarters; no minima."""
+        return zero(f32x16), zero(f32x16), zero(vector)
+
+    @jit
+    def step(sums: Any, q: Any, d: Any, m: Any, x: int, k: int, i: int) -> Any:
+        """sums + superblock i, unpacked, times that of a column."""
+        even, odd, minimum = sums
+        q_0, q_1, q_2, q_3 = q
+        c = x + 256 * i
+        if minima:
+            minimum = fma(m, load(vector, sums_of(x, k) + 4 * n * i), minimum)
+        d = d * shuffle(load(f32x8, scales_at(x, k) + 32 * i), columns)
+        even = fma(to_f32(dot4(top, zero(i32x16), q_0, load(i32x16, c))), shuffle(d, lanes_0), even)
+        odd = fma(to_f32(dot4(top, zero(i32x16), q_1, load(i32x16, c + 64))), shuffle(d, lanes_1), odd)
+        even = fma(to_f32(dot4(top, zero(i32x16), q_2, load(i32x16, c + 128))), shuffle(d, lanes_2), even)
+        odd = fma(to_f32(dot4(top, zero(i32x16), q_3, load(i32x16, c + 192))), shuffle(d, lanes_3), odd)
+        return even, odd, minimum
+
+    @jit
+    def total(sums: Any) -> np.float32:
+        even, odd, minimum = sums
         return hsum(even + odd) - hsum(minimum)
 
-    return dot
+    @jit
+    def dot(w: int, x: int, k: int) -> np.float32:
+        sums = start()
+        for i in range(k // 256):
+            prefetch_block(w + size * i, size)
+            d, m = scale(w + size * i)
+            sums = step(sums, unpack(w + size * i), d, m, x, k, i)
+        return total(sums)
+
+    @jit
+    def two_dots(w: int, x: int, x_2: int, k: int) -> tuple[np.float32, np.float32]:
+        sums, sums_2 = start(), start()
+        for i in range(k // 256):
+            prefetch_block(w + size * i, size)
+            (d, m), q = scale(w + size * i), unpack(w + size * i)
+            sums, sums_2 = step(sums, q, d, m, x, k, i), step(sums_2, q, d, m, x_2, k, i)
+        return total(sums), total(sums_2)
+
+    return matmul_of(dot, two_dots)
 
 
 def superblocks_dequantize(unpack: Any, scale: Any, size: int, n: int, largest: int) -> Any:
