@@ -105,8 +105,9 @@ class LLM:
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """The logits after each of n tokens, as a text of their own: float32 [n, vocab]."""
-        self._context.clear()
-        return self._engine.decode(tokens, all_logits=True)
+        text = self._context.text()
+        ids = self._engine.check(tokens).tolist()
+        return self._context.begin(text, ids, reuse=False, all_logits=True)[0]
 
     def perplexity(
         self, text: str | Sequence[int], *, window: int = 512, chunks: int = -1
@@ -142,7 +143,7 @@ class LLM:
 
         `timings` has the times afterwards. Leaving the loop early is fine.
         """
-        start = time.perf_counter()
+        start, begun = time.perf_counter(), self._context.text()
         tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
         if not tokens:
             raise UsageError("an empty prompt: there is nothing to begin with")
@@ -154,16 +155,18 @@ class LLM:
         sampler = Sampler(o, self.tokenizer.token_text, self._grammar(o))
         timings = Timings(load=self._load_time, first_token=time.perf_counter() - start)
         stops = StopStrings([stop] if isinstance(stop, str) else stop)
-        return self._pieces(tokens, sampler, max_tokens, stops, timings)
+        ids = generate(self._context, begun, tokens, sampler, timings, self._words)
+        return self._pieces(ids, max_tokens, stops, timings)
 
     def generate_tokens(
         self, prompt: Sequence[int], *, sampling: SamplingOptions | None = None, **options: Any
     ) -> Iterator[int]:
         """Token ids after the prompt, until the context is full; only a grammar needs a tokenizer."""
-        self.timings = Timings(load=self._load_time)
+        text = self._context.text()
+        self.timings = timings = Timings(load=self._load_time)
         o = _sampling(sampling, options)
         sampler = Sampler(o, grammar=self._grammar(o))
-        return generate(self._context, list(prompt), sampler, self.timings, self._words)
+        return generate(self._context, text, list(prompt), sampler, timings, self._words)
 
     def _grammar(self, o: SamplingOptions) -> Grammar | None:
         if not (o.grammar or o.json_schema):
@@ -181,11 +184,10 @@ class LLM:
         return self.config.vocab if isinstance(known, TokenizerError) else known.n_vocab
 
     def _pieces(
-        self, tokens: list[int], sampler: Sampler, max_tokens: int, stops: StopStrings, timings: Timings
+        self, ids: Iterator[int], max_tokens: int, stops: StopStrings, timings: Timings
     ) -> Iterator[str]:
         self.timings = timings
         text = self.tokenizer.stream()
-        ids = generate(self._context, tokens, sampler, timings, self._words)
         for count, token in enumerate(ids, 1) if max_tokens else ():
             if token in self.tokenizer.eog:
                 break
@@ -205,9 +207,11 @@ class LLM:
         return min(self.config.context, max(FIT_CONTEXT, free // 2 // page * PAGE))
 
     def interrupt(self) -> None:
-        """End what is being computed with ggrun.Interrupted; from any thread. The model can be used again."""
-        for device in self._devices.values():
-            device.interrupt()
+        """End what was begun and is not done with ggrun.Interrupted; from any thread.
+
+        The model can be used again: what is begun later is not interrupted.
+        """
+        self._context.interrupt()
 
     def close(self) -> None:
         """Let go of the model, its threads and its memory."""

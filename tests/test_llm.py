@@ -1,11 +1,13 @@
 """The public class, on the demo model and on models without words."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,87 @@ def test_interrupting_a_prompt(tmp_path: Path) -> None:
             assert time.perf_counter() - start < whole
             timer.join()
         assert np.array_equal(slow.logits(tokens), want)
+
+
+def test_an_interrupt_between_two_tokens(llm: LLM) -> None:
+    """It comes while Python runs, and no program: the next one finds it."""
+    for begin in (llm.generate, lambda text: llm.generate_tokens(llm.tokenize(text))):
+        for read in (0, 1, 3):
+            pieces = begin("Once upon a time")
+            for _ in range(read):
+                next(pieces)
+            llm.interrupt()
+            with pytest.raises(Interrupted):
+                next(pieces)
+            assert "".join(llm.generate("The king ordered the", temp=0.0, max_tokens=2)) == " servants to"
+
+
+def test_an_interrupt_between_micro_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LLM(Tiny(context=64).write(tmp_path / "model.gguf"), n_ubatch=4, n_ctx=64) as model:
+        want, pipeline = model.logits([1] * 20), model._engine._pipeline
+        run, runs = pipeline.run, []
+
+        def interrupted(batch: object) -> np.ndarray:
+            runs.append(batch)
+            logits = run(batch)
+            if len(runs) == 2:
+                model.interrupt()
+            return logits
+
+        monkeypatch.setattr(pipeline, "run", interrupted)
+        with pytest.raises(Interrupted):
+            model.logits([1] * 20)
+        assert len(runs) == 3
+        assert np.array_equal(model.logits([1] * 20), want)
+        windows = model.perplexity([1] * 60, window=20)
+        next(windows)
+        model.interrupt()
+        with pytest.raises(Interrupted):
+            next(windows)
+        assert len(list(model.perplexity([1] * 60, window=20))) == 3
+
+
+def test_one_model_from_several_threads(tmp_path: Path) -> None:
+    """Right or refused, never wrong; logits are one step, and never refused."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    prompts = [[1, 2, 3, 4], [5, 6, 7], [8, 9, 10, 11, 12], [1, 2, 9]]
+    with LLM(Tiny(context=64).write(tmp_path / "model.gguf"), n_ubatch=2, threads=2) as model:
+
+        def text(prompt: list[int]) -> list[int]:
+            ids = model.generate_tokens(prompt, temp=0.0)
+            return [token for token, _ in zip(ids, range(6), strict=False)]
+
+        logits, texts = [model.logits(p) for p in prompts], [text(p) for p in prompts]
+        finished: list[int] = []
+
+        def work(i: int) -> None:
+            for _ in range(25):
+                assert np.array_equal(model.logits(prompts[i]), logits[i])
+                with suppress(GgrunError):  # another text was begun
+                    assert text(prompts[i]) == texts[i]
+                    finished.append(i)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))
+        assert finished
+
+
+def test_a_fork_while_another_thread_computes(llm: LLM) -> None:
+    with llm._context._lock.here(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            status = 1
+            try:
+                llm.logits([1])
+            except GgrunError:
+                llm.close()
+                status = 7
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_too_many_threads() -> None:

@@ -11,6 +11,9 @@ llama.cpp has what is best for it, which are llama-cli's defaults: n_batch 2048,
 for a prompt as for generation, flash attention auto (-fa changes it), logits of the last token only. Its
 start does not pay for the Python half of its package, which is left out.
 
+Use a quiet machine: threads that wait for each other by spinning, as llama.cpp's do, lose far more than
+others when they have to share a core. Samples that lie far apart are the sign, and no basis for a ratio.
+
 start   from a new process to the first token, behind a prompt of 8; files and compiled kernels are warm
 ppN     a prompt of N tokens;  tgN @ dD: N tokens, one at a time, behind D others
 rss     resident memory after the first token (start), and at the largest during all tests (peak); the mapped

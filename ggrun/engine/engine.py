@@ -39,6 +39,7 @@ class Engine:
         self, model: GGUF, config: Config, plan: Plan, devices: dict[str, Device], options: EngineOptions
     ) -> None:
         self.config, self.options = config, options
+        self._devices = tuple(devices.values())
         spec = CacheSpec(pages_for(options.n_ctx), options.cache_keys, options.cache_values)
         plan.check(config)
         check_memory(plan, devices, config, spec)
@@ -75,6 +76,16 @@ class Engine:
             self.cache.truncate(sequence, begin)
             raise
         return np.concatenate(parts)
+
+    def interrupt(self) -> None:
+        """Make `decode` end with Interrupted, now and until `resume`; from any thread."""
+        for device in self._devices:
+            device.interrupt()
+
+    def resume(self) -> None:
+        """Let `decode` work again."""
+        for device in self._devices:
+            device.resume()
 
     def check(self, tokens: Sequence[int], begin: int = 0) -> NDArray[np.int32]:
         """The tokens as an array; UsageError when they cannot follow `begin` others in a sequence."""

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from ggrun.devices.threads import ProcessLock
 from ggrun.engine.engine import Engine
 from ggrun.engine.sampler import Logits, Sampler
-from ggrun.errors import GgrunError
+from ggrun.errors import GgrunError, Interrupted
 
 
 @dataclass
@@ -36,47 +37,78 @@ class Timings:
         ]
 
 
+@dataclass
+class Text:
+    """A text that is, was or will be in a context (see Context.text)."""
+
+    interrupts: int  # of the context, when the text was made
+    turn: int = 0  # of the context, when the text was begun
+
+
 class Context:
-    """The tokens of one sequence that are in the KV cache."""
+    """The tokens of one sequence that are in the KV cache. Texts take it in turn, from any thread.
+
+    A text that begins takes the context away from the one before, which then cannot go on: GgrunError.
+    """
 
     def __init__(self, engine: Engine, sequence: int = 0) -> None:
         self._engine, self._sequence = engine, sequence
-        self.tokens: list[int] = []
-        self.turn = 0  # counts the texts that were begun
+        self._lock = ProcessLock()
+        self._tokens: list[int] = []
+        self._interrupts = self._turn = 0
 
     @property
-    def full(self) -> bool:
-        """Whether there is no room for another token."""
-        return len(self.tokens) >= self._engine.n_ctx
+    def size(self) -> int:
+        """The most tokens of a text."""
+        return self._engine.n_ctx
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self.turn += 1
-        self.tokens.clear()
-        self._engine.cache.truncate(self._sequence, 0)
+    def text(self) -> Text:
+        """A new text, that has not begun."""
+        return Text(self._interrupts)
 
-    def replace(self, tokens: Sequence[int]) -> tuple[Logits, int]:
-        """Make the sequence these tokens: the logits after the last, and how many tokens had to be evaluated.
+    def interrupt(self) -> None:
+        """End all texts that there are, with Interrupted; from any thread."""
+        self._interrupts += 1  # before the devices are told: see _decode
+        self._engine.interrupt()
 
-        What they share with the tokens before is not computed again.
+    def begin(
+        self, text: Text, tokens: Sequence[int], *, reuse: bool = True, all_logits: bool = False
+    ) -> tuple[Logits, int]:
+        """Begin a text, or begin it anew: the logits after its last token, float32 [1, vocab], or after each
+        that had to be evaluated; and how many these were.
+
+        reuse: what the text shares with the one before is not computed again.
         """
-        self.turn += 1
-        pairs = zip(self.tokens, tokens, strict=False)
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        keep = max(0, min(shared, len(tokens) - 1))  # the last is always computed: its logits are wanted
-        del self.tokens[keep:]
-        self._engine.cache.truncate(self._sequence, keep)
-        return self.append(tokens[keep:]), len(tokens) - keep
+        with self._lock.here():
+            self._turn += 1
+            text.turn = self._turn
+            pairs = zip(self._tokens, tokens, strict=False) if reuse else ()
+            shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            keep = max(0, min(shared, len(tokens) - 1))  # the last is always computed: its logits are wanted
+            del self._tokens[keep:]
+            self._engine.cache.truncate(self._sequence, keep)
+            return self._decode(text, tokens[keep:], all_logits), len(tokens) - keep
 
-    def append(self, tokens: Sequence[int]) -> Logits:
-        """Evaluate more tokens: the logits after the last, float32 [vocab]."""
-        logits: Logits = self._engine.decode(tokens, self._sequence)[-1]
-        self.tokens.extend(tokens)
+    def append(self, text: Text, tokens: Sequence[int], *, all_logits: bool = False) -> Logits:
+        """Go on with a text: the logits after the last of its new tokens, or after each."""
+        with self._lock.here():
+            if text.turn != self._turn:
+                raise GgrunError("another text was begun with this model: this one cannot go on")
+            return self._decode(text, tokens, all_logits)
+
+    def _decode(self, text: Text, tokens: Sequence[int], all_logits: bool) -> Logits:
+        # An interrupt that resume takes back has been counted before; of one that comes later the devices
+        # know. So none is lost, whatever Python does when it comes.
+        self._engine.resume()
+        if text.interrupts != self._interrupts:
+            raise Interrupted("the computation was interrupted")
+        logits: Logits = self._engine.decode(tokens, self._sequence, all_logits)
+        self._tokens.extend(tokens)
         return logits
 
 
 def generate(
-    context: Context, prompt: Sequence[int], sampler: Sampler, timings: Timings, vocab: int
+    context: Context, text: Text, prompt: Sequence[int], sampler: Sampler, timings: Timings, vocab: int
 ) -> Iterator[int]:
     """Tokens after the prompt, until the context is full, the grammar ends or the caller stops asking.
 
@@ -84,23 +116,21 @@ def generate(
     GgrunError when another text was begun with the context in the meantime.
     """
     start = time.perf_counter()
-    logits, timings.prompt_tokens = context.replace(prompt)
-    turn = context.turn
+    logits, timings.prompt_tokens = context.begin(text, prompt)
     timings.prompt = time.perf_counter() - start
     sampler.accept(prompt)
-    token = sampler.sample(logits[:vocab])
+    token = sampler.sample(logits[-1, :vocab])
     timings.first_token += time.perf_counter() - start
-    start = time.perf_counter()
     while True:
         timings.tokens += 1
-        timings.generation = time.perf_counter() - start
         sampler.accept_sampled(token)
         yield token
-        if context.full or sampler.complete:
+        # The text's own length counts: what is in the context may be another one by now.
+        if sampler.complete or len(prompt) + timings.tokens > context.size:
             return
-        if context.turn != turn:
-            raise GgrunError("another text was begun with this model: this one cannot go on")
-        token = sampler.sample(context.append([token])[:vocab])
+        start = time.perf_counter()  # the time that the reader takes is not ours
+        token = sampler.sample(context.append(text, [token])[-1, :vocab])
+        timings.generation += time.perf_counter() - start
 
 
 class StopStrings:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.engine.engine import Engine
-from ggrun.engine.generate import Context
+from ggrun.engine.generate import Context, Text
 from ggrun.errors import UsageError
 
 _PIECE_BYTES = 64 << 20
@@ -73,31 +73,31 @@ def perplexity(
             "give a longer one, or a smaller context with -c"
         )
     whole = len(tokens) // window
-    return _estimates(engine, context, tokens, window, whole if chunks < 0 else min(chunks, whole), bos)
-
-
-def _estimates(
-    engine: Engine, context: Context, tokens: Sequence[int], window: int, windows: int, bos: int | None
-) -> Iterator[Estimate]:
-    count, nll, nll2 = 0, 0.0, 0.0
-    for i in range(windows):
-        ids = list(tokens[i * window : (i + 1) * window])
-        if bos is not None:
-            ids[0] = bos
-        context.clear()
-        for scores in _scores(engine, ids):
-            count, nll, nll2 = count + len(scores), nll + float(scores.sum()), nll2 + float(scores @ scores)
-        yield Estimate(i + 1, windows, count, nll, nll2)
-
-
-def _scores(engine: Engine, ids: list[int]) -> Iterator[NDArray[np.float64]]:
-    """The negative log-likelihoods of what is scored in a window, piece by piece."""
-    first, last = len(ids) // 2, len(ids) - 1  # the last token is foretold, and foretells nothing
+    first = [] if bos is None else [bos]
+    windows = [
+        [*first, *tokens[i * window + len(first) : (i + 1) * window]]
+        for i in range(whole if chunks < 0 else min(chunks, whole))
+    ]
     step = max(1, _PIECE_BYTES // (4 * engine.config.vocab))
-    engine.decode(ids[:first])
+    return _estimates(context, context.text(), windows, step)
+
+
+def _estimates(context: Context, text: Text, windows: list[list[int]], step: int) -> Iterator[Estimate]:
+    count, nll, nll2 = 0, 0.0, 0.0
+    for i, ids in enumerate(windows, 1):
+        for scores in _scores(context, text, ids, step):
+            count, nll, nll2 = count + len(scores), nll + float(scores.sum()), nll2 + float(scores @ scores)
+        yield Estimate(i, len(windows), count, nll, nll2)
+
+
+def _scores(context: Context, text: Text, ids: list[int], step: int) -> Iterator[NDArray[np.float64]]:
+    """The negative log-likelihoods of what is scored in a window, in pieces of `step` tokens."""
+    first, last = len(ids) // 2, len(ids) - 1  # the last token is foretold, and foretells nothing
+    context.begin(text, ids[:first], reuse=False)
     for begin in range(first, last, step):
         end = min(begin + step, last)
-        yield _surprise(engine.decode(ids[begin:end], all_logits=True), ids[begin + 1 : end + 1])
+        logits = context.append(text, ids[begin:end], all_logits=True)
+        yield _surprise(logits, ids[begin + 1 : end + 1])
 
 
 def _surprise(logits: NDArray[np.float32], targets: Sequence[int]) -> NDArray[np.float64]:

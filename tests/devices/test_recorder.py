@@ -204,7 +204,7 @@ def reused(r: CpuRecorder, routing: list[Any], field: str) -> int:
 @pytest.mark.parametrize(("field", "flag"), [*zip(ROUTED, (0, 1, 1, 1), strict=True)])
 def test_what_sort_has_written(field: str, flag: int, r: CpuRecorder) -> None:
     """Weights were there before the barrier of sort, which reads what route has chosen."""
-    routing = [r.route(r.input(4), 2, True)]
+    routing = [r.route(r.input(20), 2, True)]  # so many experts that all parts are as large as y
     assert barriers(r) == [0, 1]
     assert reused(r, routing, field) == flag
 
@@ -221,7 +221,7 @@ def test_route_writes_weights(r: CpuRecorder) -> None:
 def test_what_combine_has_read(field: str, flag: int, r: CpuRecorder) -> None:
     """Tokens were read before the barrier of combine, which reads the pairs."""
     x = r.input(WIDTH)
-    routing = [r.route(r.input(4), 2, True)]
+    routing = [r.route(r.input(20), 2, True)]  # so many experts that all parts are as large as y
     kept = r.combine(r.spread(x, routing[0]), routing[0])
     assert barriers(r) == [0, 1, 1, 1]
     assert reused(r, routing, field) == flag

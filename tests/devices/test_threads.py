@@ -5,15 +5,17 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 
-from ggrun import GgrunError, UsageError
+from ggrun import GgrunError, Interrupted, UsageError
 from ggrun.devices.base import Limits, Rows
 from ggrun.devices.cpu import Cpu
-from ggrun.devices.threads import MOST_THREADS, ThreadPool
+from ggrun.devices.threads import MOST_THREADS, ThreadPool, physical_cores
 
 WIDTH, ROWS = 96, 7
 LIMITS = Limits(tokens=ROWS, outputs=ROWS, sequences=1, pages=1)
@@ -244,21 +246,20 @@ def test_more_threads_than_there_can_be(monkeypatch: pytest.MonkeyPatch) -> None
     assert workers() <= before
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_a_forked_process_has_no_threads() -> None:
-    device = Cpu(3)
-    program = chain(device)
-    program(rows(1))
+def in_a_fork(work: Callable[[], None]) -> int:
+    """The exit status of a forked process that does it: 7 when it is refused, 0 when it is not."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # that a process with threads is forked
         child = os.fork()
     if child == 0:
+        status = 1
         try:
-            program(rows(1))
+            work()
+            status = 0
         except GgrunError:
-            os._exit(7)
+            status = 7
         finally:
-            os._exit(1)
+            os._exit(status)
     ended, deadline = (0, 0), time.monotonic() + 20
     while ended[0] == 0 and time.monotonic() < deadline:
         ended = os.waitpid(child, os.WNOHANG)
@@ -267,5 +268,77 @@ def test_a_forked_process_has_no_threads() -> None:
         os.kill(child, 9)
         os.waitpid(child, 0)
     assert ended[0] == child, "it waits for ever"
-    assert os.waitstatus_to_exitcode(ended[1]) == 7
+    return os.waitstatus_to_exitcode(ended[1])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_has_no_threads() -> None:
+    device = Cpu(3)
+    program = chain(device)
+    program(rows(1))
+    assert in_a_fork(lambda: program(rows(1)) and None) == 7
     device.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_fork_while_another_thread_computes() -> None:
+    """What is locked then is locked in the child for ever."""
+    device = Cpu(2)
+    program = chain(device)
+    with device.pool._busy.here(), device.pool._crew._wanted._cond:
+        assert in_a_fork(lambda: program(rows(1)) and None) == 7
+        assert in_a_fork(device.close) == 0
+        assert in_a_fork(device.pool._crew.dismiss) == 0  # what the end of the process does
+    program(rows(1))
+    device.close()
+
+
+def test_an_interrupt_stays_until_it_is_taken_back() -> None:
+    device = Cpu(2)
+    program, want = chain(device), expected(rows(5))
+    device.interrupt()
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            program(rows(5))
+    device.resume()
+    np.testing.assert_allclose(program(rows(5)), want, rtol=1e-5, atol=1e-5)
+    device.close()
+
+
+def test_workers_that_were_not_let_rest() -> None:
+    """A Ctrl+C in the wrong moment leaves them awake: they look for work now and then, and find it."""
+    device = Cpu(3)
+    program = chain(device)
+    want = program(rows(4))
+    device.pool._crew.wake()
+    time.sleep(0.05)
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.1
+    in_time(lambda: np.testing.assert_array_equal(program(rows(4)), want))
+    device.close()
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "10000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, 16),
+        ({"cpu.max": "9900000 100000\n"}, 16),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 16),
+        ({"cpu.max": ""}, 16),
+        ({}, 16),
+    ],
+)
+def test_cores_of_a_container(
+    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 16)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert physical_cores(tmp_path) == cores

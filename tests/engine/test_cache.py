@@ -48,3 +48,23 @@ def test_tables_say_where_positions_are() -> None:
 def test_a_large_cache_costs_nothing_before_it_is_used() -> None:
     cache = KVCache(1 << 33)
     assert cache.extend(0, 3).tolist() == [0, 1, 2]
+
+
+class Interrupting(list[int]):
+    """Pages that were let go; a Ctrl+C comes when some are."""
+
+    def extend(self, pages: object) -> None:
+        super().extend(pages)
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_step_back_frees_nothing_twice() -> None:
+    cache = KVCache(8 * PAGE, sequences=2)
+    cache.extend(0, 3 * PAGE)
+    cache._free = Interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        cache.truncate(0, PAGE)
+    cache._free = list(cache._free)
+    cache.truncate(0, 0)  # what the next text does
+    slots = [*cache.extend(0, 4 * PAGE), *cache.extend(1, PAGE)]
+    assert len(set(slots)) == len(slots)

@@ -1,5 +1,6 @@
 """Generation: stop strings, reuse of the cache, the end of the context."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggrun import LLM, UsageError
+from ggrun import LLM, GgrunError, UsageError
 from ggrun.engine.generate import StopStrings
 from tests.engine.test_peer import distance
 from tests.tiny import Tiny
@@ -68,6 +69,35 @@ def test_a_shared_prefix_is_not_computed_again(llm: LLM) -> None:
     assert (again, llm.timings.prompt_tokens) == (first, 1)
     next(llm.generate_tokens([1, 2, 3, 9, 9, 9], temp=0.0))
     assert llm.timings.prompt_tokens == 3
+
+
+def test_a_text_is_not_ended_by_the_length_of_another(llm: LLM) -> None:
+    first = llm.generate_tokens([1, 2], seed=1)
+    next(first)
+    llm.logits([3] * llm.n_ctx)
+    with pytest.raises(GgrunError, match="another text"):
+        next(first)
+
+
+def test_the_readers_time_is_not_the_models(llm: LLM) -> None:
+    for _ in zip(llm.generate_tokens([1, 2], seed=1), range(5), strict=False):
+        time.sleep(0.1)
+    assert 0 < llm.timings.generation < 0.3
+
+
+def test_a_ctrl_c_leaves_the_cache_as_it_was(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = llm._engine
+    engine.decode([1, 2, 3])
+    extend = engine.cache.extend
+
+    def interrupted(sequence: int, n: int) -> None:
+        extend(sequence, n)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine.cache, "extend", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.decode([4, 5])
+    assert engine.cache.length(0) == 3
 
 
 def test_stepping_back_leaves_no_trace(llm: LLM) -> None:

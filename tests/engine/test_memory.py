@@ -1,5 +1,6 @@
 """Memory: what the KV cache may take, the context that fits, and the logits of one run."""
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 
 from ggrun import LLM, GgrunError
 from ggrun.arch.config import Config
+from ggrun.devices import cpu_memory
 from ggrun.engine import engine as engine_module
 from ggrun.engine.batch import Batch
 from ggrun.engine.runner import CacheSpec, check_memory
@@ -102,6 +104,27 @@ def test_a_model_is_refused_before_it_is_loaded(path: Path, monkeypatch: pytest.
     have(monkeypatch, needed)
     LLM(path, n_ctx=2048).close()
     assert len(loaded) == 1
+
+
+def test_no_memory_for_a_recording(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, whatever buffer it is that there is no memory for; and nothing on stderr from its end."""
+    unraisable: list[object] = []
+    monkeypatch.setattr("sys.unraisablehook", unraisable.append)
+
+    class Full:
+        uint8 = np.uint8
+
+        @staticmethod
+        def zeros(nbytes: int, dtype: type) -> np.ndarray:
+            if nbytes > 1 << 15:
+                raise MemoryError
+            return np.zeros(nbytes, dtype)
+
+    monkeypatch.setattr(cpu_memory, "np", Full)
+    with pytest.raises(GgrunError, match="no memory for"):
+        LLM(path, n_ctx=64)
+    gc.collect()
+    assert unraisable == []
 
 
 # ---------------------------------------------------------------- the context that fits

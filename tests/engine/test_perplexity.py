@@ -35,6 +35,9 @@ class FakeEngine:
         self.windows: list[list[int]] = []
         self.largest = 0  # rows of logits that were asked for at once
 
+    def resume(self) -> None:
+        """It is never interrupted."""
+
     def decode(self, tokens: Sequence[int], sequence: int = 0, all_logits: bool = False) -> np.ndarray:
         if self.cache.length(sequence) == 0:
             self.seen = []

@@ -115,12 +115,13 @@ class TestComparison:
         assert tool.context(o) == 8448
 
 
-class TestWorker:
-    @pytest.fixture(scope="class")
-    def worker(self) -> Iterator[tool.Process]:
-        with tool.Process("ggrun", SETTINGS) as worker:
-            yield worker
+@pytest.fixture(scope="module")
+def worker() -> Iterator[tool.Process]:
+    with tool.Process("ggrun", SETTINGS) as worker:
+        yield worker
 
+
+class TestWorker:
     def test_it_says_what_it_is(self, worker: tool.Process) -> None:
         assert worker.hello["vocab"] == 4096
         assert "instructions" in worker.hello["about"]
