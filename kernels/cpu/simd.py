@@ -166,13 +166,22 @@ def store(ctx: Any, kind: Any, value: Any, address: Any) -> Codegen:
 @intrinsic
 def prefetch(ctx: Any, address: Any) -> Codegen:
     """Ask for the cache line of an address (any address: it need not be mapped)."""
+    return types.void(types.intp), _prefetch(3)
 
+
+@intrinsic
+def prefetch_later(ctx: Any, address: Any) -> Codegen:
+    """The same for what is used later: not into the L1 cache."""
+    return types.void(types.intp), _prefetch(2)
+
+
+def _prefetch(locality: int) -> Callable[..., Value]:
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
-        hint = [const(I32, v) for v in (0, 3, 1)]  # read, keep in all levels, data
+        hint = [const(I32, v) for v in (0, locality, 1)]  # read, how near, data
         call(b, "llvm.prefetch.p0", ir.VoidType(), [pointer(b, args[0]), *hint])
         return context.get_dummy_value()
 
-    return types.void(types.intp), codegen
+    return codegen
 
 
 @intrinsic

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime import at, jit
-from ..simd import address_of, f32x16, load, prefetch, store
+from ..simd import address_of, f32x16, load, prefetch_later, store
 from ..tiles import GROUPS, LINE, ROWS, STRIDE
 from .rows import MATMUL
 
@@ -25,31 +25,35 @@ def gemm_of(unpack_16: Any, tile: Any, shape: Any, values: int, size: int, scrat
     groups, width = shape.groups, shape.columns
 
     @jit
-    def all_columns(t: Any, scratch: int, first: int, n: int, upcoming: int, y: int) -> None:
-        """All columns times what is unpacked, while the weights that come next are fetched."""
+    def all_columns(t: Any, scratch: int, first: int, n: int, y: int, ahead: int, ahead_bytes: int) -> None:
+        """All columns times what is unpacked, while weights from `ahead` on are fetched."""
         passes = (t.columns + width - 1) // width
-        rows = (ROWS + passes - 1) // passes
         for i in range(passes):
-            prefetch_rows(upcoming + i * rows * t.w_stride, t.w_stride, rows, size)
             x, to = t.x + i * width * t.x_stride, y + i * width * STRIDE
             for group in range(0, GROUPS, groups):
+                prefetch_range(ahead, ahead_bytes)
+                ahead += ahead_bytes
                 tile(scratch + LINE * group, x, t.x_stride, t.k, first, n, to + LINE * group)
 
     @jit
     def gemm(task: int) -> None:
         t = at(MATMUL, task)
-        memory = np.empty(scratch_bytes + 64, np.uint8)
-        sums = np.empty((t.columns + width - 1) // width * width * ROWS, np.float32)
+        passes, blocks = (t.columns + width - 1) // width, (t.k + values - 1) // values
+        memory, sums = np.empty(scratch_bytes + 64, np.uint8), np.empty(passes * width * ROWS, np.float32)
         scratch, y = address_of(memory) + 63 & ~63, address_of(sums)
+        # Of the next 64 rows, in each pass as much as makes them all at the end: in the order of memory, which
+        # is not that of use, but the one that memory is fast in.
+        tiles = passes * blocks * (GROUPS // groups)
+        ahead_bytes = (ROWS * t.w_stride // tiles + 63) & ~63
         for row in range(0, t.rows, ROWS):
             sums[:] = 0.0
             w = t.w + row * t.w_stride
-            for first in range(0, t.k, values):
-                p, n = w + first // values * size, min(values, t.k - first)
+            for block in range(blocks):
+                first, n = block * values, min(values, t.k - block * values)
                 for group in range(GROUPS):
-                    unpack_16(p + 16 * group * t.w_stride, t.w_stride, n, scratch, group)
-                upcoming = p + size if first + values < t.k else w + ROWS * t.w_stride
-                all_columns(t, scratch, first, n, upcoming, y)
+                    unpack_16(w + 16 * group * t.w_stride + block * size, t.w_stride, n, scratch, group)
+                ahead = w + ROWS * t.w_stride + block * (tiles // blocks) * ahead_bytes
+                all_columns(t, scratch, first, n, y, ahead, ahead_bytes)
             copy_panel(t, row, y)
         memory[0], sums[:1] = 0, 0.0  # keeps them alive: Numba does not see their addresses in use
 
@@ -57,11 +61,10 @@ def gemm_of(unpack_16: Any, tile: Any, shape: Any, values: int, size: int, scrat
 
 
 @jit
-def prefetch_rows(p: int, stride: int, rows: int, size: int) -> None:
-    """Ask for the first `size` bytes of some rows."""
-    for r in range(rows):
-        for line in range(0, size, 64):
-            prefetch(p + r * stride + line)
+def prefetch_range(p: int, size: int) -> None:
+    """Ask for `size` bytes at p."""
+    for line in range(0, size, 64):
+        prefetch_later(p + line)
 
 
 @jit
