@@ -41,8 +41,8 @@ def gemm_of(unpack_16: Any, tile: Any, shape: Any, values: int, size: int, scrat
         passes, blocks = (t.columns + width - 1) // width, (t.k + values - 1) // values
         memory, sums = np.empty(scratch_bytes + 64, np.uint8), np.empty(passes * width * ROWS, np.float32)
         scratch, y = address_of(memory) + 63 & ~63, address_of(sums)
-        # Of the next 64 rows, in each pass as much as makes them all at the end: in the order of memory, which
-        # is not that of use, but the one that memory is fast in.
+        # Of the next 64 rows, with each tile as much as makes all of them at the end: in the order of memory,
+        # which is not that of use, but the one that memory is fast in.
         tiles = passes * blocks * (GROUPS // groups)
         ahead_bytes = (ROWS * t.w_stride // tiles + 63) & ~63
         for row in range(0, t.rows, ROWS):
