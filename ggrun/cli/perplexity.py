@@ -53,7 +53,7 @@ def _show(estimates: Any, window: int) -> None:
         if estimate.window == 1:
             left = timedelta(seconds=round(seconds * (estimate.windows - 1)))
             say(f"{estimate.windows} windows of {window} tokens, {seconds:.2f} s each: {left} left")
-        print(f"[{estimate.window}]{estimate.value:.4f}", end=",", flush=True)
+        print(f"[{estimate.window}]{estimate.value:.4f},", end="", flush=True)
     print(f"\nFinal estimate: PPL = {estimate.value:.4f} +/- {estimate.error:.5f}", flush=True)
     tokens = estimate.windows * window
     say(f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} tokens/s")
