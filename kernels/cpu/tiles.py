@@ -43,7 +43,7 @@ STRIDE = LINE * GROUPS  # from one quad of all rows (or one sub-block's scales) 
 
 
 class Shape:
-    """How large a tile is, and the largest byte of its weights (see llvm_ir.Dots)."""
+    """How large a tile is, and the largest byte of its weights (see llvm_ir.dot4)."""
 
     def __init__(self, groups: int, columns: int, largest: int = 127) -> None:
         self.groups, self.columns, self.largest = groups, columns, largest
@@ -57,7 +57,8 @@ class Shape:
         return [(c, g) for c in range(self.columns) for g in range(self.groups)]
 
 
-# What was fastest: sums for most of the registers, and two or more products for each load.
+# (groups, columns): sums for most of the registers, and more products than loads. Those for AVX-512 were the
+# fastest of several that were measured; the others are by the number of registers.
 BYTES_TILE = {"avx512": (4, 3), "avx2": (1, 4), "portable": (1, 2)}[ISA]
 FLOATS_TILE = {"avx512": (2, 8), "avx2": (1, 4), "portable": (1, 2)}[ISA]
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from ..llvm_ir import ISA
 from ..runtime import at, jit
 from ..simd import address_of, f32x16, load, prefetch_later, store
 from ..tiles import GROUPS, LINE, ROWS, STRIDE
 from .rows import MATMUL
 
-FEW = 3  # columns, from which on unpacking for all of them is faster than one by one: measured
+FEW = {"avx512": 3, "avx2": 5, "portable": 3}[ISA]
+"""Columns, from which on unpacking for all of them is faster than for each two: measured, but for portable."""
 
 
 def gemm_of(unpack_16: Any, tile: Any, shape: Any, values: int, size: int, scratch_bytes: int) -> Any:
