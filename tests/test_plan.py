@@ -79,13 +79,13 @@ WHOLE = Member("cpu", (0, 4), (0, 2), (0, 96))
         (Member("cpu", (2, 4), (1, 2), (48, 96)), Member("cpu", (0, 2), (0, 1), (0, 48))),
         (Member("cpu", (0, 2), (0, 1), (0, 48)), Member("cpu", (2, 4), (1, 2), (47, 96))),
         (Member("cpu", (0, 1), (0, 1), (0, 48)), Member("cpu", (1, 4), (1, 2), (48, 96))),
-        (Member("cpu", (0, 4), (0, 2), (0, 96)), Member("cpu", (4, 4), (2, 2), (96, 96))),
     ],
 )
 def test_members_that_do_not_share_a_stage(path: Path, members: tuple[Member, ...]) -> None:
-    plan = Plan((Stage((0, 2), (WHOLE,)), Stage((2, 6), members)))
+    config = Config.from_gguf(GGUF(path))
+    plan = Plan((Stage((0, 2), (WHOLE,)), Stage((2, 4), members), Stage((4, 6), (whole(config, "cpu"),))))
     with pytest.raises(UsageError, match="the plan") as error:
-        plan.check(Config.from_gguf(GGUF(path)))
+        plan.check(config)
     assert "\n" not in str(error.value)
     with pytest.raises(UsageError, match="the plan"):
         LLM(path, plan=plan)
@@ -101,10 +101,24 @@ def test_members_that_share_a_stage(path: Path) -> None:
     config = Config.from_gguf(GGUF(path))
     halves = (Member("cpu", (0, 2), (0, 1), (0, 40)), Member("cpu", (2, 4), (1, 2), (40, 96)))
     Plan((Stage((0, 3), halves), Stage((3, 6), (whole(config, "cpu"),)))).check(config)
+    idle = (whole(config, "cpu"), Member("cpu", (4, 4), (2, 2), (96, 96)))
+    Plan((Stage((0, 3), idle), Stage((3, 6), (whole(config, "cpu"),)))).check(config)
+
+
+def test_only_the_ends_of_a_plan_may_be_empty(path: Path) -> None:
+    config = Config.from_gguf(GGUF(path))
+    member = (whole(config, "cpu"),)
+    Plan((Stage((0, 0), member), Stage((0, 6), member), Stage((6, 6), member))).check(config)
+    with pytest.raises(UsageError, match="only an end"):
+        Plan((Stage((0, 3), member), Stage((3, 3), member), Stage((3, 6), member))).check(config)
+    without_output = Stage((6, 6), (WHOLE,))
+    with pytest.raises(UsageError, match="output rows"):
+        Plan((Stage((0, 6), member), without_output)).check(config)
 
 
 def test_row_split_and_other_devices_say_that_they_are_not_there(path: Path) -> None:
-    members = (Member("cpu", (0, 2), (0, 1), (0, 48)), Member("cpu", (2, 4), (1, 2), (48, 96)))
+    a, b = Member("cpu", (0, 2), (0, 1), (0, 48), (0, 30)), Member("cpu", (2, 4), (1, 2), (48, 96), (30, 50))
+    members = (a, b)
     with pytest.raises(UsageError, match="not built yet"):
         LLM(path, plan=Plan((Stage((0, 6), members),)))
     with pytest.raises(UsageError, match="not built yet"):

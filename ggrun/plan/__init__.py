@@ -1,7 +1,7 @@
 """Where every layer runs: a Plan is data, made before anything is loaded.
 
 A Plan is a list of Stages; a Stage is a run of half layers and the Members that share it; a Member is a
-device and the ranges of heads, key-value heads and feed-forward columns that it owns.
+device and the ranges of heads, key-value heads, feed-forward columns and output rows that it owns.
 """
 
 import json
@@ -17,17 +17,22 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Member:
-    """One device and its share of each half layer of a stage."""
+    """One device and its share of each half layer of a stage. A share may be empty: others have it all."""
 
     device: str
     heads: Range
     kv_heads: Range
     ff: Range
+    vocab: Range = (0, 0)
+    """Rows of the output matrix; those of the last stage count."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Half layers (2 i: the attention of layer i, 2 i + 1: its feed-forward) and who shares them."""
+    """Half layers (2 i: the attention of layer i, 2 i + 1: its feed-forward) and who shares them.
+
+    The first stage may have none, and then only embeds; the last may have none but the output.
+    """
 
     halves: Range
     members: tuple[Member, ...]
@@ -38,6 +43,8 @@ class Plan:
     """All stages, as activations pass them. The first has the embedding, the last the output."""
 
     stages: tuple[Stage, ...]
+    kv_on_host: bool = False
+    """Keys and values stay in the host's memory, whatever device computes with them (-nkvo)."""
 
     def to_json(self) -> str:
         """The plan as text."""
@@ -47,17 +54,24 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         """A plan from text; UsageError when it is none."""
         try:
-            stages = [_stage(s) for s in json.loads(text)["stages"]]
+            data = json.loads(text)
+            stages = [_stage(s) for s in data["stages"]]
+            kv_on_host = data.get("kv_on_host", False) is True
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UsageError(f"not a plan: {type(error).__name__}: {error}") from None
-        return cls(tuple(stages))
+        return cls(tuple(stages), kv_on_host)
 
     def check(self, config: Config) -> None:
         """UsageError unless stages cover the half layers, and members all of each, once and in order.
 
         Ranges become sizes of buffers and addresses: nothing may use a plan before this.
         """
+        inner = self.stages[1:-1]
         _cover("half layers", [stage.halves for stage in self.stages], 2 * config.layers)
+        if empty := [stage.halves for stage in inner if stage.halves[0] == stage.halves[1]]:
+            raise UsageError(f"the plan's half layers {list(empty[0])} are none: only an end may be empty")
+        if self.stages:
+            _cover("output rows", [m.vocab for m in self.stages[-1].members], config.vocab)
         group = config.heads // config.kv_heads
         for stage in self.stages:
             _cover("key-value heads", [m.kv_heads for m in stage.members], config.kv_heads)
@@ -72,14 +86,14 @@ class Plan:
 
 
 def _cover(what: str, ranges: list[Range], size: int) -> None:
-    """UsageError unless the ranges, none of them empty, follow each other from 0 to size."""
+    """UsageError unless the ranges follow each other from 0 to size."""
     at = 0
     for given in ranges:
         try:
             begin, end = _range(given)
         except (ValueError, TypeError):
             raise UsageError(f"the plan's {what} {given!r:.60} are no range") from None
-        if begin != at or end <= at:
+        if begin != at:
             raise UsageError(f"the plan's {what} {[begin, end]} cannot follow {at} of {size}")
         at = end
     if at != size:
@@ -95,7 +109,7 @@ def _range(value: Any) -> Range:
 
 def _stage(data: dict[str, Any]) -> Stage:
     members = tuple(
-        Member(str(m["device"]), _range(m["heads"]), _range(m["kv_heads"]), _range(m["ff"]))
+        Member(str(m["device"]), *(_range(m[share]) for share in ("heads", "kv_heads", "ff", "vocab")))
         for m in data["members"]
     )
     if not members:
@@ -105,7 +119,7 @@ def _stage(data: dict[str, Any]) -> Stage:
 
 def whole(config: Config, device: str) -> Member:
     """A member that owns everything of its stage."""
-    return Member(device, (0, config.heads), (0, config.kv_heads), (0, config.ff))
+    return Member(device, (0, config.heads), (0, config.kv_heads), (0, config.ff), (0, config.vocab))
 
 
 def single(config: Config, device: str) -> Plan:
