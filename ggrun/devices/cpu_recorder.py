@@ -193,17 +193,23 @@ class CpuRecorder:
         if w.kernels.COLUMNS == "f32":
             return x
         if x.quantized is None:
-            columns = self._buffer(x.rows, x.width, x.width + x.width // 2)
+            columns = self._buffer(x.rows, x.width, load_cpu("columns").column_bytes(x.width))
             self._record("columns.quantize", x.rows, [x], [columns], x=x, y=columns, k=x.width)
             x.quantized = columns
         return x.quantized
+
+    def _layout(self, x: CpuBuffer, w: Any) -> dict[str, int]:
+        """How the columns of x lie that w is multiplied with; see kernels/cpu/columns.py."""
+        if w.kernels.COLUMNS == "f32":
+            return {"x_stride": x.row_bytes, "x_block": 4 * load_cpu("columns").VALUES}
+        return {"x_stride": load_cpu("columns").SIZE, "x_block": 0}
 
     def linear(self, x: CpuBuffer, w: Any, scale: float = 1.0, bias: Any = None) -> CpuBuffer:
         """x . w^T * scale + bias."""
         columns, y = self._columns_for(x, w), self._buffer(x.rows, w.rows)
         self._record(
             "linear.linear", x.rows, [columns], [y],
-            x=columns, x_stride=columns.row_bytes, k=w.columns, w=w, w_stride=w.row_stride, rows=w.rows,
+            x=columns, **self._layout(x, w), k=w.columns, w=w, w_stride=w.row_stride, rows=w.rows,
             matmul=w.kernels.matmul, y=y, y_stride=y.row_bytes, scale=scale, bias=0 if bias is None else bias,
         )  # fmt: skip
         return y
@@ -213,7 +219,7 @@ class CpuRecorder:
         columns, y = self._columns_for(x, w), self._buffer(Rows.PAIRS, w.rows)
         self._record(
             "linear.experts", Rows.PAIRS, [columns, routing.starts], [y],
-            starts=routing.starts, experts=w.experts, x=columns, x_stride=columns.row_bytes, k=w.columns, w=w,
+            starts=routing.starts, experts=w.experts, x=columns, **self._layout(x, w), k=w.columns, w=w,
             w_stride=w.row_stride, w_expert=w.expert_stride, rows=w.rows, matmul=w.kernels.matmul, y=y,
             y_stride=y.row_bytes, scales=0 if scales is None else scales,
         )  # fmt: skip

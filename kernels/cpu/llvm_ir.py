@@ -56,6 +56,14 @@ def undef(ty: Any) -> Value:
     return ir.Constant(ty, ir.Undefined)
 
 
+def packed(b: Any, values: Sequence[Value]) -> Value:
+    """Values of one type as a tuple."""
+    out = undef(ir.ArrayType(values[0].type, len(values)))
+    for i, value in enumerate(values):
+        out = b.insert_value(out, value, i)
+    return out
+
+
 def pick(b: Any, x: Value, y: Value, lanes: Sequence[int]) -> Value:
     """The LLVM shufflevector with constant lanes."""
     return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
@@ -83,9 +91,11 @@ def call(b: Any, name: str, result: Any, args: Sequence[Value]) -> Value:
 def overloaded(b: Any, name: str, args: Sequence[Value]) -> Value:
     """Call an LLVM intrinsic that is mangled by, and returns, the type of its first argument."""
     ty = args[0].type
-    elem = {"float": "f32", "double": "f64"}.get(str(like(ty, ty)))
+    words = {"float": "f32", "double": "f64"}
+    scalar = ty.element if isinstance(ty, ir.VectorType) else ty
+    elem = words.get(str(scalar), str(scalar))
     if isinstance(ty, ir.VectorType):
-        elem = f"v{ty.count}" + {"float": "f32"}.get(str(ty.element), str(ty.element))
+        elem = f"v{ty.count}{elem}"
     return call(b, f"llvm.{name}.{elem}", ty, args)
 
 
@@ -150,6 +160,25 @@ def joined(b: Any, x: Value, y: Value) -> Value:
     return pick(b, x, y, range(2 * x.type.count))
 
 
+def across(b: Any, rows: Sequence[Value]) -> list[Value]:
+    """Four vectors, transposed in each four lanes: out j has lane j of the fours of row 0, of row 1...
+
+    By shuffles that stay in a register's quarters: one instruction each.
+    """
+    n = rows[0].type.count
+    quarters = range(0, n, 4)
+
+    def interleaved(x: Value, y: Value, lanes: Sequence[int], width: int) -> Value:
+        return pick(b, x, y, [q + i + j for q in quarters for i in lanes for j in range(width)])
+
+    # Pairs of lanes, then pairs of pairs.
+    low = [interleaved(rows[i], rows[i + 1], (0, n, 1, n + 1), 1) for i in (0, 2)]
+    high = [interleaved(rows[i], rows[i + 1], (2, n + 2, 3, n + 3), 1) for i in (0, 2)]
+    return [
+        interleaved(*pair, (2 * (i % 2), n + 2 * (i % 2)), 2) for i, pair in enumerate((low, low, high, high))
+    ]
+
+
 def in_halves(b: Any, f: Callable[..., Value], *vectors: Value) -> Value:
     """Apply f to the low and to the high halves of some vectors, and join what comes out."""
     low, high = zip(*(halves(b, v) for v in vectors), strict=True)
@@ -179,6 +208,18 @@ def dot4(b: Any, largest: int, acc: Value, w: Value, x: Value) -> Value:
     n = acc.type.count
     bytes_ = [b.bitcast(v, ir.VectorType(I8, 4 * n)) for v in (w, x)]
     return call(b, f"llvm.x86.avx512.vpdpbusd.{32 * n}", acc.type, [acc, *bytes_])
+
+
+def dots(b: Any, largest: int, acc: Value, pairs: Sequence[tuple[Value, Value]]) -> Value:
+    """acc + the dot4 of several pairs of w and x."""
+    if ISA == "avx512" or room(largest) < len(pairs):
+        for w, x in pairs:
+            acc = dot4(b, largest, acc, w, x)
+        return acc
+    words = products(b, largest, *pairs[0])
+    for w, x in pairs[1:]:
+        words = b.add(words, products(b, largest, w, x))
+    return b.add(acc, pair_sums(b, words))
 
 
 def room(largest: int) -> int:

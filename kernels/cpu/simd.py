@@ -35,6 +35,7 @@ from .llvm_ir import (
     like,
     narrow,
     overloaded,
+    packed,
     pick,
     pointer,
     reduced,
@@ -164,6 +165,29 @@ def store(ctx: Any, kind: Any, value: Any, address: Any) -> Codegen:
 
 
 @intrinsic
+def gather(ctx: Any, kind: Any, address: Any, stride: Any) -> Codegen:
+    """What lies at an address, as many bytes or half floats as the kind has, `stride` bytes apart."""
+    k = kind.value
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        stored = k.stored.element
+        a_word = 64 // stored.width
+        words = undef(ir.VectorType(I64, k.stored.count // a_word))
+        # Put together by integer instructions: vectors' own for it keep the shuffles busy, which are few.
+        for i in range(words.type.count):
+            word = const(I64, 0)
+            for j in range(a_word):
+                at = b.add(args[1], b.mul(args[2], const(I64, i * a_word + j)))
+                one = b.zext(b.load(pointer(b, at), typ=stored, align=1), I64)
+                word = b.or_(word, b.shl(one, const(I64, j * stored.width)))
+            words = b.insert_element(words, word, const(I32, i))
+        raw = b.bitcast(words, k.stored)
+        return widen(b, raw, k.elem) if k.elem in ("f16", "bf16") else raw
+
+    return k.register(kind, types.intp, types.intp), codegen
+
+
+@intrinsic
 def prefetch(ctx: Any, address: Any) -> Codegen:
     """Ask for the cache line of an address (any address: it need not be mapped)."""
     return types.void(types.intp), _prefetch(3)
@@ -250,7 +274,8 @@ def _sum(b: Any, x: Value) -> Value:
 
 
 def _largest(b: Any, x: Value) -> Value:
-    return reduced(b, x, lambda lo, hi: overloaded(b, "maxnum", [lo, hi]))
+    name = "maxnum" if x.type.element == F32 else "smax"
+    return reduced(b, x, lambda lo, hi: overloaded(b, name, [lo, hi]))
 
 
 def _same(x: Vec) -> Vec:
@@ -270,6 +295,7 @@ def _integers(x: Vec) -> Vec:
 
 
 absolute = _unary("absolute", lambda b, x: overloaded(b, "fabs", [x]), _same, "|x|")
+negated = _unary("negated", lambda b, x: b.fneg(x), _same, "-x.")
 rounded = _unary(
     "rounded", lambda b, x: overloaded(b, "rint", [x]), _same, "To the nearest integer, halves to even."
 )
@@ -294,6 +320,13 @@ def splat(ctx: Any, kind: Any, x: Any) -> Codegen:
 
 
 @intrinsic
+def numbers(ctx: Any, kind: Any, lanes: Any) -> Codegen:
+    """Constant lanes."""
+    vec = kind.value.register
+    return vec(kind, lanes), lambda context, b, sig, args: ir.Constant(vec.ir, list(lanes.value))
+
+
+@intrinsic
 def zero(ctx: Any, kind: Any) -> Codegen:
     """Zero in every lane."""
     vec = kind.value.register
@@ -310,8 +343,9 @@ def fma(ctx: Any, x: Any, y: Any, z: Any) -> Codegen:
 
 @intrinsic
 def maximum(ctx: Any, x: Any, y: Any) -> Codegen:
-    """The larger of two floats, lane by lane."""
-    return x(x, x), lambda context, b, sig, args: overloaded(b, "maxnum", args)
+    """The larger of two floats or signed integers, lane by lane."""
+    name = "maxnum" if x.elem == "f32" else "smax"
+    return x(x, x), lambda context, b, sig, args: overloaded(b, name, args)
 
 
 @intrinsic
@@ -347,8 +381,18 @@ def join(ctx: Any, low: Any, high: Any) -> Codegen:
     return Vec(low.elem, 2 * low.n)(low, low), lambda context, b, sig, args: joined(b, *args)
 
 
+@intrinsic
+def quads_across(ctx: Any, x: Any, y: Any, z: Any, w: Any) -> Codegen:
+    """Four vectors, transposed in each four lanes; see llvm_ir.across."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        return packed(b, llvm_ir.across(b, args))
+
+    return types.UniTuple(x, 4)(x, x, x, x), codegen
+
+
 class Largest:
-    """The largest byte of some weights, or SIGNED; see llvm_ir.dot4."""
+    """The largest byte of some weights, or SIGNED; see llvm_ir.dots."""
 
     def __init__(self, byte: int) -> None:
         self.byte = byte
@@ -358,13 +402,21 @@ static(Largest, lambda largest: str(largest.byte))
 
 
 @intrinsic
-def dot4(ctx: Any, largest: Any, acc: Any, w: Any, x: Any) -> Codegen:
-    """acc += sums of four neighbouring w * x; w: bytes up to a constant Largest, x: signed ones."""
+def dots(ctx: Any, largest: Any, acc: Any, w: Any, x: Any, stride: Any) -> Codegen:
+    """acc += sums of four neighbouring products of each of a tuple w and what is at x, x + stride...
+
+    w: bytes up to a constant Largest, x: signed ones.
+    """
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
-        return llvm_ir.dot4(b, largest.value.byte, *args[1:])
+        _, acc, w, x, stride = args
+        pairs = []
+        for i in range(len(sig.args[2])):
+            at = b.add(x, b.mul(stride, const(I64, i)))
+            pairs.append((b.extract_value(w, i), b.load(pointer(b, at), typ=acc.type, align=1)))
+        return llvm_ir.dots(b, largest.value.byte, acc, pairs)
 
-    return acc(largest, acc, acc, acc), codegen
+    return acc(largest, acc, w, x, types.intp), codegen
 
 
 @intrinsic

@@ -22,11 +22,13 @@ from .llvm_ir import (
     I64,
     ISA,
     Value,
+    across,
     broadcast,
     const,
     dot4,
     opaque,
     overloaded,
+    packed,
     pair_sums,
     pick,
     pointer,
@@ -60,6 +62,7 @@ class Shape:
 # (groups, columns): sums for most of the registers, and more products than loads. Those for AVX-512 were the
 # fastest of several that were measured; the others are by the number of registers.
 BYTES_TILE = {"avx512": (4, 3), "avx2": (1, 4), "portable": (1, 2)}[ISA]
+HALVES_TILE = {"avx512": (2, 4), "avx2": (1, 4), "portable": (1, 2)}[ISA]  # with two products of each
 FLOATS_TILE = {"avx512": (2, 8), "avx2": (1, 4), "portable": (1, 2)}[ISA]
 
 
@@ -68,13 +71,6 @@ static(Shape, lambda s: f"{s.groups},{s.columns},{s.largest}")
 
 _Quad = Callable[[Value], Iterator[tuple[Value, Value]]]
 """From the number of four bytes to a tile's pairs of weights and a column, in the order of its cells."""
-
-
-def _build(b: Any, values: Sequence[Value]) -> Value:
-    tile = undef(ir.ArrayType(values[0].type, len(values)))
-    for i, value in enumerate(values):
-        tile = b.insert_value(tile, value, i)
-    return tile
 
 
 def _offset(b: Any, address: Value, *terms: Any) -> Value:
@@ -100,14 +96,45 @@ def tile_zero(ctx: Any, shape: Any, kind: Any) -> Codegen:
     s, vec = shape.value, kind.value.register
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
-        return _build(b, [ir.Constant(vec.ir, None)] * (s.groups * s.columns))
+        return packed(b, [ir.Constant(vec.ir, None)] * (s.groups * s.columns))
 
     return s.tile(vec.elem)(shape, kind), codegen
 
 
 @intrinsic
+def tile_load(ctx: Any, shape: Any, y: Any, stride: Any) -> Codegen:
+    """The tile of the floats at y, columns `stride` bytes apart."""
+    s = shape.value
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        _, y, stride = args
+        return packed(b, [_vector(b, F32, _offset(b, y, (stride, c), LINE * g)) for c, g in s.cells()])
+
+    return s.tile("f32")(shape, types.intp, types.intp), codegen
+
+
+@intrinsic
+def tile_start(ctx: Any, shape: Any, factor: Any, n: Any, stride: Any) -> Codegen:
+    """The columns' numbers (i32) at n, n + stride... times a constant Quads, for all rows."""
+    s, by = shape.value, factor.value.n
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        _, _, n, stride = args
+        if not by:
+            return packed(b, [ir.Constant(ir.VectorType(I32, 16), None)] * len(s.cells()))
+        columns = [_splat(b, I32, _offset(b, n, (stride, c))) for c in range(s.columns)]
+        columns = [b.mul(column, const(column.type, by)) for column in columns]
+        return packed(b, [columns[c] for c, _ in s.cells()])
+
+    return s.tile("i32")(shape, factor, types.intp, types.intp), codegen
+
+
+@intrinsic
 def tile_dot(ctx: Any, shape: Any, acc: Any, w: Any, x: Any, x_stride: Any, quads: Any) -> Codegen:
-    """acc += `quads` (a constant Quads) times four bytes of each row at w and each column at x."""
+    """acc += `quads` (a constant Quads) times four bytes of each row at w and each column at x.
+
+    Those of a column lie as in columns.py.
+    """
     s, steps = shape.value, quads.value.n
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
@@ -117,18 +144,23 @@ def tile_dot(ctx: Any, shape: Any, acc: Any, w: Any, x: Any, x_stride: Any, quad
         def quad(j: Value) -> Iterator[tuple[Value, Value]]:
             weights = [_vector(b, I32, _offset(b, w, (j, STRIDE), LINE * g)) for g in range(s.groups)]
             for c in range(s.columns):
-                column = _splat(b, I32, _offset(b, x, (stride, c), (j, 4)))
+                column = _splat(b, I32, _offset(b, x, (stride, c), *_quad_of_column(b, j)))
                 yield from ((rows, column) for rows in weights)
 
         if ISA != "avx512":
-            return _build(b, _dots_by_words(b, s.largest, sums, steps, quad))
+            return packed(b, _dots_by_words(b, s.largest, sums, steps, quad))
         for j in range(steps):
             sums = [
                 dot4(b, s.largest, acc, *pair) for acc, pair in zip(sums, quad(const(I64, j)), strict=True)
             ]
-        return _build(b, sums)
+        return packed(b, sums)
 
     return acc(shape, acc, types.intp, types.intp, types.intp, quads), codegen
+
+
+def _quad_of_column(b: Any, j: Value) -> list[tuple[Value, int]]:
+    """Where four bytes of a quantized column are (see columns.py): four to a half of a block, then the next."""
+    return [(b.and_(j, const(I64, 3)), 64), (b.lshr(j, const(I64, 2)), 16)]
 
 
 def _dots_by_words(b: Any, largest: int, sums: list[Value], steps: int, quad: _Quad) -> list[Value]:
@@ -173,7 +205,7 @@ def _rounds(b: Any, n: int) -> Iterator[Value]:
 
 
 class Quads:
-    """How many times four bytes a tile_dot takes."""
+    """A constant number: how many times four bytes a tile_dot takes."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -195,9 +227,26 @@ def tile_fma(ctx: Any, shape: Any, acc: Any, w: Any, x: Any, x_stride: Any) -> C
             overloaded(b, "fmuladd", [rows[g], columns[c], b.extract_value(tile, i)])
             for i, (c, g) in enumerate(s.cells())
         ]
-        return _build(b, out)
+        return packed(b, out)
 
     return acc(shape, acc, types.intp, types.intp, types.intp), codegen
+
+
+@intrinsic
+def tile_dots(ctx: Any, shape: Any, acc: Any, w: Any, x: Any, x_stride: Any) -> Codegen:
+    """acc += 16 values of a row (f32x16) times those of each column at x, x + x_stride..., lane by lane."""
+    s = shape.value
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        _, tile, row, x, stride = args
+        return packed(b, [
+            overloaded(b, "fmuladd", [
+                row, _vector(b, F32, _offset(b, x, (stride, c))), b.extract_value(tile, c)
+            ])
+            for c in range(s.columns)
+        ])  # fmt: skip
+
+    return acc(shape, acc, w, types.intp, types.intp), codegen
 
 
 @intrinsic
@@ -228,9 +277,35 @@ def tile_scale(ctx: Any, shape: Any, acc: Any, products: Any, d: Any, s: Any, st
             value = b.sitofp(b.extract_value(products, i), ir.VectorType(F32, 16))
             scale = b.fmul(rows[g], columns[c])
             out.append(overloaded(b, "fmuladd", [value, scale, b.extract_value(tile, i)]))
-        return _build(b, out)
+        return packed(b, out)
 
     return acc(shape, acc, products, types.intp, types.intp, types.intp), codegen
+
+
+@intrinsic
+def tile_scale_two(
+    ctx: Any, shape: Any, acc: Any, first: Any, second: Any, d: Any, s: Any, stride: Any
+) -> Codegen:
+    """acc += (first * the rows' scales at d + second * those STRIDE further) * the columns' scales at s."""
+    sh = shape.value
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        _, tile, first, second, d, s, stride = args
+        columns = [_splat(b, F32, _offset(b, s, (stride, c))) for c in range(sh.columns)]
+        rows, rows_2 = (
+            [_vector(b, F32, _offset(b, d, LINE * g + more)) for g in range(sh.groups)]
+            for more in (0, STRIDE)
+        )
+        out = []
+        for i, (c, g) in enumerate(sh.cells()):
+            one, two = (
+                b.sitofp(b.extract_value(tile, i), ir.VectorType(F32, 16)) for tile in (first, second)
+            )
+            both = overloaded(b, "fmuladd", [two, rows_2[g], b.fmul(one, rows[g])])
+            out.append(overloaded(b, "fmuladd", [both, columns[c], b.extract_value(tile, i)]))
+        return packed(b, out)
+
+    return acc(shape, acc, first, second, types.intp, types.intp, types.intp), codegen
 
 
 @intrinsic
@@ -246,7 +321,7 @@ def tile_subtract(ctx: Any, shape: Any, acc: Any, m: Any, s: Any, stride: Any) -
             overloaded(b, "fmuladd", [rows[g], columns[c], b.extract_value(tile, i)])
             for i, (c, g) in enumerate(sh.cells())
         ]
-        return _build(b, out)
+        return packed(b, out)
 
     return acc(shape, acc, types.intp, types.intp, types.intp), codegen
 
@@ -269,19 +344,9 @@ def tile_add(ctx: Any, shape: Any, tile: Any, y: Any, stride: Any) -> Codegen:
 def _transposed(b: Any, rows: list[Value]) -> list[Value]:
     """A square matrix of 8 x 8 or 16 x 16, transposed by shuffles that are one instruction each."""
     n = len(rows)
-    quarters = range(0, n, 4)  # the four lanes that shuffles like to stay in
-
-    def interleaved(x: Value, y: Value, lanes: Sequence[int], width: int) -> Value:
-        return pick(b, x, y, [q + i + j for q in quarters for i in lanes for j in range(width)])
-
-    columns: list[list[Value]] = [[] for _ in range(4)]
-    for i in quarters:
-        # Four rows: pairs of lanes, then pairs of pairs. Column c of a quarter ends in vector c.
-        low = [interleaved(rows[j], rows[j + 1], (0, n, 1, n + 1), 1) for j in (i, i + 2)]
-        high = [interleaved(rows[j], rows[j + 1], (2, n + 2, 3, n + 3), 1) for j in (i, i + 2)]
-        for c, (x, y) in enumerate((low, low, high, high)):
-            columns[c].append(interleaved(x, y, (2 * (c % 2), n + 2 * (c % 2)), 2))
-    by_column = [_transposed_quarters(b, vectors) for vectors in columns]
+    # Of each four rows, column c of a quarter ends in vector c.
+    columns = zip(*(across(b, rows[i : i + 4]) for i in range(0, n, 4)), strict=True)
+    by_column = [_transposed_quarters(b, list(vectors)) for vectors in columns]
     return [by_column[i % 4][i // 4] for i in range(n)]
 
 

@@ -4,20 +4,11 @@ import numpy as np
 import pytest
 
 from ggrun.kernels import load_cpu
-from tests.kernels.test_formats import FORMATS, product, quantized, random_rows
+from tests.kernels.test_formats import FORMATS, parts, product, quantized, random_rows
 
 QUANTIZED = [name for name in FORMATS if load_cpu(f"formats.{name.lower()}").COLUMNS == "q8"]
 LEAST = 127 / float(np.finfo(np.float32).max)
 """Blocks whose largest value is below this have no scale whose inverse is a float."""
-
-
-def parts(columns: np.ndarray, k: int) -> tuple[np.ndarray, ...]:
-    """The bytes [n, k/32, 32], scales [n, k/32], sums [n, k/32], half sums [n, k/32, 2] as float64."""
-    n = len(columns)
-    floats = np.ascontiguousarray(columns[:, k:]).view(np.float32).astype(np.float64)
-    scales, sums, halves = floats[:, : k // 32], floats[:, k // 32 : k // 16], floats[:, k // 16 :]
-    data = np.ascontiguousarray(columns[:, :k]).view(np.int8).reshape(n, -1, 32)
-    return data.astype(np.float64), scales, sums, halves.reshape(n, -1, 2)
 
 
 def columns_of(n: int, k: int, size: float = 1.0, seed: int = 1) -> np.ndarray:
@@ -28,9 +19,11 @@ def columns_of(n: int, k: int, size: float = 1.0, seed: int = 1) -> np.ndarray:
 
 
 def check(x: np.ndarray) -> None:
-    """All four parts: bytes from the exact quotient, sums from the bytes."""
+    """All parts: bytes from the exact quotient, sums from the bytes, and nothing behind the last value."""
     n, k = x.shape
-    data, scales, sums, halves = parts(quantized(x), k)
+    columns = quantized(x)
+    data, scales, sums, halves, less_sums, less_halves = parts(columns, k)
+    data, halves = data.reshape(n, -1, 32), halves.reshape(n, -1, 2)
     blocks = x.astype(np.float64).reshape(n, -1, 32)
     largest = np.abs(blocks).max(-1)
     np.testing.assert_allclose(scales, largest / 127, rtol=3e-7, atol=2e-45)
@@ -40,11 +33,15 @@ def check(x: np.ndarray) -> None:
     assert np.array_equal(data[normal], np.rint(exact[normal]))
     assert np.abs(data - exact)[(largest > LEAST)[..., None] & ~decided].max(initial=0) < 0.501
     assert np.abs(data).max() <= 127
+    assert np.array_equal(less_sums, -data.sum(-1))
+    assert np.array_equal(less_halves.reshape(n, -1, 2), -data.reshape(n, -1, 2, 16).sum(-1))
     # Sums keep their meaning to the last bits of float32, relative to what could have been summed.
     room = np.abs(data).sum(-1) * scales * 1e-6 + 1e-43
     assert (np.abs(sums - data.sum(-1) * scales) <= room).all()
     by_half = data.reshape(n, -1, 2, 16).sum(-1) * scales[..., None]
     assert (np.abs(halves - by_half) <= room[..., None]).all()
+    for part, size in zip(parts(columns, -(-k // 256) * 256), (1, 32, 32, 16, 32, 16), strict=True):
+        assert not part[:, k // size :].any()
 
 
 @pytest.mark.parametrize("k", [32, 64, 96, 512, 2080])
@@ -57,8 +54,9 @@ def test_definition(n: int, k: int) -> None:
 def test_tiny_and_huge_values(size: float) -> None:
     x = columns_of(3, 256, size)
     check(x)
-    data, scales, _, _ = parts(quantized(x), 256)
-    got, largest = data * scales[..., None], np.abs(x.reshape(3, -1, 32)).max(-1, keepdims=True)
+    data, scales, *_ = parts(quantized(x), 256)
+    got = data.reshape(3, -1, 32) * scales[..., None]
+    largest = np.abs(x.reshape(3, -1, 32)).max(-1, keepdims=True)
     # Half a step, or where the scale has few bits, no more than what was there (and that is next to nothing).
     error = np.abs(got - x.reshape(3, -1, 32))
     assert (error <= np.where(largest > LEAST, largest / 253.9, 1.01 * largest + 1e-43)).all()
@@ -74,14 +72,14 @@ def test_the_largest_float() -> None:
 
 def test_zeros() -> None:
     assert not quantized(np.zeros((3, 96), np.float32)).any()
-    assert not quantized(np.full((1, 64), -0.0, np.float32))[:, :64].any()
+    assert not parts(quantized(np.full((1, 64), -0.0, np.float32)), 64)[0].any()
     x = columns_of(1, 96)
     x[:, 32:64] = 0
-    data, scales, sums, halves = parts(quantized(x), 96)
-    for part in (data, scales, sums, halves):
-        assert not part[:, 1].any()
-        assert part[:, 0].any()
-        assert part[:, 2].any()
+    for part in parts(quantized(x), 96):
+        before, here, after = np.split(part[0], 3)
+        assert not here.any()
+        assert before.any()
+        assert after.any()
 
 
 def test_ends_of_the_range() -> None:
@@ -90,7 +88,7 @@ def test_ends_of_the_range() -> None:
         for sign in (1, -1):
             x = np.random.default_rng(at).uniform(-1, 1, (1, 32)).astype(np.float32)
             x[0, at] = 3.1 * sign
-            data = parts(quantized(x), 32)[0][0, 0]
+            data = parts(quantized(x), 32)[0][0]
             assert data[at] == 127 * sign
             assert np.abs(np.delete(data, at)).max() <= 41
 
@@ -118,13 +116,15 @@ def test_the_scale_of_a_block_with_no_number(wrong: str) -> None:
         x = columns_of(2, 96)
         want = parts(quantized(x), 96)
         x[1, 32 + at] = NONE[wrong]
-        data, scales, sums, halves = parts(quantized(x), 96)
+        got = parts(quantized(x), 96)
+        _, scales, sums, halves, *_ = got
         assert np.isnan(scales[1, 1]), at
         assert np.isnan(sums[1, 1]), at
-        assert np.isnan(halves[1, 1]).all(), at
-        others = np.ones((2, 3), bool)
-        others[1, 1] = False
-        for part, before in zip((data, scales, sums, halves), want, strict=True):
+        assert np.isnan(halves[1, 2:4]).all(), at
+        for part, before in zip(got, want, strict=True):
+            size = part.shape[1] // 3
+            others = np.ones(part.shape, bool)
+            others[1, size : 2 * size] = False
             assert np.array_equal(part[others], before[others]), at
 
 

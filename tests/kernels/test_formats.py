@@ -61,10 +61,10 @@ def exact(name: str, data: np.ndarray) -> np.ndarray:
 
 
 def quantized(x: np.ndarray) -> np.ndarray:
-    """Columns as kernels take them: float32 [columns, k] to bytes [columns, k * 3 / 2]."""
+    """Columns as kernels take them: float32 [columns, k] to bytes [superblocks, columns, SIZE]."""
     columns = load_cpu("columns")
     n, k = x.shape
-    out = np.zeros((n, k + k // 2), np.uint8)
+    out = np.zeros((columns.column_bytes(k) // columns.SIZE, n, columns.SIZE), np.uint8)
     count = np.array([n])
     args = columns.QUANTIZE.pack(n=count.ctypes.data, x=x.ctypes.data, y=out.ctypes.data, k=k)
     columns.quantize(args.ctypes.data, 0, 1)
@@ -73,28 +73,54 @@ def quantized(x: np.ndarray) -> np.ndarray:
 
 def with_room(columns: np.ndarray) -> np.ndarray:
     """Columns, and behind them memory that kernels may read and must not use: its floats are no numbers."""
-    room = np.full((load_cpu("columns").ROOM, columns[0:1].nbytes or 4 * columns.shape[1]), 255, np.uint8)
-    n, width = columns.shape
-    padded = np.empty((n + len(room), width), columns.dtype)
-    padded[:n], padded[n:] = columns, room.view(columns.dtype)[:, :width]
-    return padded
+    column = columns.nbytes // max(1, columns.shape[-2]) or 1 << 16
+    room = np.full(load_cpu("columns").ROOM * column, 255, np.uint8)
+    return np.concatenate([columns.view(np.uint8).reshape(-1), room])
+
+
+def parts(columns: np.ndarray, k: int) -> tuple[np.ndarray, ...]:
+    """Of quantized columns: the bytes [n, k], scales [n, k/32], sums [n, k/32], half sums [n, k/16], and the
+    whole numbers less sums [n, k/32] and less half sums [n, k/16], all as float64."""
+    rows = np.ascontiguousarray(columns.transpose(1, 0, 2))
+    n = len(rows)
+    # Four vectors have four bytes of each half of a block, in this order of lanes.
+    lanes = [[0, 2, 8, 10, 1, 3, 9, 11, 4, 6, 12, 14, 5, 7, 13, 15].index(h) for h in range(16)]
+
+    def numbers(begin: int, end: int, kind: str) -> np.ndarray:
+        return np.ascontiguousarray(rows[:, :, begin:end]).view(kind).astype(np.float64)
+
+    def cut(values: np.ndarray, size: int) -> np.ndarray:
+        return values.reshape(n, 256 // size * columns.shape[0])[:, : k // size]
+
+    data = numbers(0, 256, "i1").reshape(n, columns.shape[0], 4, 16, 4)[:, :, :, lanes].transpose(0, 1, 3, 2, 4)
+    scales = numbers(256, 320, "f4")[:, :, lanes]
+    assert np.array_equal(scales[:, :, ::2], scales[:, :, 1::2], equal_nan=True)
+    half_sums, less_half_sums = (numbers(at, at + 64, kind)[:, :, lanes] for at, kind in ((320, "f4"), (384, "i4")))
+    sums, less_sums = numbers(448, 480, "f4"), numbers(480, 512, "i4")
+    return (
+        cut(data, 1), cut(scales[:, :, ::2], 32), cut(sums, 32), cut(half_sums, 16), cut(less_sums, 32),
+        cut(less_half_sums, 16),
+    )  # fmt: skip
 
 
 def values(columns: np.ndarray, k: int) -> np.ndarray:
     """What quantized columns stand for: float64 [columns, k]."""
-    scales = columns[:, k : k + k // 8].copy().view(np.float32).astype(np.float64)
-    return columns[:, :k].view(np.int8) * np.repeat(scales, 32, 1)
+    data, scales, *_ = parts(columns, k)
+    return data * np.repeat(scales, 32, 1)
 
 
 def product(name: str, data: np.ndarray, x: np.ndarray) -> np.ndarray:
     """The kernel's [columns, rows] float32."""
     module = load_cpu(f"formats.{name.lower()}")
     n, k = x.shape
-    columns = with_room(quantized(x) if module.COLUMNS == "q8" else x)
+    small = module.COLUMNS == "q8"
+    columns = with_room(quantized(x) if small else x)
+    of_columns = load_cpu("columns")
+    x_stride = of_columns.SIZE if small else 4 * k
     y = np.full((n, len(data)), np.nan, np.float32)
     task = load_cpu("formats.rows").MATMUL.pack(
         w=data.ctypes.data, w_stride=data.shape[1], rows=len(data), x=columns.ctypes.data, k=k,
-        x_stride=columns.strides[0], columns=n, y=y.ctypes.data, y_stride=y.strides[0],
+        x_stride=x_stride, x_block=n * x_stride if small else 4 * of_columns.VALUES, columns=n, y=y.ctypes.data, y_stride=y.strides[0],
     )  # fmt: skip
     module.matmul(task.ctypes.data)
     return y
@@ -118,7 +144,7 @@ def test_every_power_of_two_of_mxfp4() -> None:
     np.testing.assert_array_equal(got, exact("MXFP4", data))
 
 
-@pytest.mark.parametrize("columns", [0, 1, 2, 3, 8, 65])
+@pytest.mark.parametrize("columns", [0, 1, 2, 3, 8, 9, 65])
 @pytest.mark.parametrize("name", FORMATS)
 def test_product(name: str, columns: int) -> None:
     rng = np.random.default_rng(2)

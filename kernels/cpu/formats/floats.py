@@ -4,22 +4,36 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime import at, jit
+from ..columns import VALUES
+from ..runtime import jit
 from ..simd import address_of, f32, f32x16, fma, hsum, load, prefetch, store, zero
-from ..tiles import FLOATS_TILE, LINE, STRIDE, Quads, Shape, tile_add, tile_fma, tile_zero, transpose
-from .gemm import few_or_many, gemm_of
-from .rows import AHEAD, MATMUL, matmul_of
+from ..tiles import (
+    FLOATS_TILE,
+    LINE,
+    STRIDE,
+    Quads,
+    Shape,
+    tile_dots,
+    tile_fma,
+    tile_load,
+    tile_store,
+    transpose,
+)
+from .gemm import gemm_of
+from .rows import AHEAD, matmul_of, prefetch_block
 
 _SHAPE = Shape(*FLOATS_TILE)
 _SIXTEEN = Quads(16)
+_WIDTH = 8
+"""Columns that share a row's values: as many sums as hide how long each takes."""
+_DOTS = Shape(1, _WIDTH)
 _DEPTH = 64  # values of a row of plain floats at once: 64 rows of them are half of an L1 cache
 
 
 def floats_matmul(vector: Any, scalar: Any, size: int) -> Any:
     """matmul for plain floats: of a Kind of 16, its scalar, and the bytes of one."""
     gemm = _gemm_of(floats_dequantize(vector, scalar, size), _DEPTH, _DEPTH * size)
-    few = matmul_of(_dot_of(vector, scalar, size), _two_dots_of(vector, scalar, size))
-    return few_or_many(few, gemm)
+    return matmul_of(_one_of(vector, scalar, size), _few_of(vector, scalar, size), gemm, _WIDTH)
 
 
 def floats_dequantize(vector: Any, scalar: Any, size: int) -> Any:
@@ -38,67 +52,80 @@ def floats_dequantize(vector: Any, scalar: Any, size: int) -> Any:
 
 def dequantized_matmul(dequantize: Any, size: int) -> Any:
     """matmul by dequantize(w, k, y), for formats of which `size` bytes are 256 values."""
-    return few_or_many(_row_by_row(dequantize), _gemm_of(dequantize, 256, size))
-
-
-def _dot_of(vector: Any, scalar: Any, size: int) -> Any:
-    """dot(row, x, k) -> float32; see floats_matmul."""
+    one_float, few_floats = _one_of(f32x16, f32, 4), _few_of(f32x16, f32, 4)
 
     @jit
-    def dot(w: int, x: int, k: int) -> np.float32:
-        total, total_2 = zero(f32x16), zero(f32x16)
-        for i in range(0, k - 31, 32):
+    def one(t: Any, w: int) -> np.float32:
+        memory = np.empty(t.k, np.float32)
+        dequantize(w, t.k, address_of(memory))
+        total = one_float(t, address_of(memory))
+        memory[0] = 0.0  # keeps it alive: Numba does not see its address in use
+        return total
+
+    @jit
+    def few(t: Any, w: int, rows: int, sums: int) -> None:
+        memory = np.empty(t.k, np.float32)
+        columns = (t.columns + _WIDTH - 1) // _WIDTH * _WIDTH
+        for r in range(rows):
+            dequantize(w + r * t.w_stride, t.k, address_of(memory))
+            few_floats(t, address_of(memory), 1, sums + 64 * r * columns)
+        memory[0] = 0.0  # keeps it alive
+
+    return matmul_of(one, few, _gemm_of(dequantize, 256, size), _WIDTH)
+
+
+def _one_of(vector: Any, scalar: Any, size: int) -> Any:
+    """one for matmul_of; see floats_matmul."""
+
+    @jit
+    def one(t: Any, w: int) -> np.float32:
+        total, total_2, x = zero(f32x16), zero(f32x16), t.x
+        for i in range(0, t.k - 31, 32):
             prefetch(w + size * i + AHEAD)
             total = fma(load(vector, w + size * i), load(f32x16, x + 4 * i), total)
             total_2 = fma(load(vector, w + size * (i + 16)), load(f32x16, x + 4 * i + 64), total_2)
         result = hsum(total + total_2)
-        for i in range(k // 32 * 32, k):
+        for i in range(t.k // 32 * 32, t.k):
             result += load(scalar, w + size * i) * load(f32, x + 4 * i)
         return result
 
-    return dot
+    return one
 
 
-def _two_dots_of(vector: Any, scalar: Any, size: int) -> Any:
-    """The same for two columns, which share the loads of the row."""
+def _few_of(vector: Any, scalar: Any, size: int) -> Any:
+    """few for matmul_of; see floats_matmul. A row's values are widened once for _WIDTH columns."""
 
     @jit
-    def two_dots(w: int, x: int, x_2: int, k: int) -> tuple[np.float32, np.float32]:
-        total, total_2 = zero(f32x16), zero(f32x16)
-        for i in range(0, k - 15, 16):
-            prefetch(w + size * i + AHEAD)
-            row = load(vector, w + size * i)
-            total = fma(row, load(f32x16, x + 4 * i), total)
-            total_2 = fma(row, load(f32x16, x_2 + 4 * i), total_2)
-        result, result_2 = hsum(total), hsum(total_2)
-        for i in range(k // 16 * 16, k):
+    def whole_lines(t: Any, w: int, first: int, end: int, x: int, sums: int) -> None:
+        total = tile_load(_DOTS, sums, 64)
+        for i in range(first, end, 16):
+            total = tile_dots(_DOTS, total, load(vector, w + size * i), x + 4 * i, t.x_stride)
+        tile_store(_DOTS, total, sums, 64)
+
+    @jit
+    def rest(t: Any, w: int, x: int, sums: int) -> None:
+        """What makes no 16 values: of the columns that there are, to their first lanes."""
+        for i in range(t.k // 16 * 16, t.k):
             value = load(scalar, w + size * i)
-            result += value * load(f32, x + 4 * i)
-            result_2 += value * load(f32, x_2 + 4 * i)
-        return result, result_2
-
-    return two_dots
-
-
-_dot_f32 = _dot_of(f32x16, f32, 4)
-
-
-def _row_by_row(dequantize: Any) -> Any:
-    """matmul for few columns: every row is unpacked, and meets all of them."""
+            for c in range(min(_WIDTH, t.columns - (x - t.x) // t.x_stride)):
+                product = value * load(f32, x + c * t.x_stride + 4 * i)
+                store(f32, load(f32, sums + 64 * c) + product, sums + 64 * c)
 
     @jit
-    def matmul(task: int) -> None:
-        t = at(MATMUL, task)
-        scratch = np.empty(t.k, np.float32)
-        row = address_of(scratch)
-        for r in range(t.rows):
-            dequantize(t.w + r * t.w_stride, t.k, row)
-            for c in range(t.columns):
-                store(f32, _dot_f32(row, t.x + c * t.x_stride, t.k), t.y + c * t.y_stride + 4 * r)
-        # Numba frees an array after its last use that it can see, and it cannot see addresses.
-        scratch[0] = 0.0
+    def few(t: Any, w: int, rows: int, sums: int) -> None:
+        for first in range(0, t.k, VALUES):
+            end, to = min(first + VALUES, t.k // 16 * 16), sums
+            for r in range(rows):
+                p = w + r * t.w_stride
+                prefetch_block(p + size * first, size * VALUES, rows * t.w_stride)
+                for c in range(0, t.columns, _WIDTH):
+                    x = t.x + c * t.x_stride
+                    whole_lines(t, p, first, end, x, to)
+                    if first + VALUES >= t.k:
+                        rest(t, p, x, to)
+                    to += 64 * _WIDTH
 
-    return matmul
+    return few
 
 
 def _gemm_of(dequantize: Any, values: int, size: int) -> Any:
@@ -114,10 +141,9 @@ def _gemm_of(dequantize: Any, values: int, size: int) -> Any:
             transpose(source, 4 * values, target, STRIDE, _SIXTEEN)
 
     @jit
-    def tile(scratch: int, x: int, x_stride: int, k: int, first: int, n: int, y: int) -> None:
-        total = tile_zero(_SHAPE, f32x16)
+    def tile(total: Any, scratch: int, x: int, x_stride: int, n: int) -> Any:
         for i in range(n):
-            total = tile_fma(_SHAPE, total, scratch + STRIDE * i, x + 4 * (first + i), x_stride)
-        tile_add(_SHAPE, total, y, STRIDE)
+            total = tile_fma(_SHAPE, total, scratch + STRIDE * i, x + 4 * i, x_stride)
+        return total
 
     return gemm_of(unpack_16, tile, _SHAPE, values, size, raw + 16 * 4 * values)

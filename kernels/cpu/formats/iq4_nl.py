@@ -4,9 +4,10 @@ import numpy as np
 
 from ..llvm_ir import SIGNED
 from ..runtime import jit, kernel
-from ..simd import address_of, i8x16, load, lookup
-from .blocks import blocks_dequantize, blocks_matmul, half
+from ..simd import address_of, f16x8, gather, i8x16, load, lookup
+from .blocks import blocks_dequantize, blocks_matmul
 from .q4_0 import nibbles
+from .values import Values
 
 COLUMNS = "q8"
 SIZE = 18
@@ -20,9 +21,14 @@ def values(indices: object) -> object:
 
 
 @jit
-def _unpack(p: int) -> object:
-    return values(nibbles(p + 2))
+def _unpack(p: int, q: int) -> object:
+    return values(nibbles(p + 2, q + 2))
 
 
-matmul = kernel(blocks_matmul(_unpack, half, SIZE, SIGNED))
-dequantize = kernel(blocks_dequantize(_unpack, half, SIZE, SIGNED))
+@jit
+def _scale(p: int) -> object:
+    return gather(f16x8, p, SIZE)
+
+
+matmul = kernel(blocks_matmul(_unpack, _scale, SIZE, Values(SIGNED)))
+dequantize = kernel(blocks_dequantize(_unpack, _scale, SIZE, Values(SIGNED)))

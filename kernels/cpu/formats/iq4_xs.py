@@ -8,39 +8,26 @@ import numpy as np
 
 from ..llvm_ir import SIGNED
 from ..runtime import jit, kernel
-from ..simd import (
-    Lanes,
-    address_of,
-    f16,
-    f32x8,
-    i32x8,
-    join,
-    load,
-    shuffle,
-    splat,
-    to_f32,
-    u16,
-    u32,
-)
+from ..simd import address_of, f16, f32x8, i32x8, load, splat, to_f32, u16, u32
 from .iq4_nl import values
+from .q4_0 import nibbles
 from .superblocks import superblocks_dequantize, superblocks_matmul
+from .values import Values
 
 COLUMNS = "q8"
 SIZE = 136
 _NIBBLE = np.arange(0, 32, 4, dtype=np.int32)
 _PAIR = np.arange(0, 16, 2, dtype=np.int32)
-_IN_ORDER = Lanes([0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15])
 
 
 @jit
 def _two_blocks(p: int) -> object:
-    q = load(i32x8, p)
-    return values(shuffle(join(q, q >> 4), _IN_ORDER) & 0x0F0F0F0F)
+    return values(nibbles(p, p + 32))
 
 
 @jit
 def _unpack(p: int) -> tuple[object, object, object, object]:
-    return _two_blocks(p + 8), _two_blocks(p + 40), _two_blocks(p + 72), _two_blocks(p + 104)
+    return _two_blocks(p + 8), _two_blocks(p + 24), _two_blocks(p + 72), _two_blocks(p + 88)
 
 
 @jit
@@ -50,5 +37,5 @@ def _scale(p: int) -> object:
     return to_f32(((low & 15) | ((tops & 3) << 4)) - 32) * splat(f32x8, load(f16, p))
 
 
-matmul = kernel(superblocks_matmul(_unpack, _scale, SIZE, 8, SIGNED))
-dequantize = kernel(superblocks_dequantize(_unpack, _scale, SIZE, 8, SIGNED))
+matmul = kernel(superblocks_matmul(_unpack, _scale, SIZE, 8, Values(SIGNED)))
+dequantize = kernel(superblocks_dequantize(_unpack, _scale, SIZE, 8, Values(SIGNED)))

@@ -6,11 +6,13 @@ lane a row. Formats give the same `unpack` and `scale` as for one column.
 
 from typing import Any
 
-from ..columns import half_sums_at, scales_at, sums_at
+from ..columns import HALF_SUMS, LESS_HALF_SUMS, LESS_SUMS, SCALES, SUMS, VALUES, bytes_of, lane
+from ..columns import SIZE as COLUMN
 from ..runtime import jit
-from ..simd import f32x16, i32x16
+from ..simd import Kind, i32x16, store
 from ..tiles import (
     BYTES_TILE,
+    HALVES_TILE,
     LINE,
     STRIDE,
     Quads,
@@ -18,65 +20,106 @@ from ..tiles import (
     tile_add,
     tile_dot,
     tile_scale,
+    tile_scale_two,
+    tile_start,
     tile_subtract,
-    tile_zero,
     transpose,
 )
 from .gemm import gemm_of
+from .values import Values
 
 # The scratch memory, in bytes: bytes of weights, scales, minima; then what transposes read from.
-SCALES = 64 * STRIDE
-MINIMA = SCALES + 16 * STRIDE
-RAW = MINIMA + 16 * STRIDE
-RAW_SCALES = RAW + 4 * 16 * LINE
-RAW_MINIMA = RAW_SCALES + 16 * LINE + LINE
-_SCRATCH = RAW_MINIMA + 16 * LINE + LINE
+_D = 64 * STRIDE
+_M = _D + 16 * STRIDE
+_RAW = _M + 16 * STRIDE
+_RAW_D = _RAW + 4 * 16 * LINE
+_RAW_M = _RAW_D + 16 * LINE
+_COMPLETE = _RAW_M + 16 * LINE
 _SIXTEEN = Quads(16)
 
 
-@jit
-def transpose_bytes(scratch: int, group: int) -> None:
-    """RAW, four times 16 rows of 64 bytes, to a group's quads."""
-    for quarter in range(4):
-        source, target = RAW + 16 * LINE * quarter, LINE * group + 16 * STRIDE * quarter
-        transpose(scratch + source, LINE, scratch + target, STRIDE, _SIXTEEN)
+def panels_gemm(
+    unpack: Any, scale: Any, size: int, n: int, values: Values, complete: Any, room: int
+) -> Any:
+    """gemm for superblocks_matmul: scale(p) -> (d, m)."""
+    shape = Shape(*(BYTES_TILE if n == 8 else HALVES_TILE), values.largest)
+    tile = (_blocks_tile if n == 8 else _halves_tile)(shape, values)
+    unpack_16 = _unpack_16(unpack, scale, n, values.minima, complete)
+    return gemm_of(unpack_16, tile, shape, VALUES, size, _COMPLETE + room)
 
 
-def scales_transposer(n: int) -> Any:
-    """RAW_SCALES and RAW_MINIMA, 16 rows of n floats, to a group's."""
-    count = Quads(n)
-
-    @jit
-    def transpose_scales(scratch: int, group: int) -> None:
-        to = scratch + LINE * group
-        transpose(scratch + RAW_SCALES, LINE, to + SCALES, STRIDE, count)
-        transpose(scratch + RAW_MINIMA, LINE, to + MINIMA, STRIDE, count)
-
-    return transpose_scales
-
-
-def _tile_of(shape: Shape, n: int, minima: bool) -> Any:
-    """256 values of some groups of rows in scratch memory times shape.columns columns, added to y."""
-    quads, sums_of, a_scale = Quads(64 // n), (sums_at if n == 8 else half_sums_at), n // 8
+def _unpack_16(unpack: Any, scale: Any, n: int, minima: bool, complete: Any) -> Any:
+    """unpack_16 for gemm_of."""
+    kind, count = Kind("f32", n), Quads(n)
 
     @jit
-    def tile(scratch: int, x: int, x_stride: int, k: int, first: int, values: int, y: int) -> None:
-        scales, sums = scales_at(x, k) + first // 8, sums_of(x, k) + 4 * (first * n // 256)
-        total = tile_zero(shape, f32x16)
-        for i in range(values * n // 256):
-            products = tile_zero(shape, i32x16)
-            w, q = scratch + STRIDE * (64 // n) * i, x + first + 256 // n * i
-            products = tile_dot(shape, products, w, q, x_stride, quads)
-            d, m = scratch + SCALES + STRIDE * i, scratch + MINIMA + STRIDE * i
-            total = tile_scale(shape, total, products, d, scales + 4 * (i // a_scale), x_stride)
+    def unpack_16(p: int, stride: int, values: int, scratch: int, group: int) -> None:
+        for r in range(16):
+            row = complete(p + r * stride, values, scratch + _COMPLETE)
+            q_0, q_1, q_2, q_3 = unpack(row)
+            raw = scratch + _RAW + LINE * r
+            store(i32x16, q_0, raw)
+            store(i32x16, q_1, raw + 16 * LINE)
+            store(i32x16, q_2, raw + 32 * LINE)
+            store(i32x16, q_3, raw + 48 * LINE)
+            d, m = scale(row)
+            store(kind, d, scratch + _RAW_D + LINE * r)
             if minima:
-                total = tile_subtract(shape, total, m, sums + 4 * i, x_stride)
-        tile_add(shape, total, y, STRIDE)
+                store(kind, m, scratch + _RAW_M + LINE * r)
+        to = scratch + LINE * group
+        for quarter in range(4):
+            source, target = scratch + _RAW + 16 * LINE * quarter, to + 16 * STRIDE * quarter
+            transpose(source, LINE, target, STRIDE, _SIXTEEN)
+        transpose(scratch + _RAW_D, LINE, to + _D, STRIDE, count)
+        if minima:
+            transpose(scratch + _RAW_M, LINE, to + _M, STRIDE, count)
+
+    return unpack_16
+
+
+@jit
+def _weights_of(scratch: int, half: int) -> int:
+    """Where a half of a block begins: the two inner blocks of each four have changed places."""
+    return scratch + 4 * STRIDE * (half & 9 | (half & 2) << 1 | (half & 4) >> 1)
+
+
+def _blocks_tile(shape: Shape, v: Values) -> Any:
+    """tile for gemm_of, of 8 sub-blocks."""
+    quads, offset, minima = Quads(8), Quads(v.offset), v.minima
+
+    @jit
+    def tile(total: Any, scratch: int, x: int, x_stride: int, values: int) -> Any:
+        for block in range(8):
+            w, row = _weights_of(scratch, 2 * block), scratch + STRIDE * block
+            products = tile_start(shape, offset, x + LESS_SUMS + 4 * block, COLUMN)
+            products = tile_dot(shape, products, w, bytes_of(x, 2 * block), COLUMN, quads)
+            total = tile_scale(shape, total, products, row + _D, x + SCALES + 4 * lane(2 * block), COLUMN)
+            if minima:
+                total = tile_subtract(shape, total, row + _M, x + SUMS + 4 * block, COLUMN)
+        return total
 
     return tile
 
 
-def panels_gemm(unpack_16: Any, size: int, n: int, largest: int, minima: bool) -> Any:
-    """gemm for formats of which `size` bytes are 256 values in n sub-blocks (see gemm_of)."""
-    shape = Shape(*BYTES_TILE, largest)
-    return gemm_of(unpack_16, _tile_of(shape, n, minima), shape, 256, size, _SCRATCH)
+def _halves_tile(shape: Shape, v: Values) -> Any:
+    """tile for gemm_of, of 16 sub-blocks: two halves of a block share a scale of the column."""
+    quads, offset, minima = Quads(4), Quads(v.offset), v.minima
+
+    @jit
+    def half_products(scratch: int, x: int, half: int) -> Any:
+        products = tile_start(shape, offset, x + LESS_HALF_SUMS + 4 * lane(half), COLUMN)
+        return tile_dot(shape, products, _weights_of(scratch, half), bytes_of(x, half), COLUMN, quads)
+
+    @jit
+    def tile(total: Any, scratch: int, x: int, x_stride: int, values: int) -> Any:
+        for half in range(0, 16, 2):
+            first, second = half_products(scratch, x, half), half_products(scratch, x, half + 1)
+            d, m, s = scratch + _D + STRIDE * half, scratch + _M + STRIDE * half, x + 4 * lane(half)
+            total = tile_scale_two(shape, total, first, second, d, s + SCALES, COLUMN)
+            if minima:
+                total = tile_subtract(shape, total, m, s + HALF_SUMS, COLUMN)
+                other = x + HALF_SUMS + 4 * lane(half + 1)
+                total = tile_subtract(shape, total, m + STRIDE, other, COLUMN)
+        return total
+
+    return tile

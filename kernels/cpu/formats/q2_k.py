@@ -6,19 +6,30 @@ one; a weight is d * scale * pair - dmin * minimum.
 """
 
 from ..runtime import jit, kernel
-from ..simd import f16, f32x16, i8x16, i32x8, join, load, splat, to_f32, zext
+from ..simd import Lanes, f16, f32x16, i8x16, i32x8, i32x16, load, numbers, shuffle, splat, to_f32, zext
 from .superblocks import superblocks_dequantize, superblocks_matmul
+from .values import Values
 
 COLUMNS = "q8"
 SIZE = 84
+_TWICE = Lanes([*range(8)] * 2)
+_EVENS, _ODDS = Lanes([0] * 8 + [4] * 8), Lanes([2] * 8 + [6] * 8)  # bits of a byte
+_VALUES = Values(3, minima=True)
+
+
+@jit
+def twice(p: int) -> object:
+    """The 32 bytes at p, and the same again."""
+    return shuffle(load(i32x8, p), _TWICE)
 
 
 @jit
 def pairs(p: int) -> tuple[object, object, object, object]:
     """256 values from the 64 bytes at p (Q3_K and TQ2_0 have the same)."""
-    low, high = load(i32x8, p), load(i32x8, p + 32)
-    q_0, q_2 = join(low, low >> 2), join(high, high >> 2)
-    return q_0 & 0x03030303, (q_0 >> 4) & 0x03030303, q_2 & 0x03030303, (q_2 >> 4) & 0x03030303
+    low, high = twice(p), twice(p + 32)
+    evens, odds = numbers(i32x16, _EVENS), numbers(i32x16, _ODDS)
+    mask = 0x03030303
+    return (low >> evens) & mask, (low >> odds) & mask, (high >> evens) & mask, (high >> odds) & mask
 
 
 @jit
@@ -33,5 +44,5 @@ def _scale(p: int) -> tuple[object, object]:
     return to_f32(s & 15) * d, to_f32(s >> 4) * m
 
 
-matmul = kernel(superblocks_matmul(_unpack, _scale, SIZE, 16, 3))
-dequantize = kernel(superblocks_dequantize(_unpack, _scale, SIZE, 16, 3))
+matmul = kernel(superblocks_matmul(_unpack, _scale, SIZE, 16, _VALUES))
+dequantize = kernel(superblocks_dequantize(_unpack, _scale, SIZE, 16, _VALUES))

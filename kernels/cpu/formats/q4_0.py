@@ -4,30 +4,32 @@
 """
 
 from ..runtime import jit, kernel
-from ..simd import f32x8, i32x4, join, load, splat
-from .blocks import blocks_dequantize, blocks_matmul, half
+from ..simd import Lanes, f16x8, gather, i32x4, i32x16, join, load, numbers, shuffle
+from .blocks import blocks_dequantize, blocks_matmul
+from .values import Values
 
 COLUMNS = "q8"
 SIZE = 18
+_TWICE, _HIGH = Lanes([0, 1, 2, 3] * 2), Lanes([0, 0, 0, 0, 4, 4, 4, 4] * 2)
+_VALUES = Values(15, offset=8)
 
 
 @jit
-def nibbles(p: int) -> object:
-    """32 values from the 16 bytes at p: the low nibbles, then the high ones."""
-    q = load(i32x4, p)
-    return join(q, q >> 4) & 0x0F0F0F0F
+def nibbles(p: int, q: int) -> object:
+    """32 values from the 16 bytes at p, and 32 from those at q: the low nibbles, then the high ones."""
+    both = join(shuffle(load(i32x4, p), _TWICE), shuffle(load(i32x4, q), _TWICE))
+    return (both >> numbers(i32x16, _HIGH)) & 0x0F0F0F0F
 
 
 @jit
-def _unpack(p: int) -> object:
-    return nibbles(p + 2)
+def _unpack(p: int, q: int) -> object:
+    return nibbles(p + 2, q + 2)
 
 
 @jit
-def _scale(p: int) -> tuple[object, object]:
-    d = half(p)
-    return d, d * splat(f32x8, 8.0)
+def _scale(p: int) -> object:
+    return gather(f16x8, p, SIZE)
 
 
-matmul = kernel(blocks_matmul(_unpack, _scale, SIZE, 15))
-dequantize = kernel(blocks_dequantize(_unpack, _scale, SIZE, 15))
+matmul = kernel(blocks_matmul(_unpack, _scale, SIZE, _VALUES))
+dequantize = kernel(blocks_dequantize(_unpack, _scale, SIZE, _VALUES))

@@ -4,24 +4,25 @@
 """
 
 from ..runtime import jit, kernel
-from ..simd import f32x8, zero
-from .blocks import blocks_dequantize, blocks_matmul, half
+from ..simd import f16x8, f32x8, gather, zero
+from .blocks import blocks_dequantize, blocks_matmul
 from .q4_0 import nibbles
+from .values import Values
 
 COLUMNS = "q8"
 SIZE = 20
+_VALUES = Values(15, minima=True)
 
 
 @jit
-def _unpack(p: int) -> object:
-    return nibbles(p + 4)
+def _unpack(p: int, q: int) -> object:
+    return nibbles(p + 4, q + 4)
 
 
 @jit
-def scale(p: int) -> tuple[object, object]:
-    """The scale and the minimum at p, the latter to be subtracted (Q5_1 has the same)."""
-    return half(p), zero(f32x8) - half(p + 2)
+def _scale(p: int) -> tuple[object, object]:
+    return gather(f16x8, p, SIZE), zero(f32x8) - gather(f16x8, p + 2, SIZE)
 
 
-matmul = kernel(blocks_matmul(_unpack, scale, SIZE, 15))
-dequantize = kernel(blocks_dequantize(_unpack, scale, SIZE, 15))
+matmul = kernel(blocks_matmul(_unpack, _scale, SIZE, _VALUES))
+dequantize = kernel(blocks_dequantize(_unpack, _scale, SIZE, _VALUES))

@@ -9,23 +9,21 @@ the free bits of the first eight bytes are their tops.
 import numpy as np
 
 from ..runtime import jit, kernel
-from ..simd import bitcast, f16, f32x8, i8x8, i32x8, join, load, splat, to_f32, u32, zext
+from ..simd import Lanes, bitcast, f16x8, i8x8, i32x16, load, shuffle, to_f32, u32, zext
 from .superblocks import superblocks_dequantize, superblocks_matmul
+from .values import Values
 
 COLUMNS = "q8"
 SIZE = 144
-
-
-@jit
-def _in_order(p: int) -> object:
-    q = load(i32x8, p)
-    return join(q, q >> 4) & 0x0F0F0F0F
+_FIRST, _SECOND = Lanes([0] * 8), Lanes([1] * 8)
+_VALUES = Values(15, minima=True)
 
 
 @jit
 def nibbles(p: int) -> tuple[object, object, object, object]:
     """256 values from the 128 bytes at p (Q5_K has the same)."""
-    return _in_order(p), _in_order(p + 32), _in_order(p + 64), _in_order(p + 96)
+    low, high, mask = load(i32x16, p), load(i32x16, p + 64), 0x0F0F0F0F
+    return low & mask, (low >> 4) & mask, high & mask, (high >> 4) & mask
 
 
 @jit
@@ -42,9 +40,10 @@ def scale(p: int) -> tuple[object, object]:
     minima_high = ((c >> np.uint32(4)) & nibble) | ((b >> np.uint32(2)) & top)
     scales = np.uint64(a & low) | (np.uint64(scales_high) << np.uint64(32))
     minima = np.uint64(b & low) | (np.uint64(minima_high) << np.uint64(32))
-    d = to_f32(zext(bitcast(i8x8, scales))) * splat(f32x8, load(f16, p))
-    return d, to_f32(zext(bitcast(i8x8, minima))) * splat(f32x8, load(f16, p + 2))
+    both = load(f16x8, p)  # of which the first two are d and dmin
+    d, m = to_f32(zext(bitcast(i8x8, scales))), to_f32(zext(bitcast(i8x8, minima)))
+    return d * shuffle(both, _FIRST), m * shuffle(both, _SECOND)
 
 
-matmul = kernel(superblocks_matmul(_unpack, scale, SIZE, 8, 15))
-dequantize = kernel(superblocks_dequantize(_unpack, scale, SIZE, 8, 15))
+matmul = kernel(superblocks_matmul(_unpack, scale, SIZE, 8, _VALUES))
+dequantize = kernel(superblocks_dequantize(_unpack, scale, SIZE, 8, _VALUES))

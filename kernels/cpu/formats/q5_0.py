@@ -6,36 +6,41 @@
 import numpy as np
 
 from ..runtime import jit, kernel
-from ..simd import Lanes, address_of, bitcast, f32x8, i8x16, i32x8, load, shuffle, splat
-from .blocks import blocks_dequantize, blocks_matmul, half
+from ..simd import Lanes, address_of, bitcast, f16x8, gather, i8x16, i32x16, join, load, shuffle
+from .blocks import blocks_dequantize, blocks_matmul
 from .q4_0 import nibbles
+from .values import Values
 
 COLUMNS = "q8"
 SIZE = 22
+_VALUES = Values(31, offset=16)
 _EIGHT_TIMES = Lanes([i // 8 for i in range(32)])
-_BIT = np.tile(1 << np.arange(8, dtype=np.uint8), 4)
+_BIT = np.tile(1 << np.arange(8, dtype=np.uint8), 8)
 _CARRY = np.uint8(128) - _BIT
 
 
 @jit
-def five_bits(p: int) -> object:
-    """32 values from the 4 bytes of fifth bits at p and the 16 of nibbles after them (Q5_1 has the same)."""
-    h = bitcast(i32x8, shuffle(load(i8x16, p), _EIGHT_TIMES)) & load(i32x8, address_of(_BIT))
+def five_bits(p: int, q: int) -> object:
+    """32 values from the 4 bytes of fifth bits at p and the 16 of nibbles after them, and as many from q.
+
+    Q5_1 has the same.
+    """
+    both = join(shuffle(load(i8x16, p), _EIGHT_TIMES), shuffle(load(i8x16, q), _EIGHT_TIMES))
+    h = bitcast(i32x16, both) & load(i32x16, address_of(_BIT))
     # A byte is now 2 ** i or 0. What is missing to 128 carries it into the top bit, never into its neighbour.
-    h = h + load(i32x8, address_of(_CARRY))
-    return nibbles(p + 4) | ((h >> 3) & 0x10101010)
+    h = h + load(i32x16, address_of(_CARRY))
+    return nibbles(p + 4, q + 4) | ((h >> 3) & 0x10101010)
 
 
 @jit
-def _unpack(p: int) -> object:
-    return five_bits(p + 2)
+def _unpack(p: int, q: int) -> object:
+    return five_bits(p + 2, q + 2)
 
 
 @jit
-def _scale(p: int) -> tuple[object, object]:
-    d = half(p)
-    return d, d * splat(f32x8, 16.0)
+def _scale(p: int) -> object:
+    return gather(f16x8, p, SIZE)
 
 
-matmul = kernel(blocks_matmul(_unpack, _scale, SIZE, 31))
-dequantize = kernel(blocks_dequantize(_unpack, _scale, SIZE, 31))
+matmul = kernel(blocks_matmul(_unpack, _scale, SIZE, _VALUES))
+dequantize = kernel(blocks_dequantize(_unpack, _scale, SIZE, _VALUES))

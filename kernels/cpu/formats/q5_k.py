@@ -5,22 +5,26 @@ bit of value 32 i + j.
 """
 
 from ..runtime import jit, kernel
-from ..simd import i32x8, join, load
+from ..simd import Lanes, i32x16, numbers
+from .q2_k import twice
 from .q4_k import nibbles, scale
 from .superblocks import superblocks_dequantize, superblocks_matmul
+from .values import Values
 
 COLUMNS = "q8"
 SIZE = 176
+_SECOND = Lanes([0] * 8 + [2] * 8)  # how much higher the bits of a vector's second block are
+_VALUES = Values(31, minima=True)
 
 
 @jit
 def _unpack(p: int) -> tuple[object, object, object, object]:
-    h = load(i32x8, p + 16)
+    h, second = twice(p + 16), numbers(i32x16, _SECOND)
+    low, high = (h << 4) >> second, h >> second
     q_0, q_1, q_2, q_3 = nibbles(p + 48)
     top = 0x10101010
-    low, high = join(h << 4, h << 3), join(h, h >> 1)
-    return q_0 | (low & top), q_1 | ((low >> 2) & top), q_2 | (high & top), q_3 | ((high >> 2) & top)
+    return q_0 | (low & top), q_1 | ((low >> 1) & top), q_2 | (high & top), q_3 | ((high >> 1) & top)
 
 
-matmul = kernel(superblocks_matmul(_unpack, scale, SIZE, 8, 31))
-dequantize = kernel(superblocks_dequantize(_unpack, scale, SIZE, 8, 31))
+matmul = kernel(superblocks_matmul(_unpack, scale, SIZE, 8, _VALUES))
+dequantize = kernel(superblocks_dequantize(_unpack, scale, SIZE, 8, _VALUES))

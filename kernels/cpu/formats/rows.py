@@ -1,49 +1,72 @@
-"""From the product of one row and one column to a matrix."""
+"""From the product of some rows and columns to a matrix."""
 
 from typing import Any
 
-from ..runtime import Struct, at, jit
-from ..simd import f32, prefetch, store
+import numpy as np
 
-# What a matmul kernel is given: y[c, r] = row r of w . column c; strides in bytes.
-MATMUL = Struct("w w_stride rows x x_stride k columns y y_stride")
+from ..runtime import Struct, at, jit
+from ..simd import address_of, f32, f32x16, hsum, load, prefetch, store, zero
+
+MATMUL = Struct("w w_stride rows x x_stride x_block k columns y y_stride")
+"""What a matmul kernel is given: y[c, r] = row r of w . column c; strides in bytes.
+
+x_block: from a superblock of a quantized column to the next.
+"""
 
 AHEAD = 4096  # bytes between a load and its prefetch; found by measuring decode
 
+MANY = 20
+"""Columns from which on the tiles of `gemm` are faster than `few`: measured."""
 
-# A tile of weights stays in the L2 cache while the columns pass by, a tile of columns in L1.
-_ROWS, _COLUMNS = 32, 16
+_ROWS = 4
+"""Rows that share what is loaded of many columns into the L1 cache. With more, prefetches come too early."""
 
 
 @jit
-def prefetch_block(p: int, size: int) -> None:
-    """Ask for what lies AHEAD of the `size` bytes at p."""
+def prefetch_block(p: int, size: int, ahead: int) -> None:
+    """Ask for what lies `ahead` of the `size` bytes at p."""
     for line in range(0, size, 64):
-        prefetch(p + AHEAD + line)
+        prefetch(p + ahead + line)
 
 
-def matmul_of(dot: Any, two_dots: Any) -> Any:
-    """All rows times all columns, from dot(row, x, k) -> float32, and the same for two columns at once."""
+def matmul_of(one: Any, few: Any, gemm: Any, width: int) -> Any:
+    """matmul by the product of a row with one column; of few rows with few columns; of 64 t rows with many.
+
+    one(t, w) -> float32: row w times the column t.x.
+    few(t, w, rows, sums): f32x16 vectors sums[row, column] += vectors whose lanes, added up, are the product;
+    it may take up to `width` columns, and sums, that are none.
+    gemm(task): a matmul.
+    """
 
     @jit
-    def tile(t: Any, row: int, column: int) -> None:
-        end = min(column + _COLUMNS, t.columns)
-        for r in range(row, min(row + _ROWS, t.rows)):
-            w = t.w + r * t.w_stride
-            for c in range(column, end - 1, 2):
-                x, y = t.x + c * t.x_stride, t.y + c * t.y_stride + 4 * r
-                first, second = two_dots(w, x, x + t.x_stride, t.k)
-                store(f32, first, y)
-                store(f32, second, y + t.y_stride)
-            if (end - column) % 2:
-                c = end - 1
-                store(f32, dot(w, t.x + c * t.x_stride, t.k), t.y + c * t.y_stride + 4 * r)
+    def one_column(t: Any) -> None:
+        for r in range(t.rows):
+            store(f32, one(t, t.w + r * t.w_stride), t.y + 4 * r)
+
+    @jit
+    def few_columns(t: Any) -> None:
+        columns = (t.columns + width - 1) // width * width
+        memory = np.empty(_ROWS * columns * 16 + 16, np.float32)
+        sums = address_of(memory) + 63 & ~63
+        for row in range(0, t.rows, _ROWS):
+            rows = min(_ROWS, t.rows - row)
+            for i in range(rows * columns):
+                store(f32x16, zero(f32x16), sums + 64 * i)
+            few(t, t.w + row * t.w_stride, rows, sums)
+            for r in range(rows):
+                for c in range(t.columns):
+                    total = hsum(load(f32x16, sums + 64 * (r * columns + c)))
+                    store(f32, total, t.y + c * t.y_stride + 4 * (row + r))
+        memory[0] = 0.0  # keeps it alive: Numba does not see its address in use
 
     @jit
     def matmul(task: int) -> None:
         t = at(MATMUL, task)
-        for row in range(0, t.rows, _ROWS):
-            for column in range(0, t.columns, _COLUMNS):
-                tile(t, row, column)
+        if t.columns >= MANY:
+            gemm(task)  # leaves the rows that make no 64
+        if t.columns == 1:
+            one_column(t)
+        else:
+            few_columns(t)
 
     return matmul

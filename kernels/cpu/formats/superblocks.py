@@ -4,146 +4,163 @@ from typing import Any
 
 import numpy as np
 
-from ..columns import half_sums_at, scales_at, sums_at
+from ..columns import HALF_SUMS, HALVES, LESS_HALF_SUMS, SCALES, VALUES
+from ..columns import SIZE as COLUMN
+from ..llvm_ir import SIGNED
 from ..runtime import jit
 from ..simd import (
     Kind,
     Lanes,
     Largest,
+    address_of,
     bitcast,
-    dot4,
-    f32x8,
+    dots,
+    f32,
     f32x16,
     fma,
     hsum,
     i8x64,
     i32x16,
     load,
+    negated,
+    quads_across,
+    sext,
     shuffle,
     store,
     to_f32,
     zero,
     zext,
 )
-from ..tiles import LINE
-from .gemm import few_or_many
-from .panels import RAW, RAW_MINIMA, RAW_SCALES, panels_gemm, scales_transposer, transpose_bytes
-from .rows import matmul_of, prefetch_block
-from .signed import for_dots, unsigned_superblocks
+from .panels import panels_gemm
+from .rows import AHEAD, matmul_of, prefetch_block
+from .values import Values, for_dots, scale_and_minimum
 
-_f32x64 = Kind("f32", 64)
+PAIRS = ((0, 2), (1, 3), (4, 6), (5, 7))
+"""The blocks in each of the four vectors that a superblock is unpacked to."""
+
+_f32x32 = Kind("f32", 32)
+_FIRST, _SECOND = Lanes(range(32)), Lanes(range(32, 64))
 
 
-def superblocks_matmul(unpack: Any, scale: Any, size: int, n: int, largest: int) -> Any:
-    """matmul for superblocks of n sub-blocks: unpack(p) -> four times 64 bytes, scale(p) -> (d, m).
+@jit
+def whole(p: int, values: int, scratch: int) -> int:
+    """The superblock at p, which is all there: it is read where it lies."""
+    return p
 
-    The bytes are in i32x16; d and m have a lane a sub-block; a weight is d * byte - m; a superblock is `size`
-    bytes. The bytes are unsigned, `largest` (127) at most; or they are SIGNED, scale(p) -> d, and a weight
-    is d * byte.
+
+def superblocks_matmul(
+    unpack: Any, scale: Any, size: int, n: int, values: Values, complete: Any = whole, room: int = 0
+) -> Any:
+    """matmul for superblocks of n sub-blocks: unpack(p) -> four times 64 bytes in i32x16.
+
+    A vector has two blocks of 32 values: 0 and 2, 1 and 3, 4 and 6, 5 and 7.
+    scale(p) -> f32 vectors with a lane a sub-block: (d, m) or d, see Values. A superblock is `size` bytes.
+    complete(p, values, scratch) -> where the superblock at p can be read, of which only so many values may be
+    there: at scratch, in `room` bytes that were zero.
     """
-    kind = Kind("f32", n)
-    unpack, scale, largest, minima = for_dots(unsigned_superblocks, unpack, scale, kind, largest)
-    many = panels_gemm(_unpacker(unpack, scale, n), size, n, largest, minima)
-    return few_or_many(_few_of(unpack, scale, size, n, largest, minima), many)
+    values, unpack = for_dots(values, unpack)
+    scale = scale_and_minimum(values, scale)
+    one, few = _products_of(unpack, scale, size, n, values, complete, room)
+    return matmul_of(one, few, panels_gemm(unpack, scale, size, n, values, complete, room), 1)
 
 
-def _few_of(unpack: Any, scale: Any, size: int, n: int, largest: int, minima: bool) -> Any:
-    """matmul for few columns; see superblocks_matmul."""
-    top = Largest(largest)
-    vector, sums_of = Kind("f32", n), sums_at if n == 8 else half_sums_at
-    columns = Lanes([8 * i // n for i in range(n)])  # a scale a 32 values of the column to one a sub-block
-    lanes_0, lanes_1, lanes_2, lanes_3 = _spread(n, 4)
-
-    @jit
-    def start() -> Any:
-        """No products yet, of even and odd quarters; no minima."""
-        return zero(f32x16), zero(f32x16), zero(vector)
+def _products_of(
+    unpack: Any, scale: Any, size: int, n: int, values: Values, complete: Any, room: int
+) -> tuple[Any, Any]:
+    """one and few for matmul_of; see superblocks_matmul."""
+    top, offset, minima = Largest(values.largest), values.offset, values.minima
+    lanes = Lanes([half * n // 16 for half in HALVES])  # a scale a sub-block to one a half of a block
 
     @jit
-    def step(sums: Any, q: Any, d: Any, m: Any, x: int, k: int, i: int) -> Any:
-        """sums + superblock i, unpacked, times that of a column."""
-        even, odd, minimum = sums
-        q_0, q_1, q_2, q_3 = q
-        c = x + 256 * i
+    def unpacked(p: int) -> Any:
+        """A superblock in lanes of half blocks: four vectors of bytes, scales, minima with another sign."""
+        d, m = scale(p)
+        q_0, q_1, q_2, q_3 = unpack(p)
+        return quads_across(q_0, q_1, q_2, q_3), shuffle(d, lanes), negated(shuffle(m, lanes))
+
+    @jit
+    def step(total: Any, weights: Any, x: int) -> Any:
+        """total + the products of an unpacked superblock with that of a column at x."""
+        q, d, less = weights
+        products = zero(i32x16)
+        if offset:
+            products = load(i32x16, x + LESS_HALF_SUMS) * offset
+        products = dots(top, products, q, x, 64)
         if minima:
-            minimum = fma(m, load(vector, sums_of(x, k) + 4 * n * i), minimum)
-        d = d * shuffle(load(f32x8, scales_at(x, k) + 32 * i), columns)
-        even = fma(to_f32(dot4(top, zero(i32x16), q_0, load(i32x16, c))), shuffle(d, lanes_0), even)
-        odd = fma(to_f32(dot4(top, zero(i32x16), q_1, load(i32x16, c + 64))), shuffle(d, lanes_1), odd)
-        even = fma(to_f32(dot4(top, zero(i32x16), q_2, load(i32x16, c + 128))), shuffle(d, lanes_2), even)
-        odd = fma(to_f32(dot4(top, zero(i32x16), q_3, load(i32x16, c + 192))), shuffle(d, lanes_3), odd)
-        return even, odd, minimum
+            total = fma(less, load(f32x16, x + HALF_SUMS), total)
+        return fma(to_f32(products), d * load(f32x16, x + SCALES), total)
 
     @jit
-    def total(sums: Any) -> np.float32:
-        even, odd, minimum = sums
-        return hsum(even + odd) - hsum(minimum)
+    def one(t: Any, w: int) -> np.float32:
+        total, x = zero(f32x16), t.x
+        for i in range(t.k // VALUES):
+            prefetch_block(w + size * i, size, AHEAD)
+            total = step(total, unpacked(w + size * i), x)
+            x += t.x_block
+        if room:
+            if t.k % VALUES:
+                memory = np.zeros(room, np.uint8)
+                p = complete(w + size * (t.k // VALUES), t.k % VALUES, address_of(memory))
+                total = step(total, unpacked(p), x)
+                memory[0] = 0  # keeps it alive: Numba does not see its address in use
+        return hsum(total)
 
     @jit
-    def dot(w: int, x: int, k: int) -> np.float32:
-        sums = start()
-        for i in range(k // 256):
-            prefetch_block(w + size * i, size)
-            d, m = scale(w + size * i)
-            sums = step(sums, unpack(w + size * i), d, m, x, k, i)
-        return total(sums)
+    def few(t: Any, w: int, rows: int, sums: int) -> None:
+        memory = np.zeros(room + 1, np.uint8)
+        for i in range((t.k + VALUES - 1) // VALUES):
+            to = sums
+            for r in range(rows):
+                p = w + r * t.w_stride + size * i
+                prefetch_block(p, size, rows * t.w_stride)
+                weights = unpacked(complete(p, t.k - VALUES * i, address_of(memory)))
+                x = t.x + i * t.x_block
+                for _ in range(t.columns):
+                    store(f32x16, step(load(f32x16, to), weights, x), to)
+                    to, x = to + 64, x + COLUMN
+        memory[0] = 0  # keeps it alive
 
-    @jit
-    def two_dots(w: int, x: int, x_2: int, k: int) -> tuple[np.float32, np.float32]:
-        sums, sums_2 = start(), start()
-        for i in range(k // 256):
-            prefetch_block(w + size * i, size)
-            (d, m), q = scale(w + size * i), unpack(w + size * i)
-            sums, sums_2 = step(sums, q, d, m, x, k, i), step(sums_2, q, d, m, x_2, k, i)
-        return total(sums), total(sums_2)
-
-    return matmul_of(dot, two_dots)
+    return one, few
 
 
-def superblocks_dequantize(unpack: Any, scale: Any, size: int, n: int, largest: int) -> Any:
+def superblocks_dequantize(
+    unpack: Any, scale: Any, size: int, n: int, values: Values, complete: Any = whole, room: int = 0
+) -> Any:
     """dequantize(w, k, y) for the formats of superblocks_matmul."""
-    unpack, scale = unsigned_superblocks(unpack, scale, Kind("f32", n), largest)
-    lanes_0, lanes_1, lanes_2, lanes_3 = _spread(n, 1)
+    scale = scale_and_minimum(values, scale)
+    signed, offset, minima = values.largest == SIGNED, values.offset, values.minima
+    lanes_0, lanes_1, lanes_2, lanes_3 = (
+        Lanes([(32 * block + i) * n // 256 for block in pair for i in range(32)]) for pair in PAIRS
+    )
 
     @jit
-    def put(q: object, d: object, m: object, y: int) -> None:
-        store(_f32x64, fma(to_f32(zext(bitcast(i8x64, q))), d, zero(_f32x64) - m), y)
+    def put(q: Any, d: Any, m: Any, y: int) -> None:
+        q = bitcast(i8x64, q)
+        floats = to_f32((sext(q) if signed else zext(q)) - offset) * d
+        floats = floats - m if minima else floats
+        store(_f32x32, shuffle(floats, _FIRST), y)
+        store(_f32x32, shuffle(floats, _SECOND), y + 256)
+
+    @jit
+    def superblock(p: int, y: int) -> None:
+        d, m = scale(p)
+        q_0, q_1, q_2, q_3 = unpack(p)
+        put(q_0, shuffle(d, lanes_0), shuffle(m, lanes_0), y)
+        put(q_1, shuffle(d, lanes_1), shuffle(m, lanes_1), y + 128)
+        put(q_2, shuffle(d, lanes_2), shuffle(m, lanes_2), y + 512)
+        put(q_3, shuffle(d, lanes_3), shuffle(m, lanes_3), y + 640)
 
     @jit
     def dequantize(w: int, k: int, y: int) -> None:
-        for i in range(k // 256):
-            d, m = scale(w + size * i)
-            q_0, q_1, q_2, q_3 = unpack(w + size * i)
-            put(q_0, shuffle(d, lanes_0), shuffle(m, lanes_0), y + 1024 * i)
-            put(q_1, shuffle(d, lanes_1), shuffle(m, lanes_1), y + 1024 * i + 256)
-            put(q_2, shuffle(d, lanes_2), shuffle(m, lanes_2), y + 1024 * i + 512)
-            put(q_3, shuffle(d, lanes_3), shuffle(m, lanes_3), y + 1024 * i + 768)
+        for i in range(k // VALUES):
+            superblock(w + size * i, y + 4 * VALUES * i)
+        left = k % VALUES
+        if room:
+            if left:
+                memory, floats = np.zeros(room, np.uint8), np.empty(VALUES, np.float32)
+                superblock(complete(w + size * (k // VALUES), left, address_of(memory)), address_of(floats))
+                for i in range(left):
+                    store(f32, floats[i], y + 4 * (k - left + i))
+                memory[0] = 0  # keeps it alive
 
     return dequantize
-
-
-def _spread(n: int, values: int) -> list[Lanes]:
-    """For each quarter of a superblock, n scales to a lane for so many values."""
-    return [Lanes([(64 * part + i) * n // 256 for i in range(0, 64, values)]) for part in range(4)]
-
-
-def _unpacker(unpack: Any, scale: Any, n: int) -> Any:
-    """unpack_16 for panels_gemm."""
-    kind, transpose_scales = Kind("f32", n), scales_transposer(n)
-
-    @jit
-    def unpack_16(p: int, stride: int, values: int, scratch: int, group: int) -> None:
-        for r in range(16):
-            q_0, q_1, q_2, q_3 = unpack(p + r * stride)
-            raw = scratch + RAW + LINE * r
-            store(i32x16, q_0, raw)
-            store(i32x16, q_1, raw + 16 * LINE)
-            store(i32x16, q_2, raw + 32 * LINE)
-            store(i32x16, q_3, raw + 48 * LINE)
-            d, m = scale(p + r * stride)
-            store(kind, d, scratch + RAW_SCALES + LINE * r)
-            store(kind, m, scratch + RAW_MINIMA + LINE * r)
-        transpose_bytes(scratch, group)
-        transpose_scales(scratch, group)
-
-    return unpack_16
