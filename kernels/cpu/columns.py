@@ -79,7 +79,7 @@ def column_bytes(k: int) -> int:
 
 @jit
 def lane(half: int) -> int:
-    """The lane of a half of a block."""
+    """The lane of a half of a block: HALVES[lane] == half."""
     return (half & 4) << 1 | (half & 1) << 2 | half >> 3 << 1 | half >> 1 & 1
 
 

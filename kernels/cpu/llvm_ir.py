@@ -260,12 +260,12 @@ def pair_sums(b: Any, words: Value) -> Value:
     return b.add(signed_low(b, x, 16), b.ashr(x, const(ty, 16)))
 
 
-def opaque(b: Any, n: int) -> Value:
+def opaque(b: Any, n: Value) -> Value:
     """A number that LLVM does not know: it leaves a loop of so many rounds as it is.
 
     Unrolled, it would reorder the rounds for one accumulator after the other, and spill all that they share.
     """
-    return b.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [const(I64, n)], False)
+    return b.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [n], False)
 
 
 def lookup(b: Any, table: Value, index: Value) -> Value:

@@ -320,6 +320,12 @@ def splat(ctx: Any, kind: Any, x: Any) -> Codegen:
 
 
 @intrinsic
+def unknown(ctx: Any, n: Any) -> Codegen:
+    """A whole number that LLVM does not know: it leaves a loop of so many rounds one."""
+    return types.intp(types.intp), lambda context, b, sig, args: llvm_ir.opaque(b, args[0])
+
+
+@intrinsic
 def numbers(ctx: Any, kind: Any, lanes: Any) -> Codegen:
     """Constant lanes."""
     vec = kind.value.register

@@ -62,7 +62,7 @@ class Shape:
 # (groups, columns): sums for most of the registers, and more products than loads. Those for AVX-512 were the
 # fastest of several that were measured; the others are by the number of registers.
 BYTES_TILE = {"avx512": (4, 3), "avx2": (1, 4), "portable": (1, 2)}[ISA]
-HALVES_TILE = {"avx512": (2, 4), "avx2": (1, 4), "portable": (1, 2)}[ISA]  # with two products of each
+HALVES_TILE = {"avx512": (4, 2), "avx2": (1, 4), "portable": (1, 2)}[ISA]  # with two products of each
 FLOATS_TILE = {"avx512": (2, 8), "avx2": (1, 4), "portable": (1, 2)}[ISA]
 
 
@@ -200,7 +200,7 @@ def _rounds(b: Any, n: int) -> Iterator[Value]:
     if n == 1:
         yield const(I64, 0)
     else:
-        with cgutils.for_range(b, opaque(b, n)) as loop:
+        with cgutils.for_range(b, opaque(b, const(I64, n))) as loop:
             yield loop.index
 
 

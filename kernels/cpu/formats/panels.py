@@ -6,10 +6,10 @@ lane a row. Formats give the same `unpack` and `scale` as for one column.
 
 from typing import Any
 
-from ..columns import HALF_SUMS, LESS_HALF_SUMS, LESS_SUMS, SCALES, SUMS, VALUES, bytes_of, lane
+from ..columns import HALF_SUMS, HALVES, LESS_HALF_SUMS, LESS_SUMS, SCALES, SUMS, VALUES, bytes_of, lane
 from ..columns import SIZE as COLUMN
 from ..runtime import jit
-from ..simd import Kind, i32x16, store
+from ..simd import Kind, i32x16, store, unknown
 from ..tiles import (
     BYTES_TILE,
     HALVES_TILE,
@@ -36,6 +36,7 @@ _RAW_D = _RAW + 4 * 16 * LINE
 _RAW_M = _RAW_D + 16 * LINE
 _COMPLETE = _RAW_M + 16 * LINE
 _SIXTEEN = Quads(16)
+_NEXT = 4 * (HALVES.index(1) - HALVES.index(0))  # from a half of a block to the other, in a column
 
 
 def panels_gemm(
@@ -106,20 +107,19 @@ def _halves_tile(shape: Shape, v: Values) -> Any:
     quads, offset, minima = Quads(4), Quads(v.offset), v.minima
 
     @jit
-    def half_products(scratch: int, x: int, half: int) -> Any:
-        products = tile_start(shape, offset, x + LESS_HALF_SUMS + 4 * lane(half), COLUMN)
-        return tile_dot(shape, products, _weights_of(scratch, half), bytes_of(x, half), COLUMN, quads)
-
-    @jit
     def tile(total: Any, scratch: int, x: int, x_stride: int, values: int) -> Any:
-        for half in range(0, 16, 2):
-            first, second = half_products(scratch, x, half), half_products(scratch, x, half + 1)
-            d, m, s = scratch + _D + STRIDE * half, scratch + _M + STRIDE * half, x + 4 * lane(half)
-            total = tile_scale_two(shape, total, first, second, d, s + SCALES, COLUMN)
+        for half in range(0, unknown(16), 2):
+            w, q = _weights_of(scratch, half), bytes_of(x, half)
+            row, s = scratch + STRIDE * half, x + 4 * lane(half)
+            # The other half's bytes of a column are _NEXT further; LLVM would not inline a function for both.
+            first = tile_start(shape, offset, s + LESS_HALF_SUMS, COLUMN)
+            first = tile_dot(shape, first, w, q, COLUMN, quads)
+            second = tile_start(shape, offset, s + LESS_HALF_SUMS + _NEXT, COLUMN)
+            second = tile_dot(shape, second, w + 4 * STRIDE, q + _NEXT, COLUMN, quads)
+            total = tile_scale_two(shape, total, first, second, row + _D, s + SCALES, COLUMN)
             if minima:
-                total = tile_subtract(shape, total, m, s + HALF_SUMS, COLUMN)
-                other = x + HALF_SUMS + 4 * lane(half + 1)
-                total = tile_subtract(shape, total, m + STRIDE, other, COLUMN)
+                total = tile_subtract(shape, total, row + _M, s + HALF_SUMS, COLUMN)
+                total = tile_subtract(shape, total, row + _M + STRIDE, s + HALF_SUMS + _NEXT, COLUMN)
         return total
 
     return tile

@@ -18,7 +18,7 @@ AHEAD = 4096  # bytes between a load and its prefetch; found by measuring decode
 MANY = 20
 """Columns from which on the tiles of `gemm` are faster than `few`: measured."""
 
-_ROWS = 4
+_ROWS = 8
 """Rows that share what is loaded of many columns into the L1 cache. With more, prefetches come too early."""
 
 

@@ -107,17 +107,24 @@ def _products_of(
 
     @jit
     def few(t: Any, w: int, rows: int, sums: int) -> None:
-        memory = np.zeros(room + 1, np.uint8)
+        memory = np.zeros(2 * room + 1, np.uint8)
+        scratch, row_bytes = address_of(memory), 64 * t.columns
         for i in range((t.k + VALUES - 1) // VALUES):
-            to = sums
-            for r in range(rows):
-                p = w + r * t.w_stride + size * i
+            p, left = w + size * i, t.k - VALUES * i
+            for r in range(0, rows, 2):  # two rows share what is loaded of a column
+                other = p if r + 1 == rows else p + t.w_stride
                 prefetch_block(p, size, rows * t.w_stride)
-                weights = unpacked(complete(p, t.k - VALUES * i, address_of(memory)))
-                x = t.x + i * t.x_block
+                prefetch_block(other, size, rows * t.w_stride)
+                weights = unpacked(complete(p, left, scratch))
+                weights_2 = unpacked(complete(other, left, scratch + room))
+                x, to = t.x + i * t.x_block, sums + r * row_bytes
                 for _ in range(t.columns):
-                    store(f32x16, step(load(f32x16, to), weights, x), to)
+                    total = step(load(f32x16, to), weights, x)
+                    total_2 = step(load(f32x16, to + row_bytes), weights_2, x)
+                    store(f32x16, total, to)
+                    store(f32x16, total_2, to + row_bytes)
                     to, x = to + 64, x + COLUMN
+                p += 2 * t.w_stride
         memory[0] = 0  # keeps it alive
 
     return one, few
