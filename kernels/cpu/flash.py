@@ -12,12 +12,12 @@ import numpy as np
 from .functions import softmax_step
 from .runtime import invoke, jit
 from .simd import address_of, f32, f32x16, i32, load, splat, store
-from .tiles import FLOATS_TILE, Quads, Shape, tile_add, tile_fma, tile_store, tile_zero, transpose
+from .tiles import SCORES_TILE, Quads, Shape, tile_add, tile_fma, tile_store, tile_zero, transpose
 
-_TILE = Shape(*FLOATS_TILE)
+_TILE = Shape(*SCORES_TILE)
 _QUERIES, _LANES = _TILE.columns, 16 * _TILE.groups
 _SIXTEEN = Quads(16)
-BLOCK = 96
+BLOCK = 192
 """Queries that share an unpacked page."""
 
 
@@ -71,14 +71,24 @@ def _softmax_row(a: Any, scores: int, valid: int, state: int, sums: int) -> None
 
 
 @jit
+def copy_row(x: int, y: int, n: int, scale: np.float32) -> None:
+    """n floats at x, times scale, to y."""
+    whole = n // 16 * 16
+    for i in range(0, whole, 16):
+        store(f32x16, load(f32x16, x + 4 * i) * splat(f32x16, scale), y + 4 * i)
+    for i in range(whole, n):
+        store(f32, load(f32, x + 4 * i) * scale, y + 4 * i)
+
+
+@jit
 def _load_queries(a: Any, token: int, tokens: int, kv_head: int, group: int, queries: int) -> None:
     """The heads of a group, of some tokens, as rows padded with zeros: [token, head of the group]."""
     for i in range(tokens * group):
         head = kv_head * group + i % group
         q = a.q + 4 * a.head_dim * ((token + i // group) * a.heads + head)
-        for d in range(a.padded_dim):
-            value = load(f32, q + 4 * d) if d < a.head_dim else np.float32(0.0)
-            store(f32, value, queries + 4 * (i * a.padded_dim + d))
+        copy_row(q, queries + 4 * i * a.padded_dim, a.head_dim, np.float32(1.0))
+        for d in range(a.head_dim, a.padded_dim):
+            store(f32, np.float32(0.0), queries + 4 * (i * a.padded_dim + d))
 
 
 @jit
@@ -88,8 +98,7 @@ def _store_sums(a: Any, token: int, tokens: int, kv_head: int, group: int, sums:
         head = kv_head * group + i % group
         y = a.y + 4 * a.value_dim * ((token + i // group) * a.heads + head)
         total = load(f32, state + 8 * i + 4)
-        for d in range(a.value_dim):
-            store(f32, load(f32, sums + 4 * (i * a.padded_value + d)) / total, y + 4 * d)
+        copy_row(sums + 4 * i * a.padded_value, y, a.value_dim, np.float32(1.0) / total)
 
 
 @jit

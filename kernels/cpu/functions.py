@@ -11,14 +11,18 @@ from .simd import (
     f32,
     f32x16,
     fma,
+    hmax,
+    hsum,
     i32x16,
     load,
     maximum,
     minimum,
+    negated,
     rounded,
     splat,
     store,
     to_i32,
+    zero,
 )
 
 _LOG2E = np.float32(1.4426950408889634)
@@ -57,19 +61,26 @@ def exp(x: Any) -> Any:
 @jit
 def silu(x: Any) -> Any:
     """x / (1 + e^-x) for 16 floats."""
-    zero = splat(f32x16, np.float32(0.0))
-    return divide(x, splat(f32x16, np.float32(1.0)) + exp(zero - x))
+    return divide(x, splat(f32x16, np.float32(1.0)) + exp(negated(x)))
 
 
 @jit
 def softmax_step(s: int, n: int, scale: np.float32, largest: np.float32) -> tuple[np.float32, np.float32]:
     """Scores at s to weights e^(s * scale - max), max over these and `largest`: (max, sum of weights)."""
-    for j in range(n):
+    whole = n // 16 * 16
+    by, tops = splat(f32x16, scale), splat(f32x16, largest)
+    for j in range(0, whole, 16):
+        tops = maximum(tops, load(f32x16, s + 4 * j) * by)
+    largest = hmax(tops)
+    for j in range(whole, n):
         largest = max(largest, load(f32, s + 4 * j) * scale)
-    total = np.float32(0.0)
+    top, sums = splat(f32x16, largest), zero(f32x16)
     for j in range(0, n, 16):
-        weights = exp(load(f32x16, s + 4 * j) * splat(f32x16, scale) - splat(f32x16, largest))
+        weights = exp(load(f32x16, s + 4 * j) * by - top)
         store(f32x16, weights, s + 4 * j)
-        for i in range(j, min(j + 16, n)):
-            total += load(f32, s + 4 * i)
+        if j < whole:
+            sums = sums + weights
+    total = hsum(sums)
+    for j in range(whole, n):
+        total += load(f32, s + 4 * j)
     return largest, total
