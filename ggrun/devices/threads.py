@@ -59,6 +59,47 @@ class ProcessLock:
         return self._lock
 
 
+class Turnout:
+    """How many threads take part: one less when they wait for one that has to share its core.
+
+    What else runs on a core halves what its thread gets done, and all others wait for that at every barrier.
+    Without it they may be faster; now and then it is tried again.
+    """
+
+    _WINDOW = 0.05
+    """Seconds of work between two decisions: longer than a system lets one program run before another."""
+    _TOO_LONG = 0.3
+    """Of that time: what a thread may wait for the others. It is 0.5 where one shares a core with one other."""
+    _RESTS = (0.25, 8.0)
+    """Seconds before it is tried again: at first, and after many trials in vain."""
+
+    def __init__(self, threads: int) -> None:
+        self.active, self._threads, self._rest, self._left = threads, threads, self._RESTS[0], 0.0
+        self._seconds = self._waited = 0.0
+
+    def note(self, seconds: float, waited: float) -> None:
+        """A job took so long, in which the threads waited for each other so long, in all; in seconds."""
+        self._seconds, self._waited = self._seconds + seconds, self._waited + waited
+        self._left -= seconds
+        if self.active < self._threads and self._left <= 0.0:
+            self._change(1)
+        elif self._seconds > self._WINDOW:
+            self._decide()
+
+    def _decide(self) -> None:
+        first, last = self._RESTS
+        if self._waited > self._TOO_LONG * self._seconds * (self.active - 1):
+            self._left, self._rest = self._rest, min(2 * self._rest, last)
+            self._change(-1)
+        else:
+            if self.active == self._threads:
+                self._rest = max(first, self._rest / 2)
+            self._change(0)
+
+    def _change(self, more: int) -> None:
+        self.active, self._seconds, self._waited = self.active + more, 0.0, 0.0
+
+
 class ThreadPool:
     """`threads` threads, of which the one that calls `run` is the first.
 
@@ -71,7 +112,7 @@ class ThreadPool:
         self.threads = threads
         self._runtime = load_cpu("runtime")
         self._crew = _Crew(threads)
-        self._busy = self._crew.busy
+        self._busy, self._turnout = self._crew.busy, Turnout(threads)
         finalize(self, self._crew.dismiss)
 
     def run(self, table: NDArray[np.int64]) -> None:
@@ -83,9 +124,10 @@ class ThreadPool:
             self._crew.check()
             try:
                 self._crew.wake()
-                control, runtime = self._crew.control, self._runtime
-                if runtime.post(control, self.threads, table.ctypes.data, len(table)):
+                control, active, start = self._crew.control, self._turnout.active, time.perf_counter()
+                if self._runtime.post(control, active, table.ctypes.data, len(table)):
                     raise Interrupted("the computation was interrupted")
+                self._turnout.note(time.perf_counter() - start, self._runtime.waited(control) / 1e9)
             finally:
                 self._crew.rest()
 
@@ -142,7 +184,7 @@ class _Crew:
     def _work(self, thread: int) -> None:
         job, patience = 0, _PATIENCE
         while self._wanted.wait() and not self._ended:
-            done, job = job, self._runtime.serve(self.control, thread, self._threads, job, patience)
+            done, job = job, self._runtime.serve(self.control, thread, job, patience)
             # No job: the caller is late, or a Ctrl+C took it away before it could let the workers rest.
             patience = _PATIENCE if job != done else 0
             if not patience:

@@ -9,21 +9,21 @@ A superblock of 256 values of a quantized column is SIZE bytes,
       8  float32   scale * the sum of the bytes, of each block
       8  int32     less the sum of the bytes, of each block
 
-where all but the last two are in lanes: a lane of 16 is a half of a block, see `lane`. So the four products of a
-superblock with the same half of a block end in the same lane, and are summed before they are scaled. With the
-sums, a format with an offset or a minimum multiplies it once and not with every value.
+where all but the last two are in lanes: a lane of 16 is a half of a block, see HALVES. So all products of a
+half of a block end in one lane, and are summed before they are scaled. With the sums, a format that has an
+offset or a minimum multiplies it once and not with every value.
 
-The superblocks of all n columns lie side by side: superblock i of column c is at x + (i * n + c) * SIZE. Behind
-the last value of a column there are zeros.
+The superblocks of all n columns lie side by side: superblock i of column c is at x + (i * n + c) * SIZE.
+Behind the last value of a column there are zeros.
 """
 
 from typing import Any
 
 import numpy as np
 
+from .kinds import Lanes
 from .runtime import Struct, at, jit, kernel, share
 from .simd import (
-    Lanes,
     Largest,
     dots,
     f32,

@@ -174,9 +174,7 @@ def across(b: Any, rows: Sequence[Value]) -> list[Value]:
     # Pairs of lanes, then pairs of pairs.
     low = [interleaved(rows[i], rows[i + 1], (0, n, 1, n + 1), 1) for i in (0, 2)]
     high = [interleaved(rows[i], rows[i + 1], (2, n + 2, 3, n + 3), 1) for i in (0, 2)]
-    return [
-        interleaved(*pair, (2 * (i % 2), n + 2 * (i % 2)), 2) for i, pair in enumerate((low, low, high, high))
-    ]
+    return [interleaved(x, y, (first, n + first), 2) for x, y in (low, high) for first in (0, 2)]
 
 
 def in_halves(b: Any, f: Callable[..., Value], *vectors: Value) -> Value:

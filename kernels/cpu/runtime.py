@@ -23,8 +23,8 @@ from numba.core.dispatcher import Dispatcher
 from numba.core.extending import _Intrinsic
 
 from .disk import use_disk
+from .kinds import STATIC, Codegen, intrinsic, static
 from .llvm_ir import I32, I64, ISA, Value, call, const, pointer
-from .simd import STATIC, Codegen, intrinsic, static
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 # Python never calls a helper: without wrappers for that, a seventh of the time to compile is saved.
@@ -240,14 +240,18 @@ def nanoseconds(ctx: Any) -> Codegen:
 
 
 # The control block of a pool of threads, in int64s, each on a cache line of its own.
-ARRIVED, GENERATION, JOB, DONE, TABLE, OPERATIONS, ABORT, LEAVE = (64 * i for i in range(8))
-CONTROL_BYTES = 8 * 64
+ARRIVED, GENERATION, JOB, DONE, TABLE, OPERATIONS, ABORT, LEAVE, WAITED = (64 * i for i in range(9))
+CONTROL_BYTES = 9 * 64
+_MOST_THREADS = 1024  # a job's number is a multiple of it, and more by how many threads are to do it
 _SPINS = 300  # about 10 microseconds of pause instructions before the core is given away
 
 
 @jit
 def barrier(control: int, threads: int) -> None:
-    """Wait until all threads are here. Spins, then yields: cheap, and fair when cores are shared."""
+    """Wait until all threads are here. Spins, then yields: cheap, and fair when cores are shared.
+
+    WAITED sums up how long threads yielded.
+    """
     if threads == 1:
         return
     generation = atomic_load(control + GENERATION)
@@ -255,13 +259,23 @@ def barrier(control: int, threads: int) -> None:
         atomic_store(control + ARRIVED, 0)
         atomic_store(control + GENERATION, generation + 1)
         return
-    spins = 0
-    while atomic_load(control + GENERATION) == generation:
+    _wait(control, control + GENERATION, generation, generation + 1)
+
+
+@jit
+def _wait(control: int, word: int, least: int, most: int) -> None:
+    """Wait until a word is not in [least, most)."""
+    spins, since = 0, np.int64(0)
+    while least <= atomic_load(word) < most:
         spins += 1
         if spins < _SPINS:
             pause()
-        else:
-            sched_yield()
+            continue
+        if spins == _SPINS:
+            since = nanoseconds()
+        sched_yield()
+    if spins >= _SPINS:
+        atomic_add(control + WAITED, nanoseconds() - since)
 
 
 @jit
@@ -306,13 +320,13 @@ _int64 = atomic_load
 
 
 @_entry
-def serve(control: int, thread: int, threads: int, job: int, patience: int) -> int:
-    """A worker's loop: walk each posted job; return the last job's number after `patience` idle ns."""
+def serve(control: int, thread: int, job: int, patience: int) -> int:
+    """A worker's loop: walk each posted job that it is to do; return the last job after `patience` idle ns."""
     spins, idle_since = 0, 0
     while True:
-        if atomic_load(control + JOB) != job:
-            job += 1
-            spins = 0
+        posted = atomic_load(control + JOB)
+        if posted != job and thread < posted % _MOST_THREADS:
+            job, spins, threads = posted, 0, posted % _MOST_THREADS
             walk(atomic_load(control + TABLE), atomic_load(control + OPERATIONS), control, thread, threads)
             atomic_add(control + DONE, 1)
             continue
@@ -330,20 +344,23 @@ def serve(control: int, thread: int, threads: int, job: int, patience: int) -> i
 
 @_entry
 def post(control: int, threads: int, table: int, operations: int) -> int:
-    """Run a table on all threads of a pool, as thread 0 of it; returns ABORT when all are done."""
+    """Run a table on the first `threads` of a pool, as thread 0 of it; returns ABORT when all are done."""
     atomic_store(control + DONE, 0)
+    atomic_store(control + WAITED, 0)
     atomic_store(control + TABLE, table)
     atomic_store(control + OPERATIONS, operations)
-    atomic_add(control + JOB, 1)
+    # One word says which job and for whom: a thread that sat out must not take one for the other.
+    before = atomic_load(control + JOB)
+    atomic_store(control + JOB, before - before % _MOST_THREADS + _MOST_THREADS + threads)
     walk(table, operations, control, 0, threads)
-    spins = 0
-    while atomic_load(control + DONE) < threads - 1:
-        spins += 1
-        if spins < _SPINS:
-            pause()
-        else:
-            sched_yield()
+    _wait(control, control + DONE, 0, threads - 1)
     return atomic_load(control + ABORT)
+
+
+@_entry
+def waited(control: int) -> int:
+    """The nanoseconds that threads waited for each other in the last job, each but for its first moments."""
+    return atomic_load(control + WAITED)
 
 
 @_entry

@@ -15,6 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from .kinds import Codegen, Vec, intrinsic, static
 from .llvm_ir import (
     F32,
     I16,
@@ -34,9 +35,7 @@ from .llvm_ir import (
     pointer,
     products,
     room,
-    undef,
 )
-from .simd import Codegen, Vec, intrinsic, static
 
 LINE = 64  # bytes in a vector of 16 rows
 GROUPS = 4  # of 16 rows in scratch memory
@@ -160,7 +159,7 @@ def tile_dot(ctx: Any, shape: Any, acc: Any, w: Any, x: Any, x_stride: Any, quad
 
 
 def _quad_of_column(b: Any, j: Value) -> list[tuple[Value, int]]:
-    """Where four bytes of a quantized column are (see columns.py): four to a half of a block, then the next."""
+    """Where quad j of a column's block is (see columns.py): four to each half."""
     return [(b.and_(j, const(I64, 3)), 64), (b.lshr(j, const(I64, 2)), 16)]
 
 

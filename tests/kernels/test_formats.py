@@ -92,10 +92,14 @@ def parts(columns: np.ndarray, k: int) -> tuple[np.ndarray, ...]:
     def cut(values: np.ndarray, size: int) -> np.ndarray:
         return values.reshape(n, 256 // size * columns.shape[0])[:, : k // size]
 
-    data = numbers(0, 256, "i1").reshape(n, columns.shape[0], 4, 16, 4)[:, :, :, lanes].transpose(0, 1, 3, 2, 4)
+    data = (
+        numbers(0, 256, "i1").reshape(n, columns.shape[0], 4, 16, 4)[:, :, :, lanes].transpose(0, 1, 3, 2, 4)
+    )
     scales = numbers(256, 320, "f4")[:, :, lanes]
     assert np.array_equal(scales[:, :, ::2], scales[:, :, 1::2], equal_nan=True)
-    half_sums, less_half_sums = (numbers(at, at + 64, kind)[:, :, lanes] for at, kind in ((320, "f4"), (384, "i4")))
+    half_sums, less_half_sums = (
+        numbers(at, at + 64, kind)[:, :, lanes] for at, kind in ((320, "f4"), (384, "i4"))
+    )
     sums, less_sums = numbers(448, 480, "f4"), numbers(480, 512, "i4")
     return (
         cut(data, 1), cut(scales[:, :, ::2], 32), cut(sums, 32), cut(half_sums, 16), cut(less_sums, 32),
@@ -117,10 +121,11 @@ def product(name: str, data: np.ndarray, x: np.ndarray) -> np.ndarray:
     columns = with_room(quantized(x) if small else x)
     of_columns = load_cpu("columns")
     x_stride = of_columns.SIZE if small else 4 * k
+    x_block = n * x_stride if small else 4 * of_columns.VALUES
     y = np.full((n, len(data)), np.nan, np.float32)
     task = load_cpu("formats.rows").MATMUL.pack(
         w=data.ctypes.data, w_stride=data.shape[1], rows=len(data), x=columns.ctypes.data, k=k,
-        x_stride=x_stride, x_block=n * x_stride if small else 4 * of_columns.VALUES, columns=n, y=y.ctypes.data, y_stride=y.strides[0],
+        x_stride=x_stride, x_block=x_block, columns=n, y=y.ctypes.data, y_stride=y.strides[0],
     )  # fmt: skip
     module.matmul(task.ctypes.data)
     return y

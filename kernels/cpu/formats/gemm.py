@@ -13,19 +13,18 @@ from ..simd import address_of, f32x16, load, prefetch_later, store
 from ..tiles import GROUPS, LINE, ROWS, STRIDE, tile_load, tile_store
 from .rows import MATMUL
 
+
 def gemm_of(unpack_16: Any, tile: Any, shape: Any, values: int, size: int, scratch_bytes: int) -> Any:
     """gemm(task): 64 t rows of MATMUL times its columns. The task has the rows that are left, afterwards.
 
     unpack_16(p, stride, n, scratch, group) unpacks `values` values, `size` bytes, from 16 rows at p, of which
-    only n may be there; tile(total, scratch, x, x_stride, n) -> total + the products of shape.groups of them with
-    shape.columns columns. It may be given up to columns.ROOM columns that are none.
+    only n may be there; tile(total, scratch, x, x_stride, n) -> total + the products of shape.groups of them
+    with shape.columns columns. It may be given up to columns.ROOM columns that are none.
     """
     groups, width = shape.groups, shape.columns
 
     @jit
-    def all_columns(
-        t: Any, scratch: int, block: int, n: int, y: int, ahead: int, ahead_bytes: int
-    ) -> None:
+    def all_columns(t: Any, scratch: int, block: int, n: int, y: int, ahead: int, ahead_bytes: int) -> None:
         """All columns times what is unpacked, while weights from `ahead` on are fetched."""
         x = t.x + block * (t.x_block * values // VALUES)
         for _ in range(0, t.columns, width):

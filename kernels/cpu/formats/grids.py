@@ -3,8 +3,9 @@
 import numpy as np
 from gguf import quants
 
+from ..kinds import Kind
 from ..runtime import jit
-from ..simd import Kind, f32x8, i8x8, join, load, sext, to_f32
+from ..simd import f32x8, i8x8, join, load, sext, to_f32
 
 _i8x4 = Kind("i8", 4)
 

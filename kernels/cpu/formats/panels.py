@@ -8,8 +8,9 @@ from typing import Any
 
 from ..columns import HALF_SUMS, HALVES, LESS_HALF_SUMS, LESS_SUMS, SCALES, SUMS, VALUES, bytes_of, lane
 from ..columns import SIZE as COLUMN
+from ..kinds import Kind
 from ..runtime import jit
-from ..simd import Kind, i32x16, store, unknown
+from ..simd import i32x16, store, unknown
 from ..tiles import (
     BYTES_TILE,
     HALVES_TILE,
@@ -17,7 +18,6 @@ from ..tiles import (
     STRIDE,
     Quads,
     Shape,
-    tile_add,
     tile_dot,
     tile_scale,
     tile_scale_two,
@@ -39,9 +39,7 @@ _SIXTEEN = Quads(16)
 _NEXT = 4 * (HALVES.index(1) - HALVES.index(0))  # from a half of a block to the other, in a column
 
 
-def panels_gemm(
-    unpack: Any, scale: Any, size: int, n: int, values: Values, complete: Any, room: int
-) -> Any:
+def panels_gemm(unpack: Any, scale: Any, size: int, n: int, values: Values, complete: Any, room: int) -> Any:
     """gemm for superblocks_matmul: scale(p) -> (d, m)."""
     shape = Shape(*(BYTES_TILE if n == 8 else HALVES_TILE), values.largest)
     tile = (_blocks_tile if n == 8 else _halves_tile)(shape, values)

@@ -5,8 +5,9 @@
 one; a weight is d * scale * pair - dmin * minimum.
 """
 
+from ..kinds import Lanes
 from ..runtime import jit, kernel
-from ..simd import Lanes, f16, f32x16, i8x16, i32x8, i32x16, load, numbers, shuffle, splat, to_f32, zext
+from ..simd import f16, f32x16, i8x16, i32x8, i32x16, load, numbers, shuffle, splat, to_f32, zext
 from .superblocks import superblocks_dequantize, superblocks_matmul
 from .values import Values
 

@@ -7,22 +7,9 @@ third bit of value 32 i + j. The low nibbles of scales[0:8] belong to scales 0-7
 
 import numpy as np
 
+from ..kinds import Lanes
 from ..runtime import jit, kernel
-from ..simd import (
-    Lanes,
-    address_of,
-    f16,
-    f32x16,
-    i8x8,
-    i32x16,
-    join,
-    load,
-    numbers,
-    splat,
-    to_f32,
-    u32,
-    zext,
-)
+from ..simd import address_of, f16, f32x16, i8x8, i32x16, join, load, numbers, splat, to_f32, u32, zext
 from .q2_k import pairs, twice
 from .superblocks import superblocks_dequantize, superblocks_matmul
 from .values import Values

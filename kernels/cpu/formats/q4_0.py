@@ -3,8 +3,9 @@
 { f16 d; u8 q[16] }: q[i] holds values i (low) and i + 16 (high).
 """
 
+from ..kinds import Lanes
 from ..runtime import jit, kernel
-from ..simd import Lanes, f16x8, gather, i32x4, i32x16, join, load, numbers, shuffle
+from ..simd import f16x8, gather, i32x4, i32x16, join, load, numbers, shuffle
 from .blocks import blocks_dequantize, blocks_matmul
 from .values import Values
 

@@ -8,8 +8,9 @@ the free bits of the first eight bytes are their tops.
 
 import numpy as np
 
+from ..kinds import Lanes
 from ..runtime import jit, kernel
-from ..simd import Lanes, bitcast, f16x8, i8x8, i32x16, load, shuffle, to_f32, u32, zext
+from ..simd import bitcast, f16x8, i8x8, i32x16, load, shuffle, to_f32, u32, zext
 from .superblocks import superblocks_dequantize, superblocks_matmul
 from .values import Values
 

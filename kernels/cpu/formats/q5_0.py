@@ -5,8 +5,9 @@
 
 import numpy as np
 
+from ..kinds import Lanes
 from ..runtime import jit, kernel
-from ..simd import Lanes, address_of, bitcast, f16x8, gather, i8x16, i32x16, join, load, shuffle
+from ..simd import address_of, bitcast, f16x8, gather, i8x16, i32x16, join, load, shuffle
 from .blocks import blocks_dequantize, blocks_matmul
 from .q4_0 import nibbles
 from .values import Values

@@ -4,8 +4,9 @@
 bit of value 32 i + j.
 """
 
+from ..kinds import Lanes
 from ..runtime import jit, kernel
-from ..simd import Lanes, i32x16, numbers
+from ..simd import i32x16, numbers
 from .q2_k import twice
 from .q4_k import nibbles, scale
 from .superblocks import superblocks_dequantize, superblocks_matmul

@@ -5,8 +5,9 @@ nibbles and 32 bytes of high bit pairs. Values 0-63 of a half are low nibbles, 6
 at bits 0, 2, 4, 6 of qh belong to values 0-31, 32-63, 64-95, 96-127.
 """
 
+from ..kinds import Lanes
 from ..runtime import jit, kernel
-from ..simd import Lanes, f16, f32x16, i8x16, i32x16, load, numbers, sext, splat, to_f32
+from ..simd import f16, f32x16, i8x16, i32x16, load, numbers, sext, splat, to_f32
 from .q2_k import twice
 from .superblocks import superblocks_dequantize, superblocks_matmul
 from .values import Values

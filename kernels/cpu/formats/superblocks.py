@@ -6,11 +6,10 @@ import numpy as np
 
 from ..columns import HALF_SUMS, HALVES, LESS_HALF_SUMS, SCALES, VALUES
 from ..columns import SIZE as COLUMN
+from ..kinds import Kind, Lanes
 from ..llvm_ir import SIGNED
 from ..runtime import jit
 from ..simd import (
-    Kind,
-    Lanes,
     Largest,
     address_of,
     bitcast,
@@ -97,12 +96,11 @@ def _products_of(
             prefetch_block(w + size * i, size, AHEAD)
             total = step(total, unpacked(w + size * i), x)
             x += t.x_block
-        if room:
-            if t.k % VALUES:
-                memory = np.zeros(room, np.uint8)
-                p = complete(w + size * (t.k // VALUES), t.k % VALUES, address_of(memory))
-                total = step(total, unpacked(p), x)
-                memory[0] = 0  # keeps it alive: Numba does not see its address in use
+        if room and t.k % VALUES:  # Numba drops what follows where there is no room
+            memory = np.zeros(room, np.uint8)
+            p = complete(w + size * (t.k // VALUES), t.k % VALUES, address_of(memory))
+            total = step(total, unpacked(p), x)
+            memory[0] = 0  # keeps it alive: Numba does not see its address in use
         return hsum(total)
 
     @jit
@@ -162,12 +160,11 @@ def superblocks_dequantize(
         for i in range(k // VALUES):
             superblock(w + size * i, y + 4 * VALUES * i)
         left = k % VALUES
-        if room:
-            if left:
-                memory, floats = np.zeros(room, np.uint8), np.empty(VALUES, np.float32)
-                superblock(complete(w + size * (k // VALUES), left, address_of(memory)), address_of(floats))
-                for i in range(left):
-                    store(f32, floats[i], y + 4 * (k - left + i))
-                memory[0] = 0  # keeps it alive
+        if room and left:  # Numba drops what follows where there is no room
+            memory, floats = np.zeros(room, np.uint8), np.empty(VALUES, np.float32)
+            superblock(complete(w + size * (k // VALUES), left, address_of(memory)), address_of(floats))
+            for i in range(left):
+                store(f32, floats[i], y + 4 * (k - left + i))
+            memory[0] = 0  # keeps it alive
 
     return dequantize
