@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(p for folder in ("ggrun", "kernels", "tests", "tools") for p in (ROOT / folder).rglob("*.py"))
+FILES = sorted(
+    p
+    for folder in ("ggrun", "kernels", "tests", "tools", "benchmarks")
+    for p in (ROOT / folder).rglob("*.py")
+)
 PRODUCT = [p for p in FILES if p.relative_to(ROOT).parts[0] in ("ggrun", "kernels")]
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -69,7 +69,7 @@ class Turnout:
     _WINDOW = 0.05
     """Seconds of work between two decisions: longer than a system lets one program run before another."""
     _TOO_LONG = 0.3
-    """Of that time: what a thread may wait for the others. It is 0.5 where one shares a core with one other."""
+    """Of that time: what a thread may wait for others. It is 0.5 where one shares a core with one program."""
     _RESTS = (0.25, 8.0)
     """Seconds before it is tried again: at first, and after many trials in vain."""
 

@@ -17,8 +17,6 @@ The superblocks of all n columns lie side by side: superblock i of column c is a
 Behind the last value of a column there are zeros.
 """
 
-from typing import Any
-
 import numpy as np
 
 from .kinds import Lanes
@@ -39,7 +37,6 @@ from .simd import (
     join,
     load,
     maximum,
-    minimum,
     quads_across,
     rounded,
     shuffle,
@@ -70,6 +67,7 @@ _BLOCKS = Lanes([half // 2 for half in HALVES])
 _EVEN, _ODD = (Lanes([HALVES.index(2 * block + i) for block in range(8)]) for i in (0, 1))
 _ONE = Largest(1)
 _NOT_FINITE = 0x7F800000
+_MOST = np.finfo(np.float32).max
 
 
 def column_bytes(k: int) -> int:
@@ -90,12 +88,6 @@ def bytes_of(x: int, half: int) -> int:
 
 
 @jit
-def _bytes(x: Any, inverse: np.float32) -> Any:
-    one = splat(f32x16, np.float32(127.0))
-    return to_i32(rounded(maximum(minimum(x * splat(f32x16, inverse), one), zero(f32x16) - one)))
-
-
-@jit
 def _quantize_block(x: int, y: int, scale_at: int) -> None:
     """32 values at x to bytes at y, and their scale."""
     low, high = load(f32x16, x), load(f32x16, x + 64)
@@ -106,8 +98,9 @@ def _quantize_block(x: int, y: int, scale_at: int) -> None:
     # What is no number has no byte; the scale carries it on: inf - inf is none.
     scale = scale if largest < _NOT_FINITE else scale - scale
     inverse = np.float32(127.0) / scale if scale > np.float32(0.0) else np.float32(0.0)
-    store(i8x16, _bytes(low, inverse), y)
-    store(i8x16, _bytes(high, inverse), y + 16)
+    by = splat(f32x16, min(inverse, _MOST))
+    store(i8x16, to_i32(rounded(low * by)), y)
+    store(i8x16, to_i32(rounded(high * by)), y + 16)
     store(f32, scale * np.float32(1.0 / 127.0), scale_at)
 
 
@@ -140,8 +133,8 @@ def quantize(args: int, thread: int, threads: int) -> None:
     n, superblocks = load(i64, a.n), (a.k + VALUES - 1) // VALUES
     begin, end = share(n * superblocks, thread, threads, 1)
     for i in range(begin, end):
-        superblock, y = i // n, a.y + SIZE * i
-        x = a.x + 4 * (a.k * (i % n) + VALUES * superblock)
+        column, superblock = i // superblocks, i % superblocks
+        x, y = a.x + 4 * (a.k * column + VALUES * superblock), a.y + SIZE * (superblock * n + column)
         blocks = min(8, (a.k - VALUES * superblock) // 32)
         for block in range(blocks):
             _quantize_block(x + 128 * block, y + 32 * block, y + SUMS + 4 * block)

@@ -5,8 +5,9 @@ import math
 import numpy as np
 
 from .functions import silu
+from .kinds import Lanes
 from .runtime import Struct, at, jit, kernel, share
-from .simd import f32, f32x16, fma, hsum, i32, i64, load, splat, store, zero
+from .simd import f32, f32x16, fma, hsum, i32, i64, load, numbers, shuffle, splat, store, zero
 
 RMS_NORM = Struct("n groups x y width weight eps:f")
 ROPE_TABLE = Struct("n positions frequencies dims table magnitude:f slope:f period:f")
@@ -14,6 +15,10 @@ ROPE = Struct("n x heads head_dim dims table neighbours")
 SWIGLU = Struct("n gate up y width")
 ADD = Struct("n x y width")
 PICK = Struct("n rows x y width")
+
+_SWAPPED = Lanes([i ^ 1 for i in range(16)])
+_COSINES, _SINES = Lanes([i & 14 for i in range(16)]), Lanes([i | 1 for i in range(16)])
+_SIGNS = Lanes([-1, 1] * 8)
 
 
 @jit
@@ -65,6 +70,29 @@ def rope_table(args: int, thread: int, threads: int) -> None:
             store(f32, np.float32(math.sin(angle) * magnitude), at_j + 4)
 
 
+@jit
+def _rotate(x: int, table: int, half: int, neighbours: bool, first: int) -> None:
+    """Pairs from `first` on of a head, one by one."""
+    for j in range(first, half):
+        p = x + 8 * j if neighbours else x + 4 * j
+        q = p + 4 if neighbours else p + 4 * half
+        c, s = load(f32, table + 8 * j), load(f32, table + 8 * j + 4)
+        u, v = load(f32, p), load(f32, q)
+        store(f32, u * c - v * s, p)
+        store(f32, u * s + v * c, q)
+
+
+@jit
+def _rotate_neighbours(x: int, table: int, half: int) -> None:
+    """All pairs of a head, eight at a time."""
+    whole = half // 8 * 8
+    for j in range(0, whole, 8):
+        pairs, angles = load(f32x16, x + 8 * j), load(f32x16, table + 8 * j)
+        turned = shuffle(pairs, _SWAPPED) * (shuffle(angles, _SINES) * numbers(f32x16, _SIGNS))
+        store(f32x16, fma(pairs, shuffle(angles, _COSINES), turned), x + 8 * j)
+    _rotate(x, table, half, True, whole)
+
+
 @kernel
 def rope(args: int, thread: int, threads: int) -> None:
     """ROPE: rotate pairs of the first `dims` values of each head of x[n, heads, head_dim], in place.
@@ -75,15 +103,11 @@ def rope(args: int, thread: int, threads: int) -> None:
     half = a.dims // 2
     begin, end = share(load(i64, a.n) * a.heads, thread, threads, 1)
     for i in range(begin, end):
-        x = a.x + 4 * a.head_dim * i
-        table = a.table + 8 * half * (i // a.heads)
-        for j in range(half):
-            p = x + 8 * j if a.neighbours != 0 else x + 4 * j
-            q = p + 4 if a.neighbours != 0 else p + 4 * half
-            c, s = load(f32, table + 8 * j), load(f32, table + 8 * j + 4)
-            u, v = load(f32, p), load(f32, q)
-            store(f32, u * c - v * s, p)
-            store(f32, u * s + v * c, q)
+        x, table = a.x + 4 * a.head_dim * i, a.table + 8 * half * (i // a.heads)
+        if a.neighbours:
+            _rotate_neighbours(x, table, half)
+        else:
+            _rotate(x, table, half, False, 0)
 
 
 @kernel

@@ -12,9 +12,9 @@ import numpy as np
 from .functions import softmax_step
 from .runtime import invoke, jit
 from .simd import address_of, f32, f32x16, i32, load, splat, store
-from .tiles import SCORES_TILE, Quads, Shape, tile_add, tile_fma, tile_store, tile_zero, transpose
+from .tiles import FLOATS_TILE, Quads, Shape, tile_add, tile_fma, tile_store, tile_zero, transpose
 
-_TILE = Shape(*SCORES_TILE)
+_TILE = Shape(*FLOATS_TILE)
 _QUERIES, _LANES = _TILE.columns, 16 * _TILE.groups
 _SIXTEEN = Quads(16)
 BLOCK = 192
@@ -59,13 +59,15 @@ def _products(
 def _softmax_row(a: Any, scores: int, valid: int, state: int, sums: int) -> None:
     """Scores of a query to weights, zero from `valid` on; its sums and state (max, total) follow."""
     if valid > 0:
-        before = load(f32, state)
+        before, total = load(f32, state), load(f32, state + 4)
         largest, part = softmax_step(scores, valid, np.float32(a.scale), before)
-        rescale = np.exp(before - largest)
-        store(f32, largest, state)
-        store(f32, load(f32, state + 4) * rescale + part, state + 4)
-        for i in range(0, a.padded_value, 16):
-            store(f32x16, load(f32x16, sums + 4 * i) * splat(f32x16, rescale), sums + 4 * i)
+        if largest != before:
+            rescale = np.exp(before - largest)
+            total *= rescale
+            store(f32, largest, state)
+            for i in range(0, a.padded_value, 16):
+                store(f32x16, load(f32x16, sums + 4 * i) * splat(f32x16, rescale), sums + 4 * i)
+        store(f32, total + part, state + 4)
     for j in range(max(valid, 0), a.page):
         store(f32, np.float32(0.0), scores + 4 * j)
 

@@ -321,7 +321,7 @@ _int64 = atomic_load
 
 @_entry
 def serve(control: int, thread: int, job: int, patience: int) -> int:
-    """A worker's loop: walk each posted job that it is to do; return the last job after `patience` idle ns."""
+    """A worker's loop: walk each job that it is to do; return the last of them after `patience` idle ns."""
     spins, idle_since = 0, 0
     while True:
         posted = atomic_load(control + JOB)

@@ -63,7 +63,6 @@ class Shape:
 BYTES_TILE = {"avx512": (4, 3), "avx2": (1, 4), "portable": (1, 2)}[ISA]
 HALVES_TILE = {"avx512": (4, 2), "avx2": (1, 4), "portable": (1, 2)}[ISA]  # with two products of each
 FLOATS_TILE = {"avx512": (2, 8), "avx2": (1, 4), "portable": (1, 2)}[ISA]
-SCORES_TILE = {"avx512": (2, 12), "avx2": (1, 4), "portable": (1, 2)}[ISA]  # of attention
 
 
 static(Shape, lambda s: f"{s.groups},{s.columns},{s.largest}")

@@ -15,7 +15,7 @@ import pytest
 from ggrun import GgrunError, Interrupted, UsageError
 from ggrun.devices.base import Limits, Rows
 from ggrun.devices.cpu import Cpu
-from ggrun.devices.threads import MOST_THREADS, ThreadPool, physical_cores
+from ggrun.devices.threads import MOST_THREADS, ThreadPool, Turnout, physical_cores
 
 WIDTH, ROWS = 96, 7
 LIMITS = Limits(tokens=ROWS, outputs=ROWS, sequences=1, pages=1)
@@ -220,7 +220,7 @@ def test_closing_waits_for_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.05)
         return post(*args)
 
-    monkeypatch.setattr(device.pool, "_runtime", SimpleNamespace(post=slow))
+    monkeypatch.setattr(device.pool, "_runtime", SimpleNamespace(post=slow, waited=lambda control: 0))
     in_time(lambda: np.testing.assert_allclose(program(rows(6)), want, rtol=1e-5, atol=1e-5), 5)
     closer.join(5)
     with pytest.raises(GgrunError, match="closed"):
@@ -342,3 +342,52 @@ def test_cores_of_a_container(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert physical_cores(tmp_path) == cores
+
+
+# ---------------------------------------------------------------- a core that is shared
+
+
+def spend(turnout: Turnout, seconds: float, share: float, job: float = 0.02) -> list[int]:
+    """Jobs for so long, in which each thread waits for the others for a share of the time."""
+    active = []
+    for _ in range(round(seconds / job)):
+        turnout.note(job, share * job * (turnout.active - 1))
+        active.append(turnout.active)
+    return active
+
+
+def test_all_threads_take_part_on_a_quiet_machine() -> None:
+    assert set(spend(Turnout(4), 10.0, 0.1)) == {4}
+    assert set(spend(Turnout(1), 10.0, 0.0)) == {1}
+
+
+def test_a_thread_that_is_waited_for_sits_out_and_is_tried_again_less_and_less() -> None:
+    turnout = Turnout(2)
+    active = spend(turnout, 60.0, 0.5)
+    assert active[:10].count(1) >= 6
+    assert 0.9 < active[-1000:].count(1) / 1000 < 1.0
+    assert min(active) == 1
+    # The other program ends: all take part again, and stay.
+    calm = spend(turnout, 20.0, 0.05)
+    assert calm[-400:] == [2] * 400
+
+
+def test_no_more_threads_sit_out_than_are_waited_for() -> None:
+    turnout = Turnout(8)
+    for _ in range(500):
+        turnout.note(0.02, (0.5 if turnout.active > 6 else 0.02) * 0.02 * (turnout.active - 1))
+    assert turnout.active in (6, 7)
+
+
+def test_those_that_sit_out_compute_nothing_and_come_back() -> None:
+    one, device = Cpu(1), Cpu(3)
+    alone, together = chain(one), chain(device)
+
+    def work() -> None:
+        for seed in range(300):
+            device.pool._turnout.active = 1 + seed * 7 % 3
+            assert np.array_equal(together(rows(seed)), alone(rows(seed)))
+
+    in_time(work)
+    device.close()
+    one.close()
