@@ -155,7 +155,7 @@ def tale() -> str:
 
 
 def test_the_demo_model_on_a_tale(tale: str) -> None:
-    with LLM(demo_model(), n_ctx=512, n_ubatch=100) as llm:
+    with LLM(demo_model(), n_ctx=512, n_ubatch=128) as llm:
         tokens, scored = llm.tokenize(tale), []
         got = list(llm.perplexity(tale, chunks=3))
         for i, estimate in enumerate(got):
