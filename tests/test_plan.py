@@ -116,12 +116,14 @@ def test_only_the_ends_of_a_plan_may_be_empty(path: Path) -> None:
         Plan((Stage((0, 6), member), without_output)).check(config)
 
 
-def test_row_split_and_other_devices_say_that_they_are_not_there(path: Path) -> None:
-    a, b = Member("cpu", (0, 2), (0, 1), (0, 48), (0, 30)), Member("cpu", (2, 4), (1, 2), (48, 96), (30, 50))
-    members = (a, b)
-    with pytest.raises(UsageError, match="not built yet"):
-        LLM(path, plan=Plan((Stage((0, 6), members),)))
+def test_what_is_not_there_says_so(path: Path) -> None:
     with pytest.raises(UsageError, match="not built yet"):
         LLM(path, split_mode="row")
     with pytest.raises(UsageError, match="unknown device 'cuda:0'"):
         LLM(path, devices="cuda:0")
+
+
+def test_a_device_has_one_share_of_a_stage(path: Path) -> None:
+    a, b = Member("cpu", (0, 2), (0, 1), (0, 48), (0, 30)), Member("cpu", (2, 4), (1, 2), (48, 96), (30, 50))
+    with pytest.raises(UsageError, match=r"the plan has cpu twice in the half layers \[0, 6\]"):
+        LLM(path, plan=Plan((Stage((0, 6), (a, b)),)))

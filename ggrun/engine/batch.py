@@ -10,7 +10,10 @@ from ggrun.devices.base import Inputs, Rows
 
 @dataclass(frozen=True)
 class Batch:
-    """n tokens that are computed together; all arrays are [n] but `tables`."""
+    """n tokens that are computed together; all arrays are [n] but `tables`.
+
+    A device may read it late: its arrays must not change any more.
+    """
 
     tokens: NDArray[np.int32]
     positions: NDArray[np.int32]
@@ -18,6 +21,11 @@ class Batch:
     slots: NDArray[np.int32]  # cells of the KV cache
     outputs: NDArray[np.bool_]  # whose logits are wanted
     tables: dict[int, NDArray[np.int32]]  # the pages of each sequence
+
+    @property
+    def wanted(self) -> int:
+        """How many tokens' logits are wanted."""
+        return int(np.count_nonzero(self.outputs))
 
     def fill(self, inputs: Inputs, experts_used: int) -> None:
         """Write it where a device reads it."""
