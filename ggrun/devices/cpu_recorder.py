@@ -41,16 +41,16 @@ class _Pool:
         self._free[len(memory)].append(memory)
 
 
-@dataclass(frozen=True, eq=False)
 class CpuPlace:
     """Where a buffer's rows of float32 lie, whatever becomes of the buffer."""
 
-    width: int
-    memory: NDArray[np.uint8]
+    def __init__(self, width: int, memory: NDArray[np.uint8]) -> None:
+        self.width = width
+        self._all = memory[: len(memory) // (4 * width) * 4 * width].view(np.float32).reshape(-1, width)
 
     def array(self, rows: int) -> NDArray[np.float32]:
         """The first rows, [rows, width]."""
-        return self.memory[: 4 * self.width * rows].view(np.float32).reshape(rows, self.width)
+        return self._all[:rows]
 
 
 class CpuBuffer:

@@ -29,7 +29,7 @@ class Batch:
 
     def fill(self, inputs: Inputs, experts_used: int) -> None:
         """Write it where a device reads it."""
-        n, wanted = len(self.tokens), np.flatnonzero(self.outputs)
+        n, (wanted,) = len(self.tokens), self.outputs.nonzero()
         inputs.counts[Rows.TOKENS], inputs.counts[Rows.OUTPUTS] = n, len(wanted)
         inputs.counts[Rows.PAIRS] = n * experts_used
         inputs.tokens[:n], inputs.positions[:n] = self.tokens, self.positions

@@ -109,7 +109,10 @@ def schedule(stages: int, batches: int, window: int) -> Iterator[tuple[int, int]
     the batches in order.
     """
     begins = [batch // window * max(stages, window) + batch % window for batch in range(batches)]
+    first = 0
     for time in range(begins[-1] + stages if batches else 0):
-        for batch, begin in enumerate(begins):
-            if 0 <= time - begin < stages:
-                yield time - begin, batch
+        while time - begins[first] >= stages:
+            first += 1
+        for batch in range(first, min(first + window, batches)):
+            if time >= begins[batch]:
+                yield time - begins[batch], batch

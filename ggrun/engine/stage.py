@@ -18,16 +18,16 @@ class LoadedStage:
 
     def __init__(self, runners: Sequence[Runner], exchange: Exchange | None) -> None:
         self.runners, self._exchange = runners, exchange
+        self._steps = list(zip(*(runner.segments for runner in runners), strict=True))
 
     def run(self, batch: Batch) -> None:
         """Enqueue the programs and the sums between them."""
         for runner in self.runners:
             runner.space.feed(batch)
-        for segments in zip(*(runner.segments for runner in self.runners), strict=True):
+        for segments in self._steps:
             for segment in segments:
                 segment.program.run()
-            parts = [segment.part for segment in segments if segment.part]
-            if self._exchange and parts:
+            if self._exchange and (parts := [segment.part for segment in segments if segment.part]):
                 self._exchange.all_reduce(parts, len(batch.tokens))
 
     def send(self, batch: Batch, to: "LoadedStage", slot: int) -> None:
