@@ -69,10 +69,16 @@ class LLM:
         self.plan.check(self.config)
         names = {member.device for stage in self.plan.stages for member in stage.members}
         self._devices = open_devices(names, threads)
-        if n_ctx == 0:
-            n_ctx = self._fitting_context(cache_type_k, cache_type_v)
-        options = EngineOptions(n_ctx, n_ubatch, 1, cache_type_k, cache_type_v)
-        self._engine = Engine(self._model, self.config, self.plan, self._devices, options)
+        try:
+            if n_ctx == 0:
+                n_ctx = self._fitting_context(cache_type_k, cache_type_v)
+            options = EngineOptions(n_ctx, n_ubatch, 1, cache_type_k, cache_type_v)
+            self._engine = Engine(self._model, self.config, self.plan, self._devices, options)
+        except BaseException:
+            for device in self._devices.values():
+                device.stream.abandon()  # what was to be loaded
+            self.close()
+            raise
         self._context = Context(self._engine)
         self._tokenizer = _tokenizer(self._model, self.config.vocab)
         self._load_time = time.perf_counter() - start

@@ -84,7 +84,11 @@ class Cpu:
 
     def recorder(self, limits: Limits) -> CpuRecorder:
         """A new recorder."""
-        return CpuRecorder(self.pool, limits, self.stream.enqueue, lambda n: self.zeros(n, "working memory"))
+        return CpuRecorder(self.pool, limits, self.stream.enqueue, self.working_memory)
+
+    def working_memory(self, nbytes: int) -> NDArray[np.uint8]:
+        """Memory for buffers."""
+        return self.zeros(nbytes, "working memory")
 
     def zeros(self, nbytes: int, what: str, on_host: bool = False) -> NDArray[np.uint8]:
         """Zeroed memory, aligned to cache lines; the host's is this one."""

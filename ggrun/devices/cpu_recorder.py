@@ -120,7 +120,7 @@ class CpuRecorder:
         allocate: Callable[[int], NDArray[np.uint8]] = zeros,
     ) -> None:
         self.inputs = Inputs(limits)
-        self._threads, self._limits, self.enqueue = pool, limits, enqueue
+        self._threads, self._limits, self._enqueue = pool, limits, enqueue
         self._memory = _Pool(allocate)
         self._begun = 0  # operations before this one are in programs
         self._operations: list[tuple[Any, NDArray[Any], bool]] = []
@@ -185,7 +185,7 @@ class CpuRecorder:
         self._read, self._written = set(), set()  # a program begins when the one before has ended
         table = [(kernel.address, args.ctypes.data, waits) for kernel, args, waits in new]
         keep = [self._keep, self._memory.all, [args for _, args, _ in new]]
-        return CpuProgram(self._threads, self.enqueue, np.array(table, np.int64).reshape(-1, 3), keep)
+        return CpuProgram(self._threads, self._enqueue, np.array(table, np.int64).reshape(-1, 3), keep)
 
     def place(self, x: CpuBuffer) -> CpuPlace:
         """Where a buffer's rows lie."""
@@ -197,7 +197,7 @@ class CpuRecorder:
 
     def feed(self, write: Callable[[Inputs], None]) -> None:
         """Enqueue the writing of inputs."""
-        self.enqueue(lambda: write(self.inputs))
+        self._enqueue(lambda: write(self.inputs))
 
     # ---------------------------------------------------------------- rows in and out
 

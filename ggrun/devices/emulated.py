@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ggrun.devices.base import Cells, Device, Inputs, Limits, Place
 from ggrun.devices.cpu import Cpu, add_up, view
 from ggrun.devices.cpu_memory import zeros
+from ggrun.devices.cpu_recorder import CpuRecorder
 from ggrun.devices.late import Late, Schedule
 from ggrun.gguf import Tensor
 
@@ -135,8 +136,13 @@ class _Recorder:
     """The CPU's recorder, which is given only what lies on the device, and whose results lie there."""
 
     def __init__(self, device: Emulated, cpu: Cpu, limits: Limits) -> None:
-        self._device, self._cpu = device, cpu.recorder(limits)
-        self._cpu.enqueue = partial(device.stream.enqueue, cost=LAUNCH)
+        def garbage(nbytes: int) -> NDArray[np.uint8]:
+            memory = cpu.working_memory(nbytes)
+            memory[:] = 0xFF  # no numbers: what is read before it is written shows
+            return memory
+
+        launch = partial(device.stream.enqueue, cost=LAUNCH)
+        self._device, self._cpu = device, CpuRecorder(cpu.pool, limits, launch, garbage)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         operation, device = getattr(self._cpu, name), self._device

@@ -53,6 +53,11 @@ class Exchange:
                 rank.device.sum(places, rows, parts[i].place)
             rank.free = rank.device.stream.record()
 
+    def forget(self) -> None:
+        """Begin anew, when all devices are at rest after an error."""
+        for rank in self._ranks:
+            rank.free = None
+
     def _send(self, giver: int, part: Part, rows: int) -> Event:
         """Copies on the giver's stream: its next program cannot overwrite the part before they are done."""
         device = self._ranks[giver].device

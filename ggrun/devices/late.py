@@ -28,16 +28,16 @@ class Schedule:
         self.streams: list[Late] = []
         self._random = random.Random(seed)
         self._last: Late | None = None
-        self._changed = threading.Condition(threading.RLock())
+        self.lock = threading.Condition()
 
     def run_until(self, done: Callable[[], bool]) -> None:
         """Do work of any streams until `done`; from any thread."""
-        with self._changed:
+        with self.lock:
             while not done():
                 if ready := [stream for stream in self.streams if stream.ready]:
                     self._choose(ready).step()
                 else:  # all wait for a stream of another kind, or for one that another thread runs
-                    self._changed.wait(_NAP)
+                    self.lock.wait(_NAP)
 
     def _choose(self, ready: list["Late"]) -> "Late":
         if self._last not in ready or self._random.random() > _LOYALTY:
@@ -103,9 +103,11 @@ class Late:
 
     def abandon(self) -> None:
         """Skip what is left, and forget errors."""
-        self._error = self._error or GgrunError("the computation was given up")
-        self._schedule.run_until(lambda: not self._queue)
-        self._error = None
+        with self._schedule.lock:  # after an error nothing waits: the other streams need not run
+            self._error = self._error or GgrunError("the computation was given up")
+            while self._queue:
+                self.step()
+            self._error = None
 
     def close(self) -> None:
         """Do what is left, and take no more."""

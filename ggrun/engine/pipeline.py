@@ -12,7 +12,7 @@ from ggrun.engine.batch import Batch
 from ggrun.engine.cuts import check_cuts
 from ggrun.engine.runner import CacheSpec, Runner
 from ggrun.engine.stage import LoadedStage
-from ggrun.engine.weights import refuse_unused
+from ggrun.engine.weights import Weights, refuse_unused
 from ggrun.engine.workspace import Workspace
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan, Stage
@@ -37,22 +37,24 @@ class Pipeline:
         self._window = len(used) + 1
         receiving = {member.device for stage in plan.stages[1:] for member in stage.members}
         self._spaces = {
-            name: Workspace(devices[name], config, limits, self._window if name in receiving else 0)
+            name: Workspace(
+                Weights(model, devices[name]), config, limits, self._window if name in receiving else 0
+            )
             for name in used
         }
         self._exchanges: dict[tuple[str, ...], Exchange] = {}
-        self._stages = [self._load(stage, model, cache) for stage in plan.stages]
-        runners = [runner for stage in self._stages for runner in stage.runners]
-        refuse_unused(model, set().union(*(runner.used_tensors for runner in runners)))
+        self._stages = [self._load(stage, cache) for stage in plan.stages]
+        refuse_unused(model, set().union(*(space.weights.used for space in self._spaces.values())))
         self._broken = False
 
-    def _load(self, stage: Stage, model: GGUF, cache: CacheSpec) -> LoadedStage:
+    def _load(self, stage: Stage, cache: CacheSpec) -> LoadedStage:
         first, last = stage is self._plan.stages[0], stage is self._plan.stages[-1]
         runners = [
-            Runner(self._spaces[m.device], model, self._config, stage, m, cache, first=first, last=last)
+            Runner(self._spaces[m.device], self._config, stage, m, cache, first=first, last=last)
             for m in stage.members
         ]
-        return LoadedStage(runners, self._exchange(stage) if len(runners) > 1 else None)
+        sums = len(runners) > 1 and stage.halves[0] < stage.halves[1]
+        return LoadedStage(runners, self._exchange(stage) if sums else None)
 
     def _exchange(self, stage: Stage) -> Exchange:
         """Stages of the same devices share one: it has memory."""
@@ -98,7 +100,10 @@ class Pipeline:
     def _give_up(self) -> None:
         for space in self._spaces.values():
             space.device.stream.abandon()
+        for space in self._spaces.values():
             space.forget()
+        for exchange in self._exchanges.values():
+            exchange.forget()
         self._broken = False
 
 

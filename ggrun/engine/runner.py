@@ -7,10 +7,8 @@ from ggrun.devices.base import Buffer, Cells, Device, Place, Program
 from ggrun.devices.exchange import Part
 from ggrun.engine.cache import PAGE
 from ggrun.engine.forward import Forward, LayerCells
-from ggrun.engine.weights import Weights
 from ggrun.engine.workspace import Workspace
 from ggrun.errors import GgrunError
-from ggrun.gguf import GGUF
 from ggrun.plan import Member, Plan, Stage
 
 
@@ -46,13 +44,13 @@ class Runner:
     """
 
     def __init__(
-        self, space: Workspace, model: GGUF, config: Config, stage: Stage, member: Member, cache: CacheSpec,
+        self, space: Workspace, config: Config, stage: Stage, member: Member, cache: CacheSpec,
         *, first: bool, last: bool,
     ) -> None:  # fmt: skip
         self.space, self.member = space, member
         self._config, self._cache = config, cache
-        ops, weights = space.ops, Weights(model, space.device)
-        forward = Forward(ops, config, weights, member)
+        ops = space.ops
+        forward = Forward(ops, config, space.weights, member)
         x = forward.embed() if first else ops.input(config.width)
         self.segments: list[Segment] = []
         for half in range(*stage.halves):
@@ -65,7 +63,6 @@ class Runner:
         self.segments.append(Segment(ops.finish(), None))
         self.residual: Place = ops.place(x)
         self.logits: Place | None = None if logits is None else ops.place(logits)
-        self.used_tensors = weights.used
 
     def _end_segment(self, part: Buffer | None) -> Buffer:
         """End the program before a sum; gives the buffer that will have the sum when the next one begins."""

@@ -13,7 +13,7 @@ from ggrun.engine.runner import Runner
 class LoadedStage:
     """A stage whose members work together: after each half layer they sum what they have.
 
-    exchange    None where there is one member
+    exchange    None where there is nothing to sum
     """
 
     def __init__(self, runners: Sequence[Runner], exchange: Exchange | None) -> None:

@@ -1,13 +1,14 @@
-"""What all runners of one device share: a recorder with its buffers and inputs, and an inbox."""
+"""What all runners of one device share: weights, a recorder with its buffers and inputs, and an inbox."""
 
 from ggrun.arch.config import Config
-from ggrun.devices.base import Device, Limits, Place
+from ggrun.devices.base import Limits, Place
 from ggrun.devices.streams import Event
 from ggrun.engine.batch import Batch
+from ggrun.engine.weights import Weights
 
 
 class Workspace:
-    """A device's working memory, and what of it other devices may write to.
+    """A device's weights and working memory, and what of it other devices may write to.
 
     A device does one thing after the other, so its runners can all use the same buffers. Only what comes from
     other devices may come while it computes: into an inbox with a slot for each batch that is under way.
@@ -15,8 +16,9 @@ class Workspace:
     slots    of the inbox: 0 where nothing comes
     """
 
-    def __init__(self, device: Device, config: Config, limits: Limits, slots: int) -> None:
-        self.device, self.ops = device, device.recorder(limits)
+    def __init__(self, weights: Weights, config: Config, limits: Limits, slots: int) -> None:
+        self.weights, self.device = weights, weights.device
+        self.ops = self.device.recorder(limits)
         self._experts_used = config.experts_used
         self._inbox = [_Slot(self.ops.mailbox(config.width)) for _ in range(slots)]
         self._fed: Batch | None = None
@@ -28,8 +30,10 @@ class Workspace:
             self._fed = batch
 
     def forget(self) -> None:
-        """What was fed may not have come: something went wrong."""
+        """Begin anew, when all devices are at rest after an error: what was fed or sent may not have come."""
         self._fed = None
+        for box in self._inbox:
+            box.arrived = box.free = None
 
     def send(self, x: Place, rows: int, to: "Workspace", slot: int) -> None:
         """Copy activations to another device's inbox, or the own.
