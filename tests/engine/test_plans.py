@@ -24,11 +24,27 @@ from tests.tiny import Tiny
 CPUS = ("cpu:0", "cpu:1", "cpu:2", "cpu:3")
 EMULATED = ("emulated:0", "emulated:1", "emulated:2", "emulated:3")
 MIXED = ("emulated:0", "cpu", "emulated:1", "cpu:1")
+
+
+def more(sizes: dict[str, int]) -> dict[str, np.ndarray]:
+    """Vectors for each of two layers."""
+    rng = np.random.default_rng(3)
+    return {
+        f"blk.{i}.{name}": rng.uniform(0.5, 1.5, n).astype(np.float32)
+        for i in (0, 1)
+        for name, n in sizes.items()
+    }
+
+
+BIASES = {"attn_output.bias": 64, "ffn_down.bias": 64, "ffn_up.bias": 96, "ffn_gate.bias": 96}
+SCALES = {"attn_output.scale": 1, "attn_q.scale": 1, "ffn_down.scale": 1, "ffn_up.scale": 1}
 MODELS = {
     "llama": Tiny(layers=3),
     "tied and biased": Tiny(arch="qwen2", layers=2, tied=True, biases=True, kv_heads=4),
     "experts": Tiny(arch="qwen3moe", head_norms=True, layers=2, experts=7, experts_used=3),
     "q8_0": Tiny(layers=2, ff=160, width=128, format=GGMLQuantizationType.Q8_0),
+    "biases and scales": Tiny(biases=True, more=more(BIASES | SCALES)),
+    "scales of experts": Tiny(experts=5, experts_used=2, more=more({"ffn_down_exps.scale": 5})),
     "odd sizes": Tiny(width=60, heads=9, kv_heads=3, key_dim=14, value_dim=22, ff=70, vocab=37),
 }
 
