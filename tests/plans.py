@@ -1,5 +1,6 @@
 """Plans of every kind for any model, written as data: what a planner could give, and uneven on purpose."""
 
+import random
 from collections.abc import Sequence
 from itertools import pairwise
 from math import lcm
@@ -87,6 +88,25 @@ class Plans:
         group = c.heads // c.kv_heads
         heads = [(begin * group, end * group) for begin, end in kv_heads]
         return tuple(map(Member, devices, heads, kv_heads, ff, vocab))
+
+
+def random_plan(config: Config, devices: Sequence[str], rng: random.Random) -> Plan:
+    """Any stages, of any members, with any shares: for a model whose tensors can be cut anywhere."""
+    halves = 2 * config.layers
+    inner = sorted(rng.sample(range(1, halves), rng.randint(0, halves - 1)))
+    cuts = [*rng.choice(([0], [0, 0])), *inner, *rng.choice(([halves], [halves, halves]))]
+    return Plan(tuple(Stage(halves, _random_members(config, devices, rng)) for halves in pairwise(cuts)))
+
+
+def _random_members(config: Config, devices: Sequence[str], rng: random.Random) -> tuple[Member, ...]:
+    chosen = rng.sample(devices, rng.choice((1, 1, 2, 3)))
+
+    def cut(size: int) -> list[tuple[int, int]]:
+        return list(pairwise([0, *sorted(rng.randint(0, size) for _ in chosen[1:]), size]))
+
+    kv_heads, group = cut(config.kv_heads), config.heads // config.kv_heads
+    heads = [(begin * group, end * group) for begin, end in kv_heads]
+    return tuple(map(Member, chosen, heads, kv_heads, cut(config.ff), cut(config.vocab)))
 
 
 def _unit(model: GGUF, name: str, step: int) -> int:

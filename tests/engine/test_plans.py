@@ -7,6 +7,7 @@ one device than that is from itself; and its text may part only where one device
 noise.
 """
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from ggrun import LLM
+from ggrun.arch.config import Config
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan
 from tests.engine.test_peer import ARCHS, QUANTS, distance
-from tests.plans import KINDS, Plans
+from tests.plans import KINDS, Plans, random_plan
 from tests.shared import peer
 from tests.tiny import Tiny
 
@@ -108,6 +110,20 @@ def test_any_order_of_late_streams(kind: str, tmp_path: Path, monkeypatch: pytes
     for seed in range(5):
         monkeypatch.setenv("GGRUN_EMULATED_SEED", str(seed))
         same(path, (kind,), EMULATED, list(range(1, 31)), 4)
+
+
+@pytest.mark.parametrize("devices", [CPUS, EMULATED, MIXED], ids=["cpu", "emulated", "mixed"])
+@pytest.mark.parametrize("name", ["llama", "experts", "odd sizes", "biases and scales"])
+def test_any_plan(
+    name: str, devices: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plans as nobody would make them."""
+    path = MODELS[name].write(tmp_path / "model.gguf")
+    one, config = OneDevice(path, list(range(1, 31)), 5), Config.from_gguf(GGUF(path))
+    for seed in range(25):
+        monkeypatch.setenv("GGRUN_EMULATED_SEED", str(seed))
+        rng = random.Random(f"{name} {seed}")
+        one.compare(random_plan(config, devices, rng), rng.choice((1, 3, 8, 30)))
 
 
 def models() -> list[str]:
