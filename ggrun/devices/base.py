@@ -185,6 +185,9 @@ class Device(Protocol):
         that does not fit is refused before any of it is loaded.
         """
 
+    def rows(self, weight: Weight, rows: tuple[int, int]) -> Weight:
+        """Some rows of a weight, which take no memory of their own."""
+
     def row_bytes(self, kind: str, dim: int) -> int:
         """The bytes of a cache row of `dim` values."""
 
@@ -201,7 +204,7 @@ class Device(Protocol):
         """
 
     def download(self, source: Place, rows: int, out: NDArray[np.float32]) -> None:
-        """Enqueue a copy of the first rows to the host: out is [rows, width]."""
+        """Enqueue a copy of the first rows to the host: out is [rows, width], a part of longer rows maybe."""
 
     def interrupt(self) -> None:
         """Make programs end with Interrupted, now and until `resume`; from any thread."""

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,11 @@ class CpuWeight:
     def nbytes(self, tensor: Tensor) -> int:
         """The bytes of the block alone."""
         return self.experts * self.rows * tensor.format.nbytes(self.columns)
+
+    def cut(self, rows: tuple[int, int]) -> "CpuWeight":
+        """The block's rows from rows[0] to rows[1]."""
+        begin, end = rows
+        return replace(self, address=self.address + begin * self.row_stride, rows=end - begin)
 
 
 class Cpu:
@@ -105,6 +110,10 @@ class Cpu:
         weight = view(tensor, rows, columns)
         self._budget.take(weight, weight.nbytes(tensor), f"the weights {tensor.name}")
         return weight
+
+    def rows(self, weight: CpuWeight, rows: tuple[int, int]) -> CpuWeight:
+        """A view of a view."""
+        return weight.cut(rows)
 
     def row_bytes(self, kind: str, dim: int) -> int:
         """As the cache's kernels say."""

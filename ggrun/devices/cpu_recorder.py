@@ -168,8 +168,8 @@ class CpuRecorder:
         if isinstance(value, np.ndarray):
             self._keep.append(value)
             return int(value.ctypes.data)
-        if hasattr(value, "data"):  # a weight: the mapped file
-            self._keep.append(value.data)
+        if hasattr(value, "data"):  # a weight, which keeps the file mapped and its bytes counted
+            self._keep.append(value)
         plain: float = getattr(value, "address", value)
         return plain
 

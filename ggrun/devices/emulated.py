@@ -83,6 +83,10 @@ class Emulated:
         here = replace(there, address=address, row_stride=row, expert_stride=per_expert, data=memory)
         return Owned(self, here)
 
+    def rows(self, weight: Owned, rows: tuple[int, int]) -> Owned:
+        """A view on this device."""
+        return Owned(self, self.inside(weight).cut(rows))
+
     def row_bytes(self, kind: str, dim: int) -> int:
         """As the CPU's."""
         return self._cpu.row_bytes(kind, dim)

@@ -121,6 +121,24 @@ def test_a_limit_is_kept_to_the_byte(kind: str, path: Path) -> None:
         LLM(path, n_ctx=64, n_ubatch=8, devices=f"{kind}:0:1000B")
 
 
+@pytest.mark.parametrize("kind", ["cpu", "emulated"])
+def test_an_output_that_is_the_embedding_takes_nothing(kind: str, tmp_path: Path) -> None:
+    """Nor does a part of it, where the device has all of it to embed."""
+    taken = []
+    for tied in (True, False):
+        model = GGUF(Tiny(tied=tied).write(tmp_path / f"{tied}.gguf"))
+        devices = open_devices([f"{kind}:0:64MB", f"{kind}:1:64MB"])
+        before = [device.available() for device in devices.values()]
+        plan = Plans(model, (*devices, "x", "y"))["row 2"]
+        engine = Engine(model, Config.from_gguf(model), plan, devices, EngineOptions(64, 8))
+        taken.append([b - d.available() for b, d in zip(before, devices.values(), strict=True)])
+        del engine
+        for device in devices.values():
+            device.close()
+    shares = [4 * 64 * (m.vocab[1] - m.vocab[0]) for m in plan.stages[0].members]
+    assert [untied - tied for tied, untied in zip(*taken, strict=True)] == shares
+
+
 def test_nothing_is_loaded_where_not_all_fits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last device is too small: not a byte has gone to the first."""
     copied: list[int] = []
