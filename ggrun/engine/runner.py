@@ -40,7 +40,8 @@ class Segment:
 class Runner:
     """Records its half layers once, in segments: programs end where members must sum what they have.
 
-    `input` and `output` are where the residual stream comes and goes, `logits` the member's share of them.
+    `residual` is where the residual stream comes in and goes out, `logits` where the member's share of these
+    is.
     """
 
     def __init__(
