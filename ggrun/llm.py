@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.arch.config import Config
-from ggrun.devices import open_device
+from ggrun.devices import open_devices
 from ggrun.engine.cache import PAGE
 from ggrun.engine.engine import CACHE_KINDS, Engine, EngineOptions
 from ggrun.engine.generate import Context, StopStrings, Timings, generate
 from ggrun.engine.grammar import Grammar, GrammarVocabulary
 from ggrun.engine.perplexity import Estimate, perplexity
-from ggrun.engine.runner import CacheSpec
+from ggrun.engine.runner import CacheSpec, cell_bytes
 from ggrun.engine.sampler import Sampler, SamplingOptions
 from ggrun.errors import UsageError
 from ggrun.gguf import GGUF
@@ -68,11 +68,17 @@ class LLM:
         self.plan = single(self.config, devices) if plan is None else plan
         self.plan.check(self.config)
         names = {member.device for stage in self.plan.stages for member in stage.members}
-        self._devices = {name: open_device(name, threads) for name in sorted(names)}
-        if n_ctx == 0:
-            n_ctx = self._fitting_context(cache_type_k, cache_type_v)
-        options = EngineOptions(n_ctx, n_ubatch, 1, cache_type_k, cache_type_v)
-        self._engine = Engine(self._model, self.config, self.plan, self._devices, options)
+        self._devices = open_devices(names, threads)
+        try:
+            if n_ctx == 0:
+                n_ctx = self._fitting_context(cache_type_k, cache_type_v)
+            options = EngineOptions(n_ctx, n_ubatch, 1, cache_type_k, cache_type_v)
+            self._engine = Engine(self._model, self.config, self.plan, self._devices, options)
+        except BaseException:
+            for device in self._devices.values():
+                device.stream.abandon()  # what was to be loaded
+            self.close()
+            raise
         self._context = Context(self._engine)
         self._tokenizer = _tokenizer(self._model, self.config.vocab)
         self._load_time = time.perf_counter() - start
@@ -199,12 +205,16 @@ class LLM:
             yield rest
 
     def _fitting_context(self, keys: str, values: str) -> int:
-        """The model's context, or as much as half of the memory holds that the weights leave."""
-        member = self.plan.stages[0].members[0]
-        device = self._devices[member.device]
-        free = device.available() - sum(tensor.nbytes for tensor in self._model.tensors.values())
-        page = CacheSpec(1, keys, values).layer_bytes(self.config, device, member) * self.config.layers
-        return min(self.config.context, max(FIT_CONTEXT, free // 2 // page * PAGE))
+        """The model's context, or as much as half of the memory holds that the weights leave.
+
+        On several devices the least that fitting may leave: what each can spare is the planner's to say.
+        """
+        page = cell_bytes(self.plan, self._devices, self.config, CacheSpec(1, keys, values))
+        if len(page) > 1:
+            return min(self.config.context, FIT_CONTEXT)
+        ((name, nbytes),) = page.items()
+        free = self._devices[name].available() - sum(t.nbytes for t in self._model.tensors.values())
+        return min(self.config.context, max(FIT_CONTEXT, free // 2 // nbytes * PAGE))
 
     def interrupt(self) -> None:
         """End what was begun and is not done with ggrun.Interrupted; from any thread.

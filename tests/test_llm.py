@@ -16,6 +16,7 @@ import pytest
 import ggrun
 from ggrun import LLM, GgrunError, Interrupted, SamplingOptions, Tokenizer, UsageError
 from ggrun.bundled import demo_model
+from ggrun.engine.batch import Batch
 from ggrun.tokens import TokenizerError
 from tests.tiny import Tiny
 
@@ -117,17 +118,16 @@ def test_an_interrupt_between_two_tokens(llm: LLM) -> None:
 
 def test_an_interrupt_between_micro_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with LLM(Tiny(context=64).write(tmp_path / "model.gguf"), n_ubatch=4, n_ctx=64) as model:
-        want, pipeline = model.logits([1] * 20), model._engine._pipeline
-        run, runs = pipeline.run, []
+        want, stage = model.logits([1] * 20), model._engine._pipeline._stages[0]
+        run, runs = stage.run, []
 
-        def interrupted(batch: object) -> np.ndarray:
+        def interrupted(batch: Batch) -> None:
             runs.append(batch)
-            logits = run(batch)
+            run(batch)
             if len(runs) == 2:
                 model.interrupt()
-            return logits
 
-        monkeypatch.setattr(pipeline, "run", interrupted)
+        monkeypatch.setattr(stage, "run", interrupted)
         with pytest.raises(Interrupted):
             model.logits([1] * 20)
         assert len(runs) == 3

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 
 from ggrun import LLM, UsageError
 from ggrun.arch.config import Config
@@ -116,12 +117,36 @@ def test_only_the_ends_of_a_plan_may_be_empty(path: Path) -> None:
         Plan((Stage((0, 6), member), without_output)).check(config)
 
 
-def test_row_split_and_other_devices_say_that_they_are_not_there(path: Path) -> None:
-    a, b = Member("cpu", (0, 2), (0, 1), (0, 48), (0, 30)), Member("cpu", (2, 4), (1, 2), (48, 96), (30, 50))
-    members = (a, b)
-    with pytest.raises(UsageError, match="not built yet"):
-        LLM(path, plan=Plan((Stage((0, 6), members),)))
+def test_what_is_not_there_says_so(path: Path) -> None:
     with pytest.raises(UsageError, match="not built yet"):
         LLM(path, split_mode="row")
     with pytest.raises(UsageError, match="unknown device 'cuda:0'"):
         LLM(path, devices="cuda:0")
+
+
+def test_a_device_has_one_share_of_a_stage(path: Path) -> None:
+    a, b = Member("cpu", (0, 2), (0, 1), (0, 48), (0, 30)), Member("cpu", (2, 4), (1, 2), (48, 96), (30, 50))
+    with pytest.raises(UsageError, match=r"the plan has cpu twice in the half layers \[0, 6\]"):
+        LLM(path, plan=Plan((Stage((0, 6), (a, b)),)))
+
+
+def test_cuts_inside_a_block(tmp_path: Path) -> None:
+    """Said before anything is loaded; a cut between blocks, or a share of all or nothing, is fine."""
+    path = Tiny(width=128, heads=8, kv_heads=4, format=GGMLQuantizationType.Q8_0).write(tmp_path / "q8.gguf")
+
+    def plan(kv_heads: int, ff: int) -> Plan:
+        heads = 2 * kv_heads
+        a = Member("cpu:0", (0, heads), (0, kv_heads), (0, ff), (0, 50))
+        b = Member("cpu:1", (heads, 8), (kv_heads, 4), (ff, 96), (50, 50))
+        return Plan((Stage((0, 4), (a, b)),))
+
+    for kv_heads, ff in ((1, 32), (0, 96), (4, 0)):
+        LLM(path, plan=plan(kv_heads, ff)).close()
+    with pytest.raises(UsageError, match=r"cuts blk\.0\.ffn_down\.weight at column 40, .* 32 \(Q8_0\)"):
+        LLM(path, plan=plan(1, 40))
+    shape = Tiny(width=160, heads=10, kv_heads=10, format=GGMLQuantizationType.Q4_0)
+    narrow = shape.write(tmp_path / "q4.gguf")
+    a = Member("cpu:0", (0, 3), (0, 3), (0, 32), (0, 50))
+    b = Member("cpu:1", (3, 10), (3, 10), (32, 96), (50, 50))
+    with pytest.raises(UsageError, match=r"cuts blk\.0\.attn_output\.weight at column 48, .* 32 \(Q4_0\)"):
+        LLM(narrow, plan=Plan((Stage((0, 4), (a, b)),)))

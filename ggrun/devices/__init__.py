@@ -1,15 +1,73 @@
 """Devices: where weights lie and programs run. One file a kind."""
 
-from ggrun.devices.base import Device
-from ggrun.errors import UsageError
+import os
+from collections.abc import Iterable
+from contextlib import suppress
 
-KINDS = ("cpu",)
+from ggrun.devices.base import Device
+from ggrun.devices.names import DeviceName
+from ggrun.errors import GgrunError, UsageError
 
 
 def open_device(name: str, threads: int | None = None) -> Device:
-    """The device of this name; UsageError when there is none. threads: of the CPU, None for its cores."""
-    if name == "cpu":
-        from ggrun.devices.cpu import Cpu
+    """The only device of a computation; UsageError when there is none of this name."""
+    return open_devices([name], threads)[name]
 
-        return Cpu(threads)
-    raise UsageError(f"unknown device {name!r}: this ggrun has {', '.join(KINDS)}")
+
+def open_devices(names: Iterable[str], threads: int | None = None) -> dict[str, Device]:
+    """The devices of these names, which know of each other.
+
+    threads   of all CPU devices together; None: one for each physical core
+
+    Several devices work at once, each in a stream of its own; one alone works in the thread that calls it.
+    """
+    parsed = {name: DeviceName.parse(name) for name in sorted(set(names))}
+    _refuse_twins(parsed)
+    crews = _divided(threads, [name for name, p in parsed.items() if p.kind == "cpu"])
+    devices: dict[str, Device] = {}
+    try:
+        if any(p.kind == "emulated" for p in parsed.values()):
+            devices |= _emulated({name: p for name, p in parsed.items() if p.kind == "emulated"})
+        for name, crew in crews.items():
+            devices[name] = _cpu(parsed[name], crew, alone=len(parsed) == 1)
+    except GgrunError:
+        for device in devices.values():
+            device.close()
+        raise
+    return devices
+
+
+def _refuse_twins(parsed: dict[str, DeviceName]) -> None:
+    shorts = [p.short for p in parsed.values()]
+    for name, p in parsed.items():
+        if shorts.count(p.short) > 1:
+            raise UsageError(f"device {name} has two limits: give it one")
+
+
+def _divided(threads: int | None, names: list[str]) -> dict[str, int]:
+    """The threads of each CPU device: one at least, equally many else."""
+    if not names:
+        return {}
+    from ggrun.devices.threads import physical_cores
+
+    total = threads or physical_cores()
+    return {name: max(1, (total + i) // len(names)) for i, name in enumerate(reversed(names))}
+
+
+def _cpu(name: DeviceName, threads: int, alone: bool) -> Device:
+    from ggrun.devices.cpu import Cpu
+    from ggrun.devices.streams import Threaded
+
+    return Cpu(threads, name.short, name.limit, None if alone else Threaded(name.short))
+
+
+def _emulated(names: dict[str, DeviceName]) -> dict[str, Device]:
+    """Emulated devices whose streams are interleaved; GGRUN_EMULATED_SEED says in what order."""
+    from ggrun.devices.emulated import Emulated
+    from ggrun.devices.late import Schedule
+
+    seed = 0
+    with suppress(ValueError):
+        seed = int(os.environ.get("GGRUN_EMULATED_SEED", "0"))
+    schedule = Schedule(seed)
+    return {name: Emulated(p.short, p.limit, schedule) for name, p in names.items()}

@@ -4,8 +4,12 @@ A forward pass is recorded once: each call on a Recorder notes an operation and 
 will fill. `finish` turns the notes into a Program, which runs any number of times: how many rows there are,
 the tokens and their places are read from Inputs at each run. A Buffer's memory is used again as soon as
 Python drops the Buffer.
+
+Nothing of this runs at once: programs, inputs, copies, sums and downloads are enqueued on the device's
+stream, and done in that order. What another stream must have done before is for events to say.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Protocol
@@ -13,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ggrun.devices.streams import Stream
 from ggrun.gguf import Tensor
 
 Memory = Any
@@ -29,6 +34,10 @@ class Rows(IntEnum):
 
 Buffer = Any
 """Rows of float32, `width` a row: has the attributes rows (Rows) and width."""
+
+Place = Any
+"""Where the rows of a buffer lie, for what is enqueued between programs. It keeps no buffer from being
+dropped: what a place has is good until a program runs that was recorded later."""
 
 Weight = Any
 """A matrix, or one a expert, in its own format: has the attributes rows and columns."""
@@ -48,7 +57,7 @@ class Limits:
 
 
 class Inputs:
-    """What changes from run to run, on the host: written before a run, read by the device during it."""
+    """What changes from run to run: written before a run (see Recorder.feed), read during it."""
 
     def __init__(self, limits: Limits) -> None:
         self.counts = np.zeros(len(Rows), np.int64)
@@ -69,22 +78,21 @@ class Cells:
     heads: int
     dim: int
     page: int
+    on_host: bool = False  # the memory is the host's: see Device.zeros
 
 
 class Program(Protocol):
-    """A recorded pass."""
+    """A recorded pass, or a part of one."""
 
     def run(self) -> None:
-        """Run it over what Inputs hold; returns when it is done."""
+        """Enqueue it; it runs over what Inputs hold then."""
 
 
 class Recorder(Protocol):
     """The operations that a forward pass is made of. Values are float32, but for weights."""
 
-    inputs: Inputs
-
     def input(self, width: int) -> Buffer:
-        """Rows of tokens that the host writes before each run (see Device.write)."""
+        """Rows of tokens that are written between programs: by a copy, a sum or the host."""
 
     def embed(self, table: Weight) -> Buffer:
         """The table's rows of the input tokens."""
@@ -131,13 +139,26 @@ class Recorder(Protocol):
         """Each token's weighted sum of its pairs."""
 
     def finish(self) -> Program:
-        """The program of all that was recorded."""
+        """The program of all that was recorded since the one before. They share buffers and inputs."""
+
+    def place(self, x: Buffer) -> Place:
+        """Where a buffer's rows lie."""
+
+    def mailbox(self, width: int) -> Place:
+        """Rows of tokens for what other devices send, at any time: no operation's buffer lies there."""
+
+    def feed(self, write: Callable[[Inputs], None]) -> None:
+        """Enqueue the writing of inputs. What `write` reads must not change any more."""
 
 
 class Device(Protocol):
-    """Memory, and a way to record programs for it."""
+    """Memory, a stream, and a way to record programs for them."""
 
     name: str
+
+    @property
+    def stream(self) -> Stream:
+        """Where its work is enqueued."""
 
     def available(self) -> int:
         """Bytes that can be taken now."""
@@ -148,23 +169,42 @@ class Device(Protocol):
     def recorder(self, limits: Limits) -> Recorder:
         """A new recorder, with Inputs of its own."""
 
-    def zeros(self, nbytes: int) -> Memory:
-        """Memory for as long as the handle lives; GgrunError when there is none."""
+    def zeros(self, nbytes: int, what: str, on_host: bool = False) -> Memory:
+        """Memory for as long as the handle lives; GgrunError, which says for what, when there is none.
+
+        on_host: in the host's memory, which the device reads and writes from where it is
+        """
 
     def vector(self, values: NDArray[np.float32]) -> Memory:
         """A float32 vector on the device."""
 
     def weight(self, tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Weight:
-        """A tensor's block of rows and columns, in its own format; a third dimension: experts."""
+        """A tensor's block of rows and columns, in its own format; a third dimension: experts.
 
-    def write(self, buffer: Buffer, values: NDArray[np.float32]) -> None:
-        """Fill the first rows of an input buffer."""
+        The memory is taken now (GgrunError when there is none), what needs loading is enqueued: so a model
+        that does not fit is refused before any of it is loaded.
+        """
 
-    def read(self, buffer: Buffer, rows: int) -> NDArray[np.float32]:
-        """A copy of the first rows."""
+    def rows(self, weight: Weight, rows: tuple[int, int]) -> Weight:
+        """Some rows of a weight, which take no memory of their own."""
 
     def row_bytes(self, kind: str, dim: int) -> int:
         """The bytes of a cache row of `dim` values."""
+
+    def write(self, place: Place, values: NDArray[np.float32]) -> None:
+        """Fill the first rows now; nothing that is enqueued may touch them."""
+
+    def copy(self, source: Place, rows: int, device: "Device", target: Place) -> None:
+        """Enqueue a copy of the first rows to this device's or another one's memory."""
+
+    def sum(self, places: Sequence[Place], rows: int, target: Place) -> None:
+        """Enqueue target = places[0] + places[1] + ..., added in this order.
+
+        target is one of the places, or of other memory; what the others had is lost.
+        """
+
+    def download(self, source: Place, rows: int, out: NDArray[np.float32]) -> None:
+        """Enqueue a copy of the first rows to the host: out is [rows, width], a part of longer rows maybe."""
 
     def interrupt(self) -> None:
         """Make programs end with Interrupted, now and until `resume`; from any thread."""

@@ -6,7 +6,7 @@ only when it touches memory that an operation since the last barrier wrote, or w
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from weakref import finalize
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ggrun.devices.base import Cells, Inputs, Limits, Rows
 from ggrun.devices.cpu_memory import LINE, zeros
+from ggrun.devices.streams import INLINE, Work
 from ggrun.devices.threads import ThreadPool
 from ggrun.kernels import load_cpu
 
@@ -23,19 +24,33 @@ from ggrun.kernels import load_cpu
 class _Pool:
     """Memory of dropped buffers, by size, to be used again by later operations."""
 
-    def __init__(self) -> None:
+    def __init__(self, allocate: Callable[[int], NDArray[np.uint8]]) -> None:
+        self._allocate = allocate
         self._free: dict[int, list[NDArray[np.uint8]]] = defaultdict(list)
         self.all: list[NDArray[np.uint8]] = []
 
     def take(self, nbytes: int) -> NDArray[np.uint8]:
         nbytes = -(-nbytes // LINE) * LINE
-        if self._free[nbytes]:
-            return self._free[nbytes].pop()
-        self.all.append(zeros(nbytes))
+        return self._free[nbytes].pop() if self._free[nbytes] else self.new(nbytes)
+
+    def new(self, nbytes: int) -> NDArray[np.uint8]:
+        self.all.append(self._allocate(nbytes))
         return self.all[-1]
 
     def give(self, memory: NDArray[np.uint8]) -> None:
         self._free[len(memory)].append(memory)
+
+
+class CpuPlace:
+    """Where a buffer's rows of float32 lie, whatever becomes of the buffer."""
+
+    def __init__(self, width: int, memory: NDArray[np.uint8]) -> None:
+        self.width = width
+        self._all = memory[: len(memory) // (4 * width) * 4 * width].view(np.float32).reshape(-1, width)
+
+    def array(self, rows: int) -> NDArray[np.float32]:
+        """The first rows, [rows, width]."""
+        return self._all[:rows]
 
 
 class CpuBuffer:
@@ -43,14 +58,10 @@ class CpuBuffer:
 
     def __init__(self, pool: _Pool, rows: Rows, width: int, row_bytes: int, limit: int) -> None:
         self.rows, self.width, self.row_bytes = rows, width, row_bytes
-        self._memory = pool.take(row_bytes * limit)
-        self.address = self._memory.ctypes.data
+        self.memory = pool.take(row_bytes * limit)
+        self.address = self.memory.ctypes.data
         self.quantized: CpuBuffer | None = None
-        finalize(self, pool.give, self._memory).atexit = False
-
-    def array(self, rows: int) -> NDArray[np.float32]:
-        """The first rows, [rows, width]."""
-        return self._memory[: self.row_bytes * rows].view(np.float32).reshape(rows, self.width)
+        finalize(self, pool.give, self.memory).atexit = False
 
 
 @dataclass(frozen=True)
@@ -85,21 +96,33 @@ class _Cells:
 class CpuProgram:
     """A table of operations, and all memory that it points to."""
 
-    def __init__(self, pool: ThreadPool, table: NDArray[np.int64], keep: list[Any]) -> None:
-        self._pool, self._table, self._keep = pool, table, keep
+    def __init__(
+        self, pool: ThreadPool, enqueue: Callable[[Work], None], table: NDArray[np.int64], keep: list[Any]
+    ) -> None:
+        self._pool, self._enqueue, self._table, self._keep = pool, enqueue, table, keep
 
     def run(self) -> None:
-        """Walk the table."""
+        """Enqueue a walk through the table."""
+        self._enqueue(self._walk)
+
+    def _walk(self) -> None:
         self._pool.run(self._table)
 
 
 class CpuRecorder:
-    """See base.Recorder for what the operations mean."""
+    """See base.Recorder for what the operations mean. `enqueue` is for what runs, `allocate` for buffers."""
 
-    def __init__(self, pool: ThreadPool, limits: Limits) -> None:
+    def __init__(
+        self,
+        pool: ThreadPool,
+        limits: Limits,
+        enqueue: Callable[[Work], None] = INLINE.enqueue,
+        allocate: Callable[[int], NDArray[np.uint8]] = zeros,
+    ) -> None:
         self.inputs = Inputs(limits)
-        self._threads, self._limits = pool, limits
-        self._memory = _Pool()
+        self._threads, self._limits, self._enqueue = pool, limits, enqueue
+        self._memory = _Pool(allocate)
+        self._begun = 0  # operations before this one are in programs
         self._operations: list[tuple[Any, NDArray[Any], bool]] = []
         self._keep: list[Any] = [self.inputs]
         self._read: set[int] = set()
@@ -145,8 +168,8 @@ class CpuRecorder:
         if isinstance(value, np.ndarray):
             self._keep.append(value)
             return int(value.ctypes.data)
-        if hasattr(value, "data"):  # a weight: the mapped file
-            self._keep.append(value.data)
+        if hasattr(value, "data"):  # a weight, which keeps the file mapped and its bytes counted
+            self._keep.append(value)
         plain: float = getattr(value, "address", value)
         return plain
 
@@ -156,10 +179,25 @@ class CpuRecorder:
         return CpuBuffer(self._memory, rows, width, row_bytes or 4 * width, limits[rows] + room)
 
     def finish(self) -> CpuProgram:
-        """The program of all that was recorded."""
-        table = [(kernel.address, args.ctypes.data, waits) for kernel, args, waits in self._operations]
-        arguments = [args for _, args, _ in self._operations]
-        return CpuProgram(self._threads, np.array(table, np.int64), [self._keep, arguments, self._memory.all])
+        """The program of all that was recorded since the one before."""
+        new = self._operations[self._begun :]
+        self._begun = len(self._operations)
+        self._read, self._written = set(), set()  # a program begins when the one before has ended
+        table = [(kernel.address, args.ctypes.data, waits) for kernel, args, waits in new]
+        keep = [self._keep, self._memory.all, [args for _, args, _ in new]]
+        return CpuProgram(self._threads, self._enqueue, np.array(table, np.int64).reshape(-1, 3), keep)
+
+    def place(self, x: CpuBuffer) -> CpuPlace:
+        """Where a buffer's rows lie."""
+        return CpuPlace(x.width, x.memory)
+
+    def mailbox(self, width: int) -> CpuPlace:
+        """Rows of tokens that no operation touches."""
+        return CpuPlace(width, self._memory.new(4 * width * self._limits.tokens))
+
+    def feed(self, write: Callable[[Inputs], None]) -> None:
+        """Enqueue the writing of inputs."""
+        self._enqueue(lambda: write(self.inputs))
 
     # ---------------------------------------------------------------- rows in and out
 

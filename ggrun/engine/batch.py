@@ -10,7 +10,10 @@ from ggrun.devices.base import Inputs, Rows
 
 @dataclass(frozen=True)
 class Batch:
-    """n tokens that are computed together; all arrays are [n] but `tables`."""
+    """n tokens that are computed together; all arrays are [n] but `tables`.
+
+    A device may read it late: its arrays must not change any more.
+    """
 
     tokens: NDArray[np.int32]
     positions: NDArray[np.int32]
@@ -19,9 +22,14 @@ class Batch:
     outputs: NDArray[np.bool_]  # whose logits are wanted
     tables: dict[int, NDArray[np.int32]]  # the pages of each sequence
 
+    @property
+    def wanted(self) -> int:
+        """How many tokens' logits are wanted."""
+        return int(np.count_nonzero(self.outputs))
+
     def fill(self, inputs: Inputs, experts_used: int) -> None:
         """Write it where a device reads it."""
-        n, wanted = len(self.tokens), np.flatnonzero(self.outputs)
+        n, (wanted,) = len(self.tokens), self.outputs.nonzero()
         inputs.counts[Rows.TOKENS], inputs.counts[Rows.OUTPUTS] = n, len(wanted)
         inputs.counts[Rows.PAIRS] = n * experts_used
         inputs.tokens[:n], inputs.positions[:n] = self.tokens, self.positions

@@ -40,7 +40,7 @@ class Engine:
     ) -> None:
         self.config, self.options = config, options
         self._devices = tuple(devices.values())
-        spec = CacheSpec(pages_for(options.n_ctx), options.cache_keys, options.cache_values)
+        spec = CacheSpec(pages_for(options.n_ctx), options.cache_keys, options.cache_values, plan.kv_on_host)
         plan.check(config)
         check_memory(plan, devices, config, spec)
         self.cache = KVCache(options.n_ctx, options.sequences)
@@ -68,10 +68,12 @@ class Engine:
             slots = self.cache.extend(sequence, len(ids))
             outputs = np.full(len(ids), all_logits)
             outputs[-1:] = True
-            parts = [
-                self._pipeline.run(self._batch(ids, slots, outputs, sequence, begin, part))
-                for part in self._cuts(len(ids), all_logits)
-            ]
+            parts = self._pipeline.run(
+                [
+                    self._batch(ids, slots, outputs, sequence, begin, part)
+                    for part in self._cuts(len(ids), all_logits)
+                ]
+            )
         except BaseException:
             self.cache.truncate(sequence, begin)
             raise
@@ -120,5 +122,5 @@ class Engine:
         n = part.stop - part.start
         positions = np.arange(begin + part.start, begin + part.stop, dtype=np.int32)
         sequences = np.full(n, sequence, np.int32)
-        tables = {sequence: self.cache.table(sequence)}
+        tables = {sequence: self.cache.table(sequence).copy()}
         return Batch(ids[part], positions, sequences, slots[part], outputs[part], tables)

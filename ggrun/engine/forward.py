@@ -18,7 +18,8 @@ class LayerCells:
 
 
 class Forward:
-    """Records one member's share of layers. Each half layer adds its part to x, the residual stream."""
+    """Records one member's share of layers. What each half layer computes is to be added to x, the residual
+    stream; of several members, the sum of what they compute."""
 
     def __init__(self, ops: Recorder, config: Config, weights: Weights, member: Member) -> None:
         self.ops, self.config, self.weights, self.member = ops, config, weights, member
@@ -28,22 +29,26 @@ class Forward:
         """Tokens to the residual stream."""
         return self.ops.embed(self.weights.matrix("token_embd.weight", self.config.width, self.config.vocab))
 
-    def half(self, index: int, x: Buffer, cells: LayerCells | None) -> None:
-        """Half layer 2 i: the attention of layer i (with its cells); 2 i + 1: its feed-forward."""
-        blk = f"blk.{index // 2}"
+    def half(self, index: int, x: Buffer, cells: LayerCells | None) -> Buffer | None:
+        """Half layer 2 i: the attention of layer i (with its cells); 2 i + 1: its feed-forward.
+
+        None where the member's share is empty.
+        """
+        blk, m = f"blk.{index // 2}", self.member
+        begin, end = m.ff if index % 2 else m.heads
+        if begin == end:
+            return None
         if cells is not None:
-            part = self._attention(self._norm(x, f"{blk}.attn_norm"), blk, cells)
-        elif f"{blk}.ffn_gate_inp.weight" in self.weights:
-            part = self._experts(self._norm(x, f"{blk}.ffn_norm"), blk)
-        else:
-            part = self._feed_forward(self._norm(x, f"{blk}.ffn_norm"), blk)
-        self.ops.add(part, x)
+            return self._attention(self._norm(x, f"{blk}.attn_norm"), blk, cells)
+        if f"{blk}.ffn_gate_inp.weight" in self.weights:
+            return self._experts(self._norm(x, f"{blk}.ffn_norm"), blk)
+        return self._feed_forward(self._norm(x, f"{blk}.ffn_norm"), blk)
 
     def head(self, x: Buffer) -> Buffer:
         """The logits of the tokens that want them. Without an output matrix the embedding serves (tied)."""
         x = self._norm(self.ops.pick(x), "output_norm")
         name = "output" if "output.weight" in self.weights else "token_embd"
-        return self._linear(x, name, self.config.vocab)
+        return self._linear(x, name, self.config.vocab, cut=self.member.vocab)
 
     # ---------------------------------------------------------------- the two halves
 

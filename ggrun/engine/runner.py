@@ -1,18 +1,14 @@
-"""One member's share of some half layers on one device: weights, cells, a recorded program."""
+"""One member's share of some half layers on one device: weights, cells, recorded programs."""
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ggrun.arch.config import Config
-from ggrun.devices.base import Cells, Device, Limits
-from ggrun.engine.batch import Batch
+from ggrun.devices.base import Buffer, Cells, Device, Place, Program
+from ggrun.devices.exchange import Part
 from ggrun.engine.cache import PAGE
 from ggrun.engine.forward import Forward, LayerCells
-from ggrun.engine.weights import Weights
+from ggrun.engine.workspace import Workspace
 from ggrun.errors import GgrunError
-from ggrun.gguf import GGUF
 from ggrun.plan import Member, Plan, Stage
 
 
@@ -23,6 +19,8 @@ class CacheSpec:
     pages: int
     keys: str = "f16"
     values: str = "f16"
+    on_host: bool = False
+    """Whether the cells lie in the host's memory; a device with memory of its own reads them from there."""
 
     def layer_bytes(self, config: Config, device: Device, member: Member) -> int:
         """The bytes of one layer's cells on a member's device."""
@@ -31,66 +29,77 @@ class CacheSpec:
         return self.pages * PAGE * heads * row
 
 
+@dataclass(frozen=True)
+class Segment:
+    """A program; and the part of a sum that it leaves, where others have the other parts."""
+
+    program: Program
+    part: Part | None
+
+
 class Runner:
-    """Records its half layers once, then runs batches through them."""
+    """Records its half layers once, in segments: programs end where members must sum what they have.
+
+    `residual` is where the residual stream comes in and goes out, `logits` where the member's share of these
+    is.
+    """
 
     def __init__(
-        self,
-        device: Device,
-        model: GGUF,
-        config: Config,
-        stage: Stage,
-        member: Member,
-        cache: CacheSpec,
-        limits: Limits,
-    ) -> None:
-        self._device, self._config, self._member, self._cache = device, config, member, cache
-        begin, end = stage.halves
-        ops = device.recorder(limits)
-        weights = Weights(model, device)
-        forward = Forward(ops, config, weights, member)
-        self._first, self._last = begin == 0, end == 2 * config.layers
-        self._input = None if self._first else ops.input(config.width)
-        x = self._input or forward.embed()
-        for half in range(begin, end):
-            forward.half(half, x, self._layer_cells() if half % 2 == 0 else None)
-        self._output = forward.head(x) if self._last else x
-        self._inputs, self._program = ops.inputs, ops.finish()
-        self.used_tensors = weights.used
+        self, space: Workspace, config: Config, stage: Stage, member: Member, cache: CacheSpec,
+        *, first: bool, last: bool,
+    ) -> None:  # fmt: skip
+        self.space, self.member = space, member
+        self._config, self._cache = config, cache
+        ops = space.ops
+        forward = Forward(ops, config, space.weights, member)
+        x = forward.embed() if first else ops.input(config.width)
+        self.segments: list[Segment] = []
+        for half in range(*stage.halves):
+            part = forward.half(half, x, self._layer_cells(half))
+            if len(stage.members) > 1:
+                part = self._end_segment(part)
+            if part is not None:
+                ops.add(part, x)
+        logits = forward.head(x) if last and member.vocab[0] < member.vocab[1] else None
+        self.segments.append(Segment(ops.finish(), None))
+        self.residual: Place = ops.place(x)
+        self.logits: Place | None = None if logits is None else ops.place(logits)
 
-    def run(self, batch: Batch, x: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        """The residual stream [n, width] after these half layers, or the logits [outputs, vocab].
+    def _end_segment(self, part: Buffer | None) -> Buffer:
+        """End the program before a sum; gives the buffer that will have the sum when the next one begins."""
+        ops = self.space.ops
+        total = ops.input(self._config.width) if part is None else part
+        self.segments.append(Segment(ops.finish(), Part(ops.place(total), empty=part is None)))
+        return total
 
-        x: the residual stream before them; None for the first stage, which embeds the batch's tokens.
-        """
-        batch.fill(self._inputs, self._config.experts_used)
-        if self._input is not None and x is not None:
-            self._device.write(self._input, x)
-        self._program.run()
-        rows = int(batch.outputs.sum()) if self._last else len(batch.tokens)
-        return self._device.read(self._output, rows)
-
-    def _layer_cells(self) -> LayerCells:
-        c, heads = self._config, self._member.kv_heads[1] - self._member.kv_heads[0]
+    def _layer_cells(self, half: int) -> LayerCells | None:
+        c, device, heads = self._config, self.space.device, self.member.kv_heads[1] - self.member.kv_heads[0]
+        if half % 2 or not heads:
+            return None
 
         def cells(kind: str, dim: int) -> Cells:
-            size = self._cache.pages * PAGE * heads * self._device.row_bytes(kind, dim)
-            return Cells(self._device.zeros(size), kind, heads, dim, PAGE)
+            size = self._cache.pages * PAGE * heads * device.row_bytes(kind, dim)
+            memory = device.zeros(size, f"the KV cache of layer {half // 2}", self._cache.on_host)
+            return Cells(memory, kind, heads, dim, PAGE, self._cache.on_host)
 
         return LayerCells(cells(self._cache.keys, c.key_dim), cells(self._cache.values, c.value_dim))
 
 
-def check_memory(plan: Plan, devices: dict[str, Device], config: Config, cache: CacheSpec) -> None:
-    """GgrunError, before anything is loaded, when a device has no room for its part of the KV cache."""
+def cell_bytes(plan: Plan, devices: dict[str, Device], config: Config, cache: CacheSpec) -> dict[str, int]:
+    """The bytes of the KV cache on each device."""
     needed: dict[str, int] = {}
     for stage in plan.stages:
         layers = sum(half % 2 == 0 for half in range(*stage.halves))
         for m in stage.members:
-            needed[m.device] = needed.get(m.device, 0) + layers * cache.layer_bytes(
-                config, devices[m.device], m
-            )
-    for name, nbytes in needed.items():
-        if nbytes > (free := devices[name].available()):
+            nbytes = layers * cache.layer_bytes(config, devices[m.device], m)
+            needed[m.device] = needed.get(m.device, 0) + nbytes
+    return needed
+
+
+def check_memory(plan: Plan, devices: dict[str, Device], config: Config, cache: CacheSpec) -> None:
+    """GgrunError, before anything is loaded, when a device has no room for its part of the KV cache."""
+    for name, nbytes in cell_bytes(plan, devices, config, cache).items():
+        if not cache.on_host and nbytes > (free := devices[name].available()):
             raise GgrunError(
                 f"{name}: the KV cache of {cache.pages * PAGE} positions takes {nbytes / 2**30:.1f} GiB, "
                 f"{free / 2**30:.1f} GiB are free: give a smaller context with -c, or -ctk q8_0 -ctv q8_0"

@@ -20,12 +20,14 @@ _LAYER_ROPE = re.compile(r"blk\.\d+\.rope_freqs\.weight")
 class Weights:
     """The tensors of a model, as one device takes them. Errors are GGUFErrors that name the tensor.
 
-    `used` has the names of all tensors that were taken.
+    `used` has the names of all tensors that were taken. What is taken again is on the device once: the rows
+    of an embedding that is the output matrix too.
     """
 
     def __init__(self, model: GGUF, device: Device) -> None:
         self._model, self.device = model, device
         self.used: set[str] = set()
+        self._whole: dict[tuple[str, Range], Weight] = {}  # of which all rows are there
 
     def __contains__(self, name: str) -> bool:
         return name in self._model.tensors
@@ -50,7 +52,13 @@ class Weights:
     ) -> Weight:
         """The matrix [rows, columns] (or one a expert), or the block that the cuts leave."""
         tensor = self._tensor(name, columns, rows, *([experts] if experts else []))
-        return self.device.weight(tensor, cut or (0, rows), cut_columns or (0, columns))
+        cut, cut_columns = cut or (0, rows), cut_columns or (0, columns)
+        if (name, cut_columns) in self._whole:
+            return self.device.rows(self._whole[name, cut_columns], cut)
+        weight = self.device.weight(tensor, cut, cut_columns)
+        if cut == (0, rows):
+            self._whole[name, cut_columns] = weight
+        return weight
 
     def values(self, name: str, size: int) -> NDArray[np.float32]:
         """A small tensor of floats, on the host; they must be finite."""

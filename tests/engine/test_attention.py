@@ -54,8 +54,8 @@ def tokens(n: int, seed: int = 5) -> list[int]:
 class Dirty(Cpu):
     """A CPU whose fresh memory is full of numbers that are none, in every type of the cache."""
 
-    def zeros(self, nbytes: int) -> np.ndarray:
-        memory = super().zeros(nbytes)
+    def zeros(self, nbytes: int, what: str, on_host: bool = False) -> np.ndarray:
+        memory = super().zeros(nbytes, what, on_host)
         memory[:] = 0xFF
         return memory
 
@@ -89,7 +89,7 @@ def mixed(engine: Engine, ids: np.ndarray, sequences: np.ndarray, outputs: np.nd
         positions[own] = begin + np.arange(own.sum())
     tables = {s: engine.cache.table(s) for s in np.unique(sequences).tolist()}
     arrays = (ids.astype(np.int32), positions, sequences.astype(np.int32), slots)
-    return engine._pipeline.run(Batch(*arrays, outputs, tables))
+    return engine._pipeline.run([Batch(*arrays, outputs, tables)])[0]
 
 
 # ---------------------------------------------------------------- one sequence
@@ -264,5 +264,5 @@ def test_a_run_of_a_sequence_may_come_in_any_order(tmp_path: Path) -> None:
     with opened(path) as engine:
         slots, positions = engine.cache.extend(0, 150), np.arange(150, dtype=np.int32)
         arrays = (ids[order], positions[order], np.zeros(150, np.int32), slots[order], np.full(150, True))
-        got = engine._pipeline.run(Batch(*arrays, {0: engine.cache.table(0)}))
+        (got,) = engine._pipeline.run([Batch(*arrays, {0: engine.cache.table(0)})])
     assert distance(got, Reference(path).logits(ids)[order]) < 1e-11

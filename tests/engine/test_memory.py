@@ -188,9 +188,9 @@ def test_logits_are_cut(rows: float, most: int, tmp_path: Path, monkeypatch: pyt
         pipeline, sizes = llm._engine._pipeline, []
         original = pipeline.run
 
-        def run(batch: Batch) -> np.ndarray:
-            sizes.append((len(batch.tokens), int(batch.outputs.sum())))
-            return original(batch)
+        def run(batches: list[Batch]) -> list[np.ndarray]:
+            sizes.extend((len(batch.tokens), batch.wanted) for batch in batches)
+            return original(batches)
 
         monkeypatch.setattr(pipeline, "run", run)
         assert distance(llm.logits(ids), want) < 1e-11

@@ -1,0 +1,145 @@
+"""Streams of emulated devices: work is done as late as it may be, in an order drawn from a seed.
+
+A stream that does not wait for an event runs ahead of, or behind, the other streams for some seed, and then
+computes with memory that is not yet, or no longer, what it should be. Time is virtual: each piece of work
+has a cost, and a stream's clock is what it would show on a device that does nothing else.
+"""
+
+import random
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ggrun.devices.streams import Event, Work
+from ggrun.errors import GgrunError
+
+_LOYALTY = 0.9
+"""How probably the stream that ran last runs on: short turns would never let one run far ahead."""
+_NAP = 0.001
+"""Seconds between two looks at an event of another kind of stream."""
+
+
+class Schedule:
+    """Chooses which of its streams runs next, and has the host's clock."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.now = 0.0
+        self.streams: list[Late] = []
+        self._random = random.Random(seed)
+        self._last: Late | None = None
+        self.lock = threading.Condition()
+
+    def run_until(self, done: Callable[[], bool]) -> None:
+        """Do work of any streams until `done`; from any thread."""
+        with self.lock:
+            while not done():
+                if ready := [stream for stream in self.streams if stream.ready]:
+                    self._choose(ready).step()
+                else:  # all wait for a stream of another kind, or for one that another thread runs
+                    self.lock.wait(_NAP)
+
+    def _choose(self, ready: list["Late"]) -> "Late":
+        if self._last not in ready or self._random.random() > _LOYALTY:
+            self._last = self._random.choice(ready)
+        assert self._last is not None
+        return self._last
+
+
+class LateEvent:
+    """An event of a late stream; `time` is when it was by the stream's clock."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.error: BaseException | None = None
+        self.done, self.time, self._schedule = False, 0.0, schedule
+
+    def block(self) -> None:
+        """Run the streams until this one has come there."""
+        self._schedule.run_until(lambda: self.done)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Work, or an event to wait for or to pass."""
+
+    enqueued: float
+    cost: float = 0.0
+    work: Work | None = None
+    awaited: Event | None = None
+    passed: LateEvent | None = None
+
+
+class Late:
+    """A stream of a schedule."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.time = 0.0
+        self._schedule, self._closed = schedule, False
+        self._queue: deque[_Step] = deque()
+        self._error: BaseException | None = None
+        schedule.streams.append(self)
+
+    def enqueue(self, work: Work, cost: float = 0.0) -> None:
+        """Do it some time; it takes `cost` of virtual time."""
+        self._put(_Step(self._schedule.now, cost, work=work))
+
+    def record(self) -> LateEvent:
+        """An event behind all that was enqueued before."""
+        event = LateEvent(self._schedule)
+        self._put(_Step(self._schedule.now, passed=event))
+        return event
+
+    def wait(self, event: Event) -> None:
+        """Let what is enqueued from now on come after an event."""
+        self._put(_Step(self._schedule.now, awaited=event))
+
+    def synchronize(self) -> None:
+        """Run the streams until this one has nothing left; raises its first error."""
+        self._schedule.run_until(lambda: not self._queue)
+        self._schedule.now = max(self._schedule.now, self.time)
+        error, self._error = self._error, None
+        if error:
+            raise error
+
+    def abandon(self) -> None:
+        """Skip what is left, and forget errors."""
+        with self._schedule.lock:  # after an error nothing waits: the other streams need not run
+            self._error = self._error or GgrunError("the computation was given up")
+            while self._queue:
+                self.step()
+            self._error = None
+
+    def close(self) -> None:
+        """Do what is left, and take no more."""
+        self._schedule.run_until(lambda: not self._queue)
+        self._closed = True
+
+    @property
+    def ready(self) -> bool:
+        """Whether the first step can be done now."""
+        if not self._queue:
+            return False
+        event = self._queue[0].awaited
+        return self._error is not None or event is None or event.done
+
+    def step(self) -> None:
+        """Do the first step."""
+        step = self._queue[0]
+        self.time = max(self.time, step.enqueued)
+        if step.awaited and self._error is None:
+            self._error = step.awaited.error
+            self.time = max(self.time, getattr(step.awaited, "time", 0.0))
+        if step.work and self._error is None:
+            self.time += step.cost
+            try:
+                step.work()
+            except BaseException as error:  # whatever it is, the thread that synchronizes gets it
+                self._error = error
+        if step.passed:
+            step.passed.done, step.passed.time, step.passed.error = True, self.time, self._error
+        self._queue.popleft()
+
+    def _put(self, step: _Step) -> None:
+        if self._closed:
+            raise GgrunError("the model is closed")
+        self._queue.append(step)

@@ -1,0 +1,205 @@
+"""Streams: the work of a device in order, and events, which order the streams among each other.
+
+Whoever enqueues must have recorded an event before anything is made to wait for it. So streams never wait
+for each other in a circle.
+"""
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Protocol
+from weakref import finalize
+
+from ggrun.devices.threads import ProcessLock
+from ggrun.errors import GgrunError
+
+Work = Callable[[], None]
+
+
+class Event(Protocol):
+    """A place in the work of a stream."""
+
+    error: BaseException | None
+    """Why the work before it was not done, once the stream has come there."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the stream has come there."""
+
+    def block(self) -> None:
+        """Let the calling thread wait until the stream has come there."""
+
+
+class Stream(Protocol):
+    """Work that is done in the order in which it was enqueued, now or later.
+
+    After an error no more work is done, here or in streams that wait for events of this one; `synchronize`
+    tells it and makes the stream good again.
+    """
+
+    def enqueue(self, work: Work) -> None:
+        """Do this after all that was enqueued before."""
+
+    def record(self) -> Event:
+        """An event behind all that was enqueued before."""
+
+    def wait(self, event: Event) -> None:
+        """Let what is enqueued from now on come after an event of any stream."""
+
+    def synchronize(self) -> None:
+        """Let the calling thread wait until all is done; raises the first error."""
+
+    def abandon(self) -> None:
+        """Skip what has not begun, wait for what has, and forget errors."""
+
+    def close(self) -> None:
+        """Finish what was enqueued, and take no more. Nothing happens in a forked process."""
+
+
+class _Done:
+    """The event of a stream that does everything at once."""
+
+    error: BaseException | None = None
+    done = True
+
+    def block(self) -> None:
+        """It has been."""
+
+
+_DONE = _Done()
+
+
+class Inline:
+    """Does everything at once in the calling thread: no way to a device is shorter."""
+
+    def enqueue(self, work: Work) -> None:
+        """Do it."""
+        work()
+
+    def record(self) -> Event:
+        """An event that has been."""
+        return _DONE
+
+    def wait(self, event: Event) -> None:
+        """Wait; raises the error of the other stream."""
+        event.block()
+        if event.error:
+            raise event.error
+
+    def synchronize(self) -> None:
+        """All is done."""
+
+    def abandon(self) -> None:
+        """Nothing is left."""
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+
+INLINE = Inline()
+"""One is enough: it has nothing of its own."""
+
+
+class ThreadEvent:
+    """An event of a stream that has a thread of its own."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self._done = threading.Event()
+
+    @property
+    def done(self) -> bool:
+        """Whether the stream has come there."""
+        return self._done.is_set()
+
+    def finish(self, error: BaseException | None) -> None:
+        """The stream has come there."""
+        self.error = error
+        self._done.set()
+
+    def block(self) -> None:
+        """Wait until the stream has come there."""
+        self._done.wait()
+
+
+class Threaded:
+    """Does the work in a thread of its own, so that several devices work at once."""
+
+    def __init__(self, name: str) -> None:
+        self._lock, self._closed = ProcessLock(), False
+        self._worker = _Worker()
+        self._thread = threading.Thread(target=self._worker.run, daemon=True, name=f"ggrun-{name}")
+        try:
+            self._thread.start()
+        except RuntimeError:
+            raise GgrunError(f"{name}: the system has no room for another thread") from None
+        finalize(self, self._worker.queue.put, None).atexit = False
+
+    def enqueue(self, work: Work) -> None:
+        """Do it in the stream's thread."""
+        self._put(lambda: self._worker.attempt(work))
+
+    def record(self) -> ThreadEvent:
+        """An event behind all that was enqueued before."""
+        event = ThreadEvent()
+        self._put(lambda: event.finish(self._worker.error))
+        return event
+
+    def wait(self, event: Event) -> None:
+        """Let the stream's thread wait."""
+
+        def wait() -> None:
+            event.block()
+            if event.error:
+                raise event.error
+
+        self.enqueue(wait)
+
+    def synchronize(self) -> None:
+        """Wait until all is done; raises the first error."""
+        self.record().block()
+        error, self._worker.error = self._worker.error, None
+        if error:
+            raise error
+
+    def abandon(self) -> None:
+        """Skip what has not begun, wait for what has, and forget errors."""
+        self._worker.error = self._worker.error or GgrunError("the computation was given up")
+        self.record().block()
+        self._worker.error = None
+
+    def close(self) -> None:
+        """End the thread when it has done what was enqueued."""
+        if self._lock.foreign:
+            return
+        with self._lock.here():
+            if not self._closed:
+                self._closed = True
+                self._worker.queue.put(None)
+        self._thread.join()
+
+    def _put(self, step: Work) -> None:
+        with self._lock.here():
+            if self._closed:
+                raise GgrunError("the model is closed")
+            self._worker.queue.put(step)
+
+
+class _Worker:
+    """What the thread has. Apart from Threaded, so that the thread does not keep it alive."""
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue[Work | None] = SimpleQueue()
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        while step := self.queue.get():
+            step()
+            del step  # what it holds, now and not when the next one comes
+
+    def attempt(self, work: Work) -> None:
+        if self.error is None:
+            try:
+                work()
+            except BaseException as error:  # whatever it is, the thread that synchronizes gets it
+                self.error = error
