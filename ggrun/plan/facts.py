@@ -5,6 +5,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 from ggrun.arch.config import Config
 from ggrun.errors import GgrunError
@@ -46,6 +48,12 @@ class Part:
     def total(self) -> int:
         """The bytes of its tensors in the file."""
         return sum(self.nbytes.values())
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What two parts that take the same memory and time have the same."""
+        sums = (tuple(sorted(d.items())) for d in (self.nbytes, self.read, self.weights))
+        return (*sums, self.experts, self.padding)
 
     def add(self, tensor: Declared, share: str, used: tuple[int, int]) -> None:
         """Count a tensor of which a token uses `used[0]` of `used[1]` parts."""
@@ -102,6 +110,13 @@ class ModelFacts:
     def items(self) -> int:
         """How many things have a place: the half layers and the output."""
         return len(self.parts) + 1
+
+    @cached_property
+    def kinds(self) -> list[int]:
+        """For each item the first one that is like it: most layers are alike, and cost the same."""
+        first: dict[Any, int] = {}
+        marks = [(i % 2 if i < len(self.parts) else 2, self.part(i).signature) for i in range(self.items)]
+        return [first.setdefault(mark, i) for i, mark in enumerate(marks)]
 
     def part(self, item: int) -> Part:
         """A half layer, the output (2 * layers) or the embedding (-1)."""
@@ -185,13 +200,3 @@ def _place(name: str, layers: int) -> int:
 def _one_row(model: Outline, embedding: Part) -> None:
     """A token reads one row of the embedding, and multiplies nothing with it."""
     embedding.read = {"whole": model.tensors["token_embd.weight"].row_bytes}
-
-
-def unfit_reason(facts: ModelFacts) -> str:
-    """Why rows of some tensors cannot be cut, in words; "" when all can."""
-    reasons = []
-    if facts.head_granule >= facts.config.kv_heads > 1:
-        reasons.append(f"attention ({facts.config.kv_heads} key-value heads inside one block of attn_output)")
-    if facts.ff_granule >= facts.config.ff:
-        reasons.append(f"feed-forward ({facts.config.ff} columns inside one block of ffn_down)")
-    return " and ".join(reasons)

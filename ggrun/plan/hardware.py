@@ -7,10 +7,10 @@ from ggrun.errors import UsageError
 from ggrun.plan.cards import CARDS, Card, key
 
 CARD_EFFICIENCY = 0.18
-"""What quantized products reach of a card's int8 arithmetic: llama.cpp's prompts of 512 tokens on RTX 3090 and
-4090, 8B and 70B (github.com/XiongjieDai/GPU-Benchmarks-on-LLM-Inference, May 2024: 0.17 to 0.21)."""
+"""What quantized products reach of a card's int8 arithmetic: llama.cpp's prompts of 512 tokens on RTX 3090
+and 4090, 8B and 70B (github.com/XiongjieDai/GPU-Benchmarks-on-LLM-Inference, May 2024; 0.17 to 0.21)."""
 CPU_OPERATIONS = 12.0
-"""Operations of quantized products for each byte a second of a CPU's memory: of a CPU that was not measured."""
+"""Operations of quantized products for each byte a second of its memory, of a CPU that was not measured."""
 _LANE = {3: 0.8e9, 4: 1.6e9, 5: 3.2e9}  # bytes a second that copies reach on a PCIe lane
 _DEFAULT_LINK = 12e9  # of an unknown card: PCIe 3.0 x16
 
