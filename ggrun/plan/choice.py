@@ -49,8 +49,8 @@ def _cards(
 ) -> tuple[tuple[DeviceInfo, ...], dict[str, str]]:
     every = [device for device in by_name.values() if not device.host]
     cards = every
-    if options.devices is not None:
-        names = [] if list(options.devices) == ["none"] else [_known(n, by_name) for n in options.devices]
+    if options.order is not None:
+        names = [] if list(options.order) == ["none"] else [_known(n, by_name) for n in options.order]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UsageError(f"-dev: {twice[0]} is there twice")
         cards = [by_name[name] for name in names if not by_name[name].host]
@@ -70,10 +70,10 @@ def _cards(
 
 
 def _known(name: str, by_name: dict[str, DeviceInfo]) -> str:
-    """A device by its name, or by llama.cpp's: CPU, CUDA0."""
+    """A device by its name, with or without its limit, or by llama.cpp's: CPU, CUDA0."""
     plain = re.sub(r"^(cuda)(\d+)$", r"\1:\2", name.strip().lower())
     for known in by_name:
-        if known.lower() in (plain, name.strip().lower()):
+        if plain in (known.lower(), re.sub(r":[\d.]+[kmgt]?i?b$", "", known.lower())):
             return known
     raise UsageError(f"unknown device {name.strip()!r:.40}: there are {', '.join(by_name)}")
 

@@ -16,12 +16,13 @@ _DEFAULT_LINK = 12e9  # of an unknown card: PCIe 3.0 x16
 
 _ITEM = re.compile(
     r"(?:(\d{1,3})\s*[x×]\s*)?"  # 2x
-    r"(cpu(?::\d{1,3})?|[^:@,]+?)"  # cpu, cpu:0, rtx3090
-    r"(?:\s*:\s*([0-9.]+)\s*([KMGT])i?B)?"  # :64GB
+    r"((?:cpu|emulated)(?::\d{1,3})?|[^:@,]+?)"  # cpu, cpu:0, rtx3090
+    r"(?:\s*:\s*([0-9.]+)\s*([KMGT]?)i?B)?"  # :64GB
     r"(?:\s*@\s*([0-9.]+)\s*([MGT])B/s)?",  # @50GB/s
     re.IGNORECASE,
 )
-_BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_CPU = re.compile(r"(cpu|emulated)(:\d+)?", re.IGNORECASE)
+_BINARY = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _DECIMAL = {"M": 1e6, "G": 1e9, "T": 1e12}
 
 
@@ -69,7 +70,7 @@ def parse_devices(text: str, here: DeviceInfo | None = None) -> list[DeviceInfo]
             )
         for _ in range(int(match[1] or 1)):
             cards = sum(device.name.startswith("cuda:") for device in found)
-            found.append(_device(match[2].strip(), _memory(match), _speed(match), cards, here))
+            found.append(_device(match, cards, here))
     names = [device.name for device in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"--devices: {twice[0]} is there twice")
@@ -93,9 +94,12 @@ def _number(text: str) -> float:
     raise UsageError(f"--devices: {text!r:.20} is not a number above 0")
 
 
-def _device(name: str, memory: int, speed: float, cards: int, here: DeviceInfo | None) -> DeviceInfo:
-    if name.lower().startswith("cpu"):
-        return _cpu(name.lower(), memory, speed, here)
+def _device(match: re.Match[str], cards: int, here: DeviceInfo | None) -> DeviceInfo:
+    name, memory, speed = match[2].strip(), _memory(match), _speed(match)
+    if _CPU.fullmatch(name):
+        info = _cpu(name.lower(), memory, speed, here)
+        # What pretends to be a card has its limit in its name: the engine has to know it too.
+        return replace(info, name=f"{info.name}:{match[3]}{match[4]}B") if memory and not info.host else info
     card = CARDS.get(key(name))
     if card is None and not (memory and speed):
         raise UsageError(

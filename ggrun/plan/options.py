@@ -21,7 +21,7 @@ class PlanOptions:
     n_gpu_layers     the LAST so many layers go to cards, the output counting as one more; "all"; "auto"
     tensor_split     what goes to each card, in proportion: layers in mode layer, rows in mode row
     main_gpu         the card of mode none
-    devices          names, in the order that activations pass them; None: all
+    order            names of cards, in the order that activations pass them; None: all, as they are listed
     overrides        (regex, device): half layers with a tensor that matches go there; the first match counts
     cpu_moe          the experts of all layers stay on the CPU
     n_cpu_moe, n_cpu_ffn
@@ -36,7 +36,7 @@ class PlanOptions:
     n_gpu_layers: int | str = "auto"
     tensor_split: Sequence[float] | None = None
     main_gpu: int = 0
-    devices: Sequence[str] | None = None
+    order: Sequence[str] | None = None
     overrides: Sequence[tuple[str, str]] = ()
     cpu_moe: bool = False
     n_cpu_moe: int | None = None

@@ -16,6 +16,8 @@ from ggrun.plan.tables import Sums, Table
 from ggrun.plan.usage import Sizes, Use, plan_use
 
 _LARGEST_CONTEXT = 1 << 24  # looked for: sixteen million positions
+_SHARES = 256  # steps of a card's memory
+_NEARLY = 100  # the part of its time that a plan may lose where cards are to be used alike
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class _Planner:
     def _sums(self, n_ctx: int) -> Sums:
         o = self.options
         sizes = Sizes(n_ctx, o.n_ubatch, o.sequences, o.cache_type_k, o.cache_type_v)
-        return Sums(self.facts, sizes, not o.kv_offload)
+        peers = len(self.devices) - 1
+        return Sums(self.facts, sizes, not o.kv_offload, peers)
 
     def _context(self) -> int:
         """What the user said; or the model's, or as much as fits without the CPU, but fit_ctx at least."""
@@ -150,8 +153,36 @@ class _Planner:
             below = best[0].pace if best else NEVER
             if _bound(problem) < below and (found := solve(problem, below)):
                 best = found, cpu_ffn, ratios
+        if best and self._spreads():
+            best = self._spread(sums, best, spill)
         alone = self._on_one_place(sums)
         return (alone, 0, ()) if alone and (best is None or alone.pace < best[0].pace) else best
+
+    def _spreads(self) -> bool:
+        """Whether cards share what the user's flags leave of the layers, and none is to be filled first."""
+        o = self.options
+        flags = o.cpu_moe or bool(o.n_cpu_moe or o.n_cpu_ffn)
+        return flags and not o.rows and self._split() is None and len(self.choice.cards) > 1
+
+    def _spread(self, sums: Sums, best: Found, spill: bool) -> Found:
+        """Nearly the best, but with the most room that can be left on the fullest card.
+
+        -cmoe and its kin take so much of some layers that the best cut may leave a card empty.
+        """
+        low, high, slowest = 0, _SHARES, best[0].pace + best[0].pace // _NEARLY
+        while high - low > 1:
+            middle = (low + high) // 2
+            found = self._within(sums, middle, slowest, spill)
+            best, low, high = (found, low, middle) if found else (best, middle, high)
+        return best
+
+    def _within(self, sums: Sums, share: int, slowest: int, spill: bool) -> Found | None:
+        """The best when of each card only a share may be taken; None when that is too slow."""
+        for problem, cpu_ffn, ratios in self._problems(sums, spill):
+            may = {n: b if n == "cpu" else b * share // _SHARES for n, b in problem.limits.items()}
+            if found := solve(replace(problem, limits=may), slowest + 1):
+                return found, cpu_ffn, ratios
+        return None
 
     def _problems(self, sums: Sums, spill: bool) -> Iterator[tuple[Problem, int, tuple[float, ...]]]:
         """All that is tried: problems, with the feed-forwards that each leaves to the CPU, and ratios.
@@ -195,7 +226,7 @@ class _Planner:
         return range(self.layers + 1 if spill and open_ and both else 1)
 
     def _firsts(self, spill: bool) -> list[int | None]:
-        """The first items on cards: as -ngl says, or all that there are where -ts fixes the rest; None: any."""
+        """The first items on cards: as -ngl says, or all possible ones under -ts; None: the layout says."""
         if self.first is not None or self._split() is None:
             return [self.first]
         if not spill or self.choice.host is None:

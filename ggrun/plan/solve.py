@@ -111,19 +111,16 @@ class _Run:
         return max(shared // max(1, len(self.p.places)), *self.loads.values(), 0)
 
     def _take_forced(self) -> None:
-        """Take the memory of what has its place: items, and the buffers of each stage of them."""
+        """Take the memory of what has its place: items, and the buffers of their devices."""
         for i, table in self.p.forced.items():
             self._take(table, [column[i] for column in table.memory])
-        before: Table | None
-        for gap in self.gaps:
-            before = None
-            for table in gap:
-                if before is None or before.place != table.place:
-                    self._take(table, table.stage)
-                before = table
-        embedding = self.p.embedding or (self.p.forced.get(0))
+        embedding = self.p.embedding or self.p.forced.get(0)
         if embedding:
             self._take(embedding, embedding.embedding)
+        fixed = [*self.p.forced.values(), *([embedding] if embedding else [])]
+        self.buffered = {table.place.members for table in fixed}
+        for table in {table.place.members: table for table in fixed}.values():
+            self._take(table, table.buffers)
 
     def _take(self, table: Table, nbytes: Sequence[int]) -> None:
         for name, n in zip(table.place.names, nbytes, strict=True):
@@ -195,27 +192,21 @@ class _Run:
 
     def _lows(self, table: Table, most: int) -> list[int]:
         """For each end j, the first free item with which a run at a place can begin: memory and `most`."""
-        n, lows = len(self.free), [0] * (len(self.free) + 1)
-        again = [
-            i > 0 and any(other.place != table.place for other in gap) for i, gap in enumerate(self.gaps[:n])
-        ]
-        loads: list[tuple[list[int], list[int], int]] = []
-        for name, column, stage, embedding in zip(
-            table.place.names, table.memory, table.stage, table.embedding, strict=True
-        ):
-            extra = [stage * is_again for is_again in again]
-            own = [column[item] for item in self.free]
-            if not self.p.embedding and self.free[0] == 0:
-                own[0] += embedding
-            loads.append((own, extra, self.left[name] - stage))
         busy = max(self.loads[name] for name in table.place.names)
-        loads.append(([table.batch[item] for item in self.free], [0] * n, most - busy))
-        for own, extra, limit in loads:
+        columns = [([table.batch[item] for item in self.free], most - busy)]
+        buffered = table.place.members in self.buffered
+        for i, name in enumerate(table.place.names):
+            column = [table.memory[i][item] for item in self.free]
+            if not self.p.embedding and self.free[0] == 0:
+                column[0] += table.embedding[i]
+            columns.append((column, self.left[name] - (0 if buffered else table.buffers[i])))
+        lows = [0] * (len(self.free) + 1)
+        for column, limit in columns:
             low = total = 0
-            for j in range(1, n + 1):
-                total += own[j - 1] + (extra[j - 1] if j - 1 > low else 0)
+            for j, n in enumerate(column, 1):
+                total += n
                 while low < j and total > limit:
-                    total -= own[low] + (extra[low + 1] if low + 1 < j else 0)
+                    total -= column[low]
                     low += 1
                 lows[j] = max(lows[j], low)
         return lows

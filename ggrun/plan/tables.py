@@ -1,7 +1,7 @@
 """What every item costs at one place, worked out once: the numbers that `solve` adds up.
 
 An item is a half layer, or the output (2 * layers). Memory is an upper bound of what usage.py counts of the
-finished plan: every interruption of a stage counts as a stage of its own.
+finished plan: the buffers are those for both kinds of half layers and with all devices at work.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ class Sums:
     facts: ModelFacts
     sizes: Sizes
     kv_on_host: bool = False
+    peers: int = 0  # devices that may hand something to another one
 
     @cached_property
     def clock(self) -> Clock:
@@ -49,8 +50,7 @@ class Table:
         self.batch = [batch[kind] for kind in facts.kinds]
         self.cost = [sums.clock.both(*pair) for pair in zip(self.token, self.batch, strict=True)]
         self.memory = [self._memory(sums, i) for i in range(len(place.members))]
-        both = range(2)  # a stage may have both kinds of halves
-        self.stage = [working(facts, member, sums.sizes, both) for member in place.members]
+        self.buffers = [working(facts, m, sums.sizes, range(2), sums.peers) for m in place.members]
         self.embedding = [_bytes(sums, EMBEDDING, i, place) for i in range(len(place.members))]
 
     def _memory(self, sums: Sums, i: int) -> list[int]:

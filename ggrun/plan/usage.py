@@ -1,7 +1,7 @@
 """How much memory a plan takes on every device: weights, KV cache and what a run works with."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, replace
 
 from ggrun.plan import Member, Plan, Stage
 from ggrun.plan.facts import EMBEDDING, ModelFacts, pages
@@ -60,15 +60,21 @@ def item_use(facts: ModelFacts, item: int, member: Member, sizes: Sizes) -> Use:
     return use
 
 
-def working(facts: ModelFacts, member: Member, sizes: Sizes, halves: Iterable[int]) -> int:
-    """The bytes of a stage's buffers, without those of the output.
+def working(facts: ModelFacts, member: Member, sizes: Sizes, kinds: Container[int], peers: int) -> int:
+    """The bytes of a device's buffers for one share of half layers, without those of the output.
 
-    The sum of what a recorder makes for `engine/forward.py`: a little more than it keeps, as buffers of one
-    size serve several times. float32 is 4 bytes a value, a quantized column 1.5.
+    kinds    0: attention halves, 1: feed-forward halves
+    peers    other devices: what comes from them has room of its own
+
+    Stages of one device use the same buffers. This is the sum of what a recorder makes for
+    `engine/forward.py`, a little more than it keeps, as buffers of one size serve several times. A float32 is
+    4 bytes, a value of a quantized column 1.5.
     """
-    c, rows, kinds = facts.config, sizes.tokens + _ROOM, {half % 2 for half in halves}
+    c, rows = facts.config, sizes.tokens + _ROOM
     ff = member.ff[1] - member.ff[0]
-    total = rows * c.width * (4 * 4 + 2)  # the stream, its norm, a column, a part to be added; peers' parts
+    total = rows * c.width * (4 * 3 + 2)  # the stream, its norm, a column, a part to be added
+    # What comes lies in one slot for each batch under way, and one for each part of a sum.
+    total += rows * c.width * 4 * (peers + 2 + peers) if peers else 0
     if 0 in kinds:
         total += rows * _attention_row(facts, member)
     if 1 in kinds and not c.experts:
@@ -97,6 +103,7 @@ def output_working(facts: ModelFacts, member: Member, sizes: Sizes) -> int:
 def plan_use(facts: ModelFacts, plan: Plan, sizes: Sizes) -> dict[str, Use]:
     """What the plan takes of each of its devices, and of "cpu" where the KV cache stays there."""
     uses: dict[str, Use] = {}
+    kinds: dict[tuple[str, Member], set[int]] = {}
     for stage in plan.stages:
         for member in stage.members:
             use = _stage_use(facts, plan, stage, member, sizes)
@@ -104,18 +111,23 @@ def plan_use(facts: ModelFacts, plan: Plan, sizes: Sizes) -> dict[str, Use]:
                 uses.setdefault("cpu", Use()).kv += use.kv
                 use.kv = 0
             uses.setdefault(member.device, Use()).add(use)
+            own = kinds.setdefault((member.device, replace(member, vocab=(0, 0))), set())
+            own.update(half % 2 for half in range(*stage.halves)[:2])
+    peers = len({device for device, _ in kinds}) - 1
+    for (device, member), halves in kinds.items():
+        uses[device].working += working(facts, member, sizes, halves, peers)
     return uses
 
 
 def _stage_use(facts: ModelFacts, plan: Plan, stage: Stage, member: Member, sizes: Sizes) -> Use:
-    use = Use(working=working(facts, member, sizes, range(*stage.halves)))
-    first, last = stage is plan.stages[0], stage is plan.stages[-1]
+    """Without the buffers that a device's stages share."""
+    use, output = Use(), len(facts.parts)
     for half in range(*stage.halves):
         use.add(item_use(facts, half, member, sizes))
-    if first:
+    if stage is plan.stages[0]:
         use.add(item_use(facts, EMBEDDING, member, sizes))
-    if last:
-        use.add(item_use(facts, len(facts.parts), member, sizes))
+    if stage is plan.stages[-1]:
+        use.add(item_use(facts, output, member, sizes))
         use.working += output_working(facts, member, sizes)
         use.weights -= _counted_twice(facts, plan, member)
     return use
@@ -124,10 +136,9 @@ def _stage_use(facts: ModelFacts, plan: Plan, stage: Stage, member: Member, size
 def _counted_twice(facts: ModelFacts, plan: Plan, member: Member) -> int:
     """The bytes of a tied embedding that serve as the output too.
 
-    They do so within one stage, and on a CPU, which reads them where they lie in the file.
+    They do so where a device has all rows for both; and on a CPU, which reads them where they lie.
     """
-    first, last = plan.stages[0], plan.stages[-1]
-    embeds = member.device in (m.device for m in first.members)
-    if not embeds or not (first is last or member.device.startswith("cpu")):
-        return 0
-    return facts.tied_output("nbytes", member)
+    embeds = member.device in (m.device for m in plan.stages[0].members)
+    whole = member.vocab == (0, facts.config.vocab)
+    once = embeds and (whole or member.device.startswith("cpu"))
+    return facts.tied_output("nbytes", member) if once else 0

@@ -1,0 +1,186 @@
+"""What is said of a plan: the flags that give it, what holds it back, what would make it fit."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ggrun.errors import GgrunError, UsageError
+from ggrun.plan import Plan
+from ggrun.plan.options import PlanOptions
+from ggrun.plan.planner import Planned, make_plan
+from ggrun.plan.rows import uncut
+
+_MIB = 1 << 20
+
+
+class DoesNotFit(GgrunError):
+    """There is no room for the model; the text names the flag that would make some."""
+
+    exit_status = 3
+
+
+def flags(planned: Planned) -> list[str]:
+    """The flags that give this very plan again, on the same devices."""
+    o, layers = planned.options, planned.facts.config.layers
+    owners = _owners(planned.plan, 2 * layers)
+    on_host = next((item for item, names in enumerate(owners) if names != ("cpu",)), 2 * layers + 1)
+    found = ["-c", str(planned.sizes.n_ctx)]
+    for flag, value, default in (
+        ("-ub", o.n_ubatch, 512), ("-ctk", o.cache_type_k, "f16"), ("-ctv", o.cache_type_v, "f16"),
+        ("-sm", o.split_mode, "layer"), ("-mg", o.main_gpu, 0), ("-fitt", o.fit_margin, 1024),
+        ("-ncmoe", o.n_cpu_moe, None), ("-ncffn", o.n_cpu_ffn, None),
+    ):  # fmt: skip
+        found += [flag, str(value)] if value != default else []
+    found += ["-nkvo"] if not o.kv_offload else []
+    found += ["-cmoe"] if o.cpu_moe else []
+    found += ["-dev", ",".join(o.order)] if o.order is not None else []
+    found += [part for pattern, device in o.overrides for part in ("-ot", f"{pattern}={device}")]
+    if planned.choice.cards:
+        given = isinstance(o.n_gpu_layers, int) or o.overrides
+        n = o.n_gpu_layers if given and o.n_gpu_layers != "auto" else layers + 1 - (on_host + 1) // 2
+        found += ["-ngl", str(n if not given or o.n_gpu_layers != "auto" else _on_cards(planned))]
+        found += ["-ncffn", str(planned.cpu_ffn)] if 2 * planned.cpu_ffn > on_host else []
+        found += _split(planned, owners)
+    return found
+
+
+def _on_cards(planned: Planned) -> int:
+    """-ngl where -ot says more: layers before the first that lies on a card by the planner's own choice."""
+    layers = planned.facts.config.layers
+    owners, given = _owners(planned.plan, 2 * layers), planned.choice.given
+    free = (i for i, names in enumerate(owners) if names != ("cpu",) and i not in given)
+    first = next(free, 2 * layers + 1)
+    return layers + 1 - (first + 1) // 2
+
+
+def _owners(plan: Plan, halves: int) -> list[tuple[str, ...]]:
+    """The names of the devices of each half layer and of the output."""
+    owners: list[tuple[str, ...]] = [()] * (halves + 1)
+    for stage in plan.stages:
+        for item in range(*stage.halves):
+            owners[item] = tuple(member.device for member in stage.members)
+    owners[halves] = tuple(member.device for member in plan.stages[-1].members)
+    return owners
+
+
+def _split(planned: Planned, owners: list[tuple[str, ...]]) -> list[str]:
+    """-ts: the ratios of rows, or how many layers each card has, the output counting as one."""
+    o, cards = planned.options, [card.name for card in planned.choice.cards]
+    if len(cards) < 2 or o.split_mode == "none":
+        return []
+    if o.tensor_split is not None or planned.ratios:
+        return ["-ts", ",".join(f"{ratio:.17g}" for ratio in o.tensor_split or planned.ratios)]
+    free = [i for i in range(len(owners)) if i not in planned.choice.given and owners[i] != ("cpu",)]
+    if not free:
+        return []
+    begin, counts = free[0] - free[0] % 2, []
+    for position, card in enumerate(cards):
+        later = [i for i in free if cards.index(owners[i][0]) > position]
+        end = later[0] if later else len(owners) + 1
+        counts.append(max(0, end - begin) / 2)
+        begin = max(begin, end)
+        del card
+    return ["-ts", ",".join(f"{count:g}" for count in counts)]
+
+
+def bottleneck(planned: Planned) -> str:
+    """Which device a token spends the most time on, and what that waits for."""
+    busy = planned.speed.busy
+    name = max(busy, key=lambda device: busy[device])
+    share = busy[name] / planned.speed.token
+    return f"{name}: {share:.0%} of a token's time, mostly reading weights"
+
+
+def notes(planned: Planned) -> Iterator[str]:
+    """What a user should know: devices that are left out, cuts that cannot be made."""
+    used = planned.uses
+    for name, flag in planned.choice.idle.items():
+        yield f"{name} is left out by {flag}"
+    for position, card in enumerate(planned.choice.cards):
+        if card.name not in used:
+            ratios = planned.options.tensor_split
+            why = "by -ts" if ratios and not ratios[position] else "with it, tokens would take longer"
+            yield f"{card.name} is left out" + (f" {why}" if why == "by -ts" else f": {why}")
+    if any(len(stage.members) > 1 for stage in planned.plan.stages) and (what := uncut(planned.facts)):
+        yield f"{what} cannot be cut: one device has all of it, the others share the rest"
+
+
+def require_fit(planned: Planned) -> None:
+    """DoesNotFit, when it does not, which says what is missing where and names the flag that helps."""
+    if planned.fits or not planned.options.fit:
+        return
+    name, missing = max(planned.over.items(), key=lambda pair: pair[1])
+    use, limit = planned.uses[name], planned.limits[name]
+    parts = f"weights {_size(use.weights)}, KV cache {_size(use.kv)}, working memory {_size(use.working)}"
+    raise DoesNotFit(
+        f"does not fit: {name} needs {_size(use.total)} ({parts}) and may take {_size(limit)}, "
+        f"{_size(missing)} less: {remedy(planned)}"
+    )
+
+
+def remedy(planned: Planned) -> str:
+    """The flag that would make it fit, tried out."""
+    for words, options in _remedies(planned.options):
+        other = make_plan(planned.facts, planned.devices, options)
+        if other.fits:
+            return f"give {words}"
+    if n := _context_that_fits(planned):
+        return f"give a smaller context with -c {n}"
+    return "take a smaller quantization, or more devices"
+
+
+def _remedies(o: PlanOptions) -> Iterator[tuple[str, PlanOptions]]:
+    if o.n_gpu_layers != "auto":
+        yield "-ngl auto, which leaves to the CPU what does not fit", replace(o, n_gpu_layers="auto")
+    if o.tensor_split is not None:
+        yield "no -ts, or another one", replace(o, tensor_split=None)
+    if o.split_mode == "none":
+        yield "-sm layer, which uses all devices", replace(o, split_mode="layer", tensor_split=None)
+    if o.n_ctx > o.fit_ctx:
+        smaller = replace(o, n_ctx=0)
+        yield f"-c 0, or a context of {o.fit_ctx} with -c", smaller
+    if "f16" in (o.cache_type_k, o.cache_type_v) or "f32" in (o.cache_type_k, o.cache_type_v):
+        small = replace(o, cache_type_k="q8_0", cache_type_v="q8_0")
+        yield "-ctk q8_0 -ctv q8_0", small
+        yield "-c 0 with -ctk q8_0 -ctv q8_0", replace(small, n_ctx=0)
+    if o.n_ubatch > 64:
+        yield "-ub 64", replace(o, n_ubatch=64)
+    if not o.kv_offload:
+        yield "no -nkvo", replace(o, kv_offload=True)
+    if o.overrides:
+        yield "no -ot, or another one", replace(o, overrides=())
+    if o.fit_margin:
+        yield "-fitt 0, which leaves nothing for others", replace(o, fit_margin=0)
+
+
+def _context_that_fits(planned: Planned) -> int:
+    low, high = 0, max(planned.sizes.n_ctx // 64, 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        options = replace(planned.options, n_ctx=64 * middle)
+        fits = make_plan(planned.facts, planned.devices, options).fits
+        low, high = (middle, high) if fits else (low, middle)
+    return 64 * low
+
+
+def with_plan(planned: Planned, plan: Plan) -> Planned:
+    """The same with a plan that a user has written; UsageError when it is not for this model or devices.
+
+    Where he left the context open, it is what there is room for, up to the model's.
+    """
+    plan.check(planned.facts.config)
+    there = [device.name for device in planned.devices]
+    named = {member.device: None for stage in plan.stages for member in stage.members}
+    if unknown := [name for name in named if name not in there]:
+        raise UsageError(
+            f"the plan uses {unknown[0]!r:.40}, which is not there: there are {', '.join(there)}"
+        )
+    other = replace(planned, plan=plan, cpu_ffn=0, ratios=())
+    if planned.options.n_ctx:
+        return other
+    o, largest = planned.options, planned.facts.config.context
+    n_ctx = min(largest, max(o.fit_ctx, other.largest_context)) if o.fit else largest
+    return replace(other, sizes=replace(planned.sizes, n_ctx=n_ctx))
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 1 << 30 else f"{nbytes / _MIB:.0f} MiB"
