@@ -58,6 +58,11 @@ _OPTIONS = [
            help="List the devices of this machine, and end."),
 ]  # fmt: skip
 
+_AS_THEY_ARE = (
+    "split_mode", "main_gpu", "cpu_moe", "n_cpu_moe", "n_cpu_ffn", "kv_offload", "fit_margin", "fit_ctx",
+    "hardware",
+)  # fmt: skip
+
 
 def placement_options(command: Command) -> Command:
     """Where a model's layers run; see taken."""

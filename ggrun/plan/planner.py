@@ -298,9 +298,9 @@ class _Planner:
     def _last_resort(self, sums: Sums) -> tuple[Problem, int, tuple[float, ...]]:
         """What to show when nothing fits: as the user said, and otherwise in proportion to the memory."""
         may = self._limits(sums)
-        ratios = tuple(max(1.0, float(may[card.name])) for card in self.choice.cards)
-        given = self.options.tensor_split
-        fallback = replace(self.options, tensor_split=given or ratios or None)
+        ratios = [max(1.0, float(may[card.name])) for card in self.choice.cards]
+        split = self.options.tensor_split or (ratios if len(ratios) > 1 else None)
+        fallback = replace(self.options, tensor_split=split)
         stand_in = _Planner(self.facts, self.devices, fallback)
         stand_in.first = self.first if self.first is not None else (0 if self.choice.cards else None)
         return next(stand_in._problems(sums, spill=False))

@@ -22,8 +22,22 @@ def flags(planned: Planned) -> list[str]:
     """The flags that give this very plan again, on the same devices."""
     o, layers = planned.options, planned.facts.config.layers
     owners = _owners(planned.plan, 2 * layers)
-    on_host = next((item for item, names in enumerate(owners) if names != ("cpu",)), 2 * layers + 1)
-    found = ["-c", str(planned.sizes.n_ctx)]
+    free = [i for i, names in enumerate(owners) if i not in planned.choice.given and names != ("cpu",)]
+    start = planned.choice.first_on_cards(o, layers)
+    if start is None:
+        start = 2 * (free[0] // 2) if free else 2 * layers + 1
+    found = ["-c", str(planned.sizes.n_ctx), *_as_given(o)]
+    if planned.choice.cards and planned.choice.host:
+        found += ["-ngl", str(layers + 1 - (start + 1) // 2)]
+    if planned.choice.cards:
+        found += ["-ncffn", str(planned.cpu_ffn)] if 2 * planned.cpu_ffn > start else []
+        found += _split(planned, owners, free, start)
+    return found
+
+
+def _as_given(o: PlanOptions) -> list[str]:
+    """What the user said, for as far as the planner has nothing to add to it."""
+    found: list[str] = []
     for flag, value, default in (
         ("-ub", o.n_ubatch, 512), ("-ctk", o.cache_type_k, "f16"), ("-ctv", o.cache_type_v, "f16"),
         ("-sm", o.split_mode, "layer"), ("-mg", o.main_gpu, 0), ("-fitt", o.fit_margin, 1024),
@@ -33,23 +47,7 @@ def flags(planned: Planned) -> list[str]:
     found += ["-nkvo"] if not o.kv_offload else []
     found += ["-cmoe"] if o.cpu_moe else []
     found += ["-dev", ",".join(o.order)] if o.order is not None else []
-    found += [part for pattern, device in o.overrides for part in ("-ot", f"{pattern}={device}")]
-    if planned.choice.cards:
-        given = isinstance(o.n_gpu_layers, int) or o.overrides
-        n = o.n_gpu_layers if given and o.n_gpu_layers != "auto" else layers + 1 - (on_host + 1) // 2
-        found += ["-ngl", str(n if not given or o.n_gpu_layers != "auto" else _on_cards(planned))]
-        found += ["-ncffn", str(planned.cpu_ffn)] if 2 * planned.cpu_ffn > on_host else []
-        found += _split(planned, owners)
-    return found
-
-
-def _on_cards(planned: Planned) -> int:
-    """-ngl where -ot says more: layers before the first that lies on a card by the planner's own choice."""
-    layers = planned.facts.config.layers
-    owners, given = _owners(planned.plan, 2 * layers), planned.choice.given
-    free = (i for i, names in enumerate(owners) if names != ("cpu",) and i not in given)
-    first = next(free, 2 * layers + 1)
-    return layers + 1 - (first + 1) // 2
+    return found + [part for pattern, device in o.overrides for part in ("-ot", f"{pattern}={device}")]
 
 
 def _owners(plan: Plan, halves: int) -> list[tuple[str, ...]]:
@@ -62,23 +60,19 @@ def _owners(plan: Plan, halves: int) -> list[tuple[str, ...]]:
     return owners
 
 
-def _split(planned: Planned, owners: list[tuple[str, ...]]) -> list[str]:
-    """-ts: the ratios of rows, or how many layers each card has, the output counting as one."""
+def _split(planned: Planned, owners: list[tuple[str, ...]], free: list[int], start: int) -> list[str]:
+    """-ts: the ratios of rows, or how many layers from `start` each card has, the output counting as one."""
     o, cards = planned.options, [card.name for card in planned.choice.cards]
-    if len(cards) < 2 or o.split_mode == "none":
+    ratios = o.tensor_split or planned.ratios
+    if len(cards) < 2 or (o.split_mode == "none" and not ratios) or not (free or ratios):
         return []
-    if o.tensor_split is not None or planned.ratios:
-        return ["-ts", ",".join(f"{ratio:.17g}" for ratio in o.tensor_split or planned.ratios)]
-    free = [i for i in range(len(owners)) if i not in planned.choice.given and owners[i] != ("cpu",)]
-    if not free:
-        return []
-    begin, counts = free[0] - free[0] % 2, []
-    for position, card in enumerate(cards):
-        later = [i for i in free if cards.index(owners[i][0]) > position]
-        end = later[0] if later else len(owners) + 1
+    if ratios:
+        return ["-ts", ",".join(f"{ratio:.17g}" for ratio in ratios)]
+    counts, begin = [], start
+    for position in range(len(cards)):
+        end = next((i for i in free if cards.index(owners[i][0]) > position), len(owners) + 1)
         counts.append(max(0, end - begin) / 2)
         begin = max(begin, end)
-        del card
     return ["-ts", ",".join(f"{count:g}" for count in counts)]
 
 
@@ -105,15 +99,19 @@ def notes(planned: Planned) -> Iterator[str]:
 
 
 def require_fit(planned: Planned) -> None:
-    """DoesNotFit, when it does not, which says what is missing where and names the flag that helps."""
-    if planned.fits or not planned.options.fit:
-        return
+    """DoesNotFit, when it does not and the user wants to hear of it."""
+    if not planned.fits and planned.options.fit:
+        raise DoesNotFit(shortage(planned))
+
+
+def shortage(planned: Planned) -> str:
+    """What is missing where, and the flag that helps, in one line."""
     name, missing = max(planned.over.items(), key=lambda pair: pair[1])
     use, limit = planned.uses[name], planned.limits[name]
-    parts = f"weights {_size(use.weights)}, KV cache {_size(use.kv)}, working memory {_size(use.working)}"
-    raise DoesNotFit(
-        f"does not fit: {name} needs {_size(use.total)} ({parts}) and may take {_size(limit)}, "
-        f"{_size(missing)} less: {remedy(planned)}"
+    parts = f"weights {size(use.weights)}, KV cache {size(use.kv)}, working memory {size(use.working)}"
+    return (
+        f"{planned.facts.name}: does not fit: {name} needs {size(use.total)} ({parts}) and may take "
+        f"{size(limit)}, {size(missing)} less: {remedy(planned)}"
     )
 
 
@@ -125,6 +123,8 @@ def remedy(planned: Planned) -> str:
             return f"give {words}"
     if n := _context_that_fits(planned):
         return f"give a smaller context with -c {n}"
+    if planned.choice.host is None:
+        return "take a smaller quantization, or leave layers to a CPU: --devices ...,cpu:64GB@50GB/s"
     return "take a smaller quantization, or more devices"
 
 
@@ -182,5 +182,6 @@ def with_plan(planned: Planned, plan: Plan) -> Planned:
     return replace(other, sizes=replace(planned.sizes, n_ctx=n_ctx))
 
 
-def _size(nbytes: int) -> str:
+def size(nbytes: int) -> str:
+    """Bytes in words."""
     return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 1 << 30 else f"{nbytes / _MIB:.0f} MiB"
