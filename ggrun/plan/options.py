@@ -108,14 +108,20 @@ def parse_ratios(text: str) -> tuple[float, ...]:
 
 def parse_overrides(text: str) -> tuple[tuple[str, str], ...]:
     """-ot REGEX=DEVICE,REGEX=DEVICE; UsageError. The last = of each parts it."""
-    found = []
-    # A comma parts two overrides only where an = comes before the next one: {1,2} is of the regex.
-    for item in re.split(r",(?=[^,]*=)", text):
-        pattern, equals, device = item.rpartition("=")
-        if not (equals and pattern.strip() and device.strip()):
-            raise UsageError(f"-ot {item!r:.60}: write it as REGEX=DEVICE")
-        found.append((pattern.strip(), device.strip()))
-    return tuple(found)
+    items = [""]
+    for piece in text.split(","):
+        if "=" in items[-1]:
+            items.append(piece)
+        else:  # a comma before any = is of the regex, as in {1,2}
+            items[-1] += ("," if items[-1] else "") + piece
+    return tuple(_override(item) for item in items)
+
+
+def _override(item: str) -> tuple[str, str]:
+    pattern, equals, device = item.rpartition("=")
+    if not (equals and pattern.strip() and device.strip()):
+        raise UsageError(f"-ot {item!r:.60}: write it as REGEX=DEVICE")
+    return pattern.strip(), device.strip()
 
 
 def parse_layers(text: str) -> int | str:

@@ -36,7 +36,7 @@ class Planned:
     @cached_property
     def uses(self) -> dict[str, Use]:
         """The bytes that are taken of each device."""
-        return plan_use(self.facts, self.plan, self.sizes)
+        return plan_use(self.facts, self.plan, self.sizes, len(self.devices) - 1)
 
     @cached_property
     def limits(self) -> dict[str, int]:
@@ -73,7 +73,8 @@ class Planned:
         return low * PAGE
 
     def _holds(self, n_ctx: int) -> bool:
-        uses = plan_use(self.facts, self.plan, replace(self.sizes, n_ctx=n_ctx))
+        sizes = replace(self.sizes, n_ctx=n_ctx)
+        uses = plan_use(self.facts, self.plan, sizes, len(self.devices) - 1)
         return all(use.total <= self.limits[name] for name, use in uses.items())
 
 
@@ -289,7 +290,7 @@ class _Planner:
         embedding = self._alone(self.choice.host) if self.choice.host else place
         layout = Layout((place,) * self.facts.items, embedding, 0, 0)
         plan, may = _plan(self.facts, layout, sums.kv_on_host), limits(self.devices, self.options)
-        uses = plan_use(self.facts, plan, sums.sizes)
+        uses = plan_use(self.facts, plan, sums.sizes, sums.peers)
         if any(use.total > may[name] for name, use in uses.items()):
             return None
         speed = predict(self.facts, plan, sums.sizes, {device.name: device for device in self.devices})

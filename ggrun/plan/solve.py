@@ -56,9 +56,8 @@ def solve(problem: Problem, below: int = NEVER) -> Layout | None:
             break
         if waiting:
             found = run.evened(found)
-        below = min(below, pace := found.total + waiting * found.longest)
-        if pace == below and (best is None or pace < best.pace):
-            best = replace(found, pace=pace)
+        if (pace := found.total + waiting * found.longest) < below:
+            best, below = replace(found, pace=pace), pace
         most = found.longest - 1
     return best
 
@@ -113,7 +112,7 @@ class _Run:
     def _take_forced(self) -> None:
         """Take the memory of what has its place: items, and the buffers of their devices."""
         for i, table in self.p.forced.items():
-            self._take(table, [column[i] for column in table.memory])
+            self._take(table, self._memory(table, i))
         embedding = self.p.embedding or self.p.forced.get(0)
         if embedding:
             self._take(embedding, embedding.embedding)
@@ -121,6 +120,12 @@ class _Run:
         self.buffered = {table.place.members for table in fixed}
         for table in {table.place.members: table for table in fixed}.values():
             self._take(table, table.buffers)
+
+    def _memory(self, table: Table, item: int) -> list[int]:
+        """The bytes of an item at a place, by member."""
+        once = item == self.items[-1] and self.p.embedding and self.p.embedding.place == table.place
+        less = table.tied if once else [0] * len(table.tied)
+        return [column[item] - n for column, n in zip(table.memory, less, strict=True)]
 
     def _take(self, table: Table, nbytes: Sequence[int]) -> None:
         for name, n in zip(table.place.names, nbytes, strict=True):
@@ -196,7 +201,7 @@ class _Run:
         columns = [([table.batch[item] for item in self.free], most - busy)]
         buffered = table.place.members in self.buffered
         for i, name in enumerate(table.place.names):
-            column = [table.memory[i][item] for item in self.free]
+            column = [self._memory(table, item)[i] for item in self.free]
             if not self.p.embedding and self.free[0] == 0:
                 column[0] += table.embedding[i]
             columns.append((column, self.left[name] - (0 if buffered else table.buffers[i])))

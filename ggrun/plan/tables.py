@@ -1,7 +1,7 @@
 """What every item costs at one place, worked out once: the numbers that `solve` adds up.
 
 An item is a half layer, or the output (2 * layers). Memory is an upper bound of what usage.py counts of the
-finished plan: the buffers are those for both kinds of half layers and with all devices at work.
+finished plan, and mostly that.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,8 @@ class Table:
         self.batch = [batch[kind] for kind in facts.kinds]
         self.cost = [sums.clock.both(*pair) for pair in zip(self.token, self.batch, strict=True)]
         self.memory = [self._memory(sums, i) for i in range(len(place.members))]
-        self.buffers = [working(facts, m, sums.sizes, range(2), sums.peers) for m in place.members]
+        self.buffers = [working(facts, m, sums.sizes, sums.peers) for m in place.members]
+        self.tied = [_tied(sums, member) for member in place.members]
         self.embedding = [_bytes(sums, EMBEDDING, i, place) for i in range(len(place.members))]
 
     def _memory(self, sums: Sums, i: int) -> list[int]:
@@ -63,6 +64,11 @@ class Table:
 def _bytes(sums: Sums, item: int, i: int, place: Place) -> int:
     use = item_use(sums.facts, item, place.members[i], sums.sizes)
     return use.total - (use.kv if sums.kv_on_host else 0)
+
+
+def _tied(sums: Sums, member: Member) -> int:
+    """What the output costs less where all of the embedding is and serves as both."""
+    return sums.facts.tied_output("nbytes", member) if member.vocab == (0, sums.facts.config.vocab) else 0
 
 
 def _everything(facts: ModelFacts) -> Member:

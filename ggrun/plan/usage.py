@@ -1,6 +1,5 @@
 """How much memory a plan takes on every device: weights, KV cache and what a run works with."""
 
-from collections.abc import Container
 from dataclasses import dataclass, replace
 
 from ggrun.plan import Member, Plan, Stage
@@ -60,10 +59,9 @@ def item_use(facts: ModelFacts, item: int, member: Member, sizes: Sizes) -> Use:
     return use
 
 
-def working(facts: ModelFacts, member: Member, sizes: Sizes, kinds: Container[int], peers: int) -> int:
-    """The bytes of a device's buffers for one share of half layers, without those of the output.
+def working(facts: ModelFacts, member: Member, sizes: Sizes, peers: int) -> int:
+    """The bytes of a device's buffers for its share of any half layers, without those of the output.
 
-    kinds    0: attention halves, 1: feed-forward halves
     peers    other devices: what comes from them has room of its own
 
     Stages of one device use the same buffers. This is the sum of what a recorder makes for
@@ -75,11 +73,10 @@ def working(facts: ModelFacts, member: Member, sizes: Sizes, kinds: Container[in
     total = rows * c.width * (4 * 3 + 2)  # the stream, its norm, a column, a part to be added
     # What comes lies in one slot for each batch under way, and one for each part of a sum.
     total += rows * c.width * 4 * (peers + 2 + peers) if peers else 0
-    if 0 in kinds:
-        total += rows * _attention_row(facts, member)
-    if 1 in kinds and not c.experts:
+    total += rows * _attention_row(facts, member)
+    if not c.experts:
         total += rows * ff * (4 * 2 + 2)
-    if 1 in kinds and c.experts:
+    else:
         pairs = sizes.tokens * c.experts_used + _ROOM
         total += rows * 4 * (c.experts + 3 * c.experts_used + c.width)
         total += pairs * (4 + c.width * (4 * 2 + 2) + ff * (4 * 2 + 2))
@@ -100,10 +97,14 @@ def output_working(facts: ModelFacts, member: Member, sizes: Sizes) -> int:
     return rows * (c.width * (4 * 2 + 2) + 4 * (member.vocab[1] - member.vocab[0])) + _SLACK
 
 
-def plan_use(facts: ModelFacts, plan: Plan, sizes: Sizes) -> dict[str, Use]:
-    """What the plan takes of each of its devices, and of "cpu" where the KV cache stays there."""
+def plan_use(facts: ModelFacts, plan: Plan, sizes: Sizes, peers: int) -> dict[str, Use]:
+    """What the plan takes of each of its devices, and of "cpu" where the KV cache stays there.
+
+    peers    devices that there are beside one: counted for all plans, so that what fits is the same
+             question for one that is found and one that is written by hand
+    """
     uses: dict[str, Use] = {}
-    kinds: dict[tuple[str, Member], set[int]] = {}
+    shares: dict[Member, None] = {}
     for stage in plan.stages:
         for member in stage.members:
             use = _stage_use(facts, plan, stage, member, sizes)
@@ -111,11 +112,9 @@ def plan_use(facts: ModelFacts, plan: Plan, sizes: Sizes) -> dict[str, Use]:
                 uses.setdefault("cpu", Use()).kv += use.kv
                 use.kv = 0
             uses.setdefault(member.device, Use()).add(use)
-            own = kinds.setdefault((member.device, replace(member, vocab=(0, 0))), set())
-            own.update(half % 2 for half in range(*stage.halves)[:2])
-    peers = len({device for device, _ in kinds}) - 1
-    for (device, member), halves in kinds.items():
-        uses[device].working += working(facts, member, sizes, halves, peers)
+            shares[replace(member, vocab=(0, 0))] = None
+    for member in shares:
+        uses[member.device].working += working(facts, member, sizes, peers)
     return uses
 
 
