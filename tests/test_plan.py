@@ -121,7 +121,8 @@ def test_row_split_and_other_devices_say_that_they_are_not_there(path: Path) -> 
     members = (a, b)
     with pytest.raises(UsageError, match="not built yet"):
         LLM(path, plan=Plan((Stage((0, 6), members),)))
-    with pytest.raises(UsageError, match="unknown device 'cuda'"):
-        LLM(path, devices="cuda:0")
+    for wrong in ("cuda:0", "rtx3090,gpu:1", "tpu"):
+        with pytest.raises(UsageError, match="unknown device"):
+            LLM(path, devices=wrong)
     with pytest.raises(UsageError, match="unknown option colour"):
         LLM(path, colour="red")

@@ -61,7 +61,7 @@ def local_cpu(threads: int | None = None, measure: bool = False) -> DeviceInfo:
         known = _measured(threads)
         _keep(threads, known)
     bandwidth, operations = known or (_BANDWIDTH, 0.0)
-    return cpu_info("cpu", int(getattr(memory, "total", 0)), int(memory.available), bandwidth, operations)
+    return cpu_info("cpu", int(memory.total), int(memory.available), bandwidth, operations)
 
 
 def _measured(threads: int | None) -> tuple[float, float]:

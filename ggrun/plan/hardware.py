@@ -65,9 +65,8 @@ def parse_devices(text: str, here: DeviceInfo | None = None) -> list[DeviceInfo]
     found: list[DeviceInfo] = []
     for item in text.split(","):
         if not (match := _ITEM.fullmatch(item.strip())):
-            raise UsageError(
-                f"--devices {item.strip()!r:.40}: write it as rtx3090, 2x rtx3090 or cpu:64GB@50GB/s"
-            )
+            shown = f"unknown device {item.strip()!r:.40}"
+            raise UsageError(f"{shown}: write it as rtx3090, 2x rtx3090, cpu:64GB@50GB/s or cpu:0:2GB")
         for _ in range(int(match[1] or 1)):
             cards = sum(device.name.startswith("cuda:") for device in found)
             found.append(_device(match, cards, here))
