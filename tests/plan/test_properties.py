@@ -1,5 +1,6 @@
 """What holds for every plan, over thousands of random models, devices and flags."""
 
+import os
 import re
 from dataclasses import replace
 from fractions import Fraction
@@ -17,7 +18,8 @@ from ggrun.plan.planner import Planned, make_plan
 from ggrun.plan.report import flags, require_fit
 from tests.plan.models import Model, machines, models, with_more
 
-MANY = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+EXAMPLES = int(os.environ.get("GGRUN_EXAMPLES", "300"))
+MANY = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @st.composite
