@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from ggrun.errors import GgrunError, UsageError
 from ggrun.plan import Plan
+from ggrun.plan.cost import HALF_LAYER
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planner import Planned, make_plan
 from ggrun.plan.rows import uncut
@@ -77,11 +78,15 @@ def _split(planned: Planned, owners: list[tuple[str, ...]], free: list[int], sta
 
 
 def bottleneck(planned: Planned) -> str:
-    """Which device a token spends the most time on, and what that waits for."""
-    busy = planned.speed.busy
+    """Which device a token spends the most time on, and at what."""
+    busy, halves = planned.speed.busy, len(planned.facts.parts)
     name = max(busy, key=lambda device: busy[device])
-    share = busy[name] / planned.speed.token
-    return f"{name}: {share:.0%} of a token's time, mostly reading weights"
+    items = sum(name in names for names in _owners(planned.plan, halves))
+    beside = 1e12 * HALF_LAYER * items
+    what = (
+        "reading weights and KV cache" if beside < busy[name] / 2 else "what layers do beside their matrices"
+    )
+    return f"{name}, {busy[name] / planned.speed.token:.0%} of a token's time: mostly {what}"
 
 
 def notes(planned: Planned) -> Iterator[str]:

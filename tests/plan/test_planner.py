@@ -12,7 +12,7 @@ from ggrun.plan.hardware import parse_devices
 from ggrun.plan.mixes import outline
 from ggrun.plan.options import PlanOptions, parse_layers, parse_overrides, parse_ratios
 from ggrun.plan.planner import Planned, make_plan
-from ggrun.plan.report import DoesNotFit, flags, notes, remedy, require_fit, with_plan
+from ggrun.plan.report import DoesNotFit, bottleneck, flags, notes, remedy, require_fit, with_plan
 from ggrun.plan.rows import cut, shared
 
 CPU = "cpu:64GB@50GB/s"
@@ -303,3 +303,9 @@ def test_plans_for_another_model_or_machine() -> None:
 def test_flags_in_short() -> None:
     planned = plan("llama-3-70b", f"2x rtx3090,{CPU}", n_ctx=8192)
     assert " ".join(flags(planned)) == "-c 8192 -ngl 81 -ts 40,41"
+
+
+def test_the_bottleneck() -> None:
+    assert bottleneck(plan("llama-3-70b", f"rtx4090,{CPU}", n_ctx=4096)).startswith("cpu, 9")
+    small = bottleneck(plan("qwen3-0.6b", "rtx4090", n_ctx=4096))
+    assert small == "cuda:0, 100% of a token's time: mostly what layers do beside their matrices"
