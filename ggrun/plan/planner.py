@@ -280,7 +280,8 @@ class _Planner:
     def _on_one_place(self, sums: Sums) -> Layout | None:
         """Everything on one device, counted exactly: `solve` counts a tied embedding twice."""
         devices = self.choice.cards or (self.choice.host,)
-        if self.choice.given or self.first or self._split() or (self.options.rows and len(devices) > 1):
+        said = self.options.tensor_split is not None and len(devices) > 1
+        if self.choice.given or self.first or said:
             return None
         found = [self._everything_on(sums, device) for device in devices if device is not None]
         return min((f for f in found if f is not None), key=lambda f: f.pace, default=None)

@@ -189,4 +189,6 @@ def with_plan(planned: Planned, plan: Plan) -> Planned:
 
 def size(nbytes: int) -> str:
     """Bytes in words."""
-    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 1 << 30 else f"{nbytes / _MIB:.0f} MiB"
+    if nbytes >= 1 << 30:
+        return f"{nbytes / 2**30:.2f} GiB"
+    return f"{nbytes / _MIB:.0f} MiB" if nbytes >= 10 * _MIB or not nbytes else f"{nbytes / 1024:.0f} KiB"
