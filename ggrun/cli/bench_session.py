@@ -12,6 +12,7 @@ from ggrun.arch.config import Config
 from ggrun.cli.bench_model import model_bytes, model_parameters, model_type
 from ggrun.cli.bench_tests import Case, ModelFacts, Setup
 from ggrun.devices.cpu import Cpu
+from ggrun.devices.local import remember
 from ggrun.engine.cache import pages_for
 from ggrun.engine.engine import Engine, EngineOptions
 from ggrun.engine.runner import CacheSpec
@@ -113,4 +114,6 @@ def _opened(path: Path) -> GGUF:
 def _bandwidth(threads: int) -> float:
     """Bytes a second, measured once a run of ggrun."""
     with closing(Cpu(threads)) as device:
-        return device.bandwidth()
+        bandwidth = device.bandwidth()
+    remember(threads, bandwidth)
+    return bandwidth

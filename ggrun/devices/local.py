@@ -2,6 +2,7 @@
 
 import json
 import platform
+import time
 from collections.abc import Iterable
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -20,6 +21,8 @@ from ggrun.plan.planner import Planned, make_plan
 from ggrun.plan.report import require_fit, with_plan
 
 _BANDWIDTH = 20e9  # bytes a second, where none was measured: only ratios of it matter to a plan
+
+_MEASUREMENTS, _PAUSE = 4, 0.25  # seconds between them: others may be using the memory for a while
 
 _BESIDE_A_PLAN = (
     "n_ctx", "n_ubatch", "sequences", "cache_type_k", "cache_type_v", "fit", "fit_margin", "fit_ctx",
@@ -64,12 +67,22 @@ def local_cpu(threads: int | None = None, measure: bool = False) -> DeviceInfo:
     return cpu_info("cpu", int(memory.total), int(memory.available), bandwidth, operations)
 
 
+def remember(threads: int | None, bandwidth: float) -> None:
+    """Keep what was measured, if it is more than what is kept: less was of a moment when others ran."""
+    kept = _kept(threads)
+    if kept is None or kept[0] < bandwidth:
+        _keep(threads, (bandwidth, 0.0))
+
+
 def _measured(threads: int | None) -> tuple[float, float]:
     from ggrun.devices.cpu import Cpu  # which needs the kernels
 
-    # Kept for good, so it must not be of a moment when something else ran.
+    found = []
     with closing(Cpu(threads)) as cpu:
-        return max(cpu.bandwidth() for _ in range(3)), 0.0
+        for _ in range(_MEASUREMENTS):
+            found.append(cpu.bandwidth())
+            time.sleep(_PAUSE)
+    return max(found), 0.0
 
 
 def _file(threads: int | None) -> Path:
