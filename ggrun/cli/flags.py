@@ -27,14 +27,6 @@ _LLAMA_CPP = """
 NOT_BUILT = frozenset(_LLAMA_CPP.split())
 """Flags that users of llama.cpp know and ggrun does not have (yet)."""
 
-_PLACE = """
-    -ngl --gpu-layers --n-gpu-layers -sm --split-mode -ts --tensor-split -mg --main-gpu -dev --device
-    --list-devices -ot --override-tensor -nkvo --no-kv-offload -kvo --kv-offload -cmoe --cpu-moe -ncmoe
-    --n-cpu-moe -ncffn --n-cpu-ffn -fit --fit -fitt --fit-target -fitc --fit-ctx
-"""
-_PLACEMENT = frozenset(_PLACE.split())
-"""Those of placement.py, which not every command has."""
-
 
 class Text(click.types.StringParamType):
     """A text in UTF-8. Where it may be given several times, the environment holds one a line."""
@@ -73,7 +65,7 @@ class Command(click.Command):
             for name in (*param.opts, *param.secondary_opts)
         }
         for name in _unknown(args, takes_value):
-            if name in NOT_BUILT | _PLACEMENT:
+            if name in NOT_BUILT:
                 raise click.UsageError(f"{name}: not built yet; ggrun {self.name} -h lists what is", ctx)
             if not name.startswith("--"):
                 raise click.NoSuchOption(name, possibilities=get_close_matches(name, takes_value), ctx=ctx)
