@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _CACHE_TYPES = click.Choice(["f16", "f32", "bf16", "q8_0"])
 _DEFAULT_MIX = "Q4_K_M"
+_DOES_NOT_FIT = 3
 
 
 @click.command(cls=Command)
@@ -46,7 +47,9 @@ def plan(**options: Any) -> int:
 
         print(draw(planned))
     if not planned.fits:
-        raise DoesNotFit(shortage(planned))
+        error = DoesNotFit(shortage(planned))
+        error.exit_status = _DOES_NOT_FIT  # an answer here, and not a failure as where a model is loaded
+        raise error
     if as_json:
         print(planned.plan.to_json())
     return 0

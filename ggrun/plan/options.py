@@ -62,9 +62,9 @@ class PlanOptions:
                 raise UsageError(f"cache type {kind!r:.40} is unknown: there are {', '.join(CACHE_TYPES)}")
         if isinstance(self.n_gpu_layers, str) and self.n_gpu_layers not in ("auto", "all"):
             raise UsageError(f"-ngl {self.n_gpu_layers!r:.40}: a number, auto or all")
-        for flag, number, least in self._numbers():
+        for name, number, least in self._numbers():
             if number is not None and number < least:
-                raise UsageError(f"{flag} {number}: must be {least} or more")
+                raise UsageError(f"{name} is {number}: it must be {least} or more")
         if self.n_ctx >= 1 << 31:
             raise UsageError(f"n_ctx {self.n_ctx}: no context is larger than {(1 << 31) - 1}")
         ratios = self.tensor_split
@@ -76,14 +76,14 @@ class PlanOptions:
     def _numbers(self) -> list[tuple[str, int | None, int]]:
         layers = None if isinstance(self.n_gpu_layers, str) else self.n_gpu_layers
         return [
-            ("-c", self.n_ctx, 0),
-            ("-ub", self.n_ubatch, 1),
-            ("-ngl", layers, 0),
-            ("-mg", self.main_gpu, 0),
-            ("-ncmoe", self.n_cpu_moe, 0),
-            ("-ncffn", self.n_cpu_ffn, 0),
-            ("-fitt", self.fit_margin, 0),
-            ("-fitc", self.fit_ctx, 1),
+            ("n_ctx (-c)", self.n_ctx, 0),
+            ("n_ubatch (-ub)", self.n_ubatch, 1),
+            ("n_gpu_layers (-ngl)", layers, 0),
+            ("main_gpu (-mg)", self.main_gpu, 0),
+            ("n_cpu_moe (-ncmoe)", self.n_cpu_moe, 0),
+            ("n_cpu_ffn (-ncffn)", self.n_cpu_ffn, 0),
+            ("fit_margin (-fitt)", self.fit_margin, 0),
+            ("fit_ctx (-fitc)", self.fit_ctx, 1),
         ]
 
     @property

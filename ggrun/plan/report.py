@@ -16,8 +16,6 @@ _MIB = 1 << 20
 class DoesNotFit(GgrunError):
     """There is no room for the model; the text names the flag that would make some."""
 
-    exit_status = 3
-
 
 def flags(planned: Planned) -> list[str]:
     """The flags that give this very plan again, on the same devices."""

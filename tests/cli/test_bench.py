@@ -265,7 +265,7 @@ def test_progress_on_stderr(tiny: Path) -> None:
         (["-np", "2"], 2, ["-np", "not built yet", "ggrun bench -h"]),
         (["-ngl", "most"], 2, ["-ngl 'most'"]),
         (["-ts", "1,2"], 2, ["-ts gives 2 numbers for 0 devices"]),
-        (["-fitt", "100000000"], 3, ["does not fit"]),
+        (["-fitt", "100000000"], 1, ["does not fit"]),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else str(v),
 )

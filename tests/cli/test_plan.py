@@ -110,7 +110,7 @@ def test_flags_of_run(tiny: Path) -> None:
     want = ggrun(*QUIET).stdout
     assert ggrun(*QUIET, "-ngl", "99", "-sm", "row", "-fitc", "128").stdout == want  # there is one device
     assert "-ts gives 2 numbers for 0 devices" in complaint(ggrun(*QUIET, "-ts", "1,1"), 2)
-    line = complaint(ggrun(*QUIET, "-fitt", "100000000"), 3)
+    line = complaint(ggrun(*QUIET, "-fitt", "100000000"), 1)
     assert "does not fit: cpu needs" in line
     assert "-fitt 0" in line
     assert ggrun(*QUIET, "-fitt", "100000000", "-fit", "off").stdout == want

@@ -219,7 +219,7 @@ def test_the_message_names_the_flag_that_helps(
     assert not planned.fits
     with pytest.raises(DoesNotFit, match=re.escape(flag)) as error:
         require_fit(planned)
-    assert error.value.exit_status == 3
+    assert error.value.exit_status == 1
     assert "\n" not in str(error.value)
     require_fit(replace(planned, options=replace(planned.options, fit=False)))
     assert remedy(planned) in str(error.value)
