@@ -70,7 +70,8 @@ class Planned:
                 low = middle
             else:
                 high = middle - 1
-        return low * PAGE
+        # A whole page more may bring a larger micro-batch with it.
+        return max(low * PAGE, self.sizes.n_ctx if self.fits else 0)
 
     def _holds(self, n_ctx: int) -> bool:
         sizes = replace(self.sizes, n_ctx=n_ctx)
