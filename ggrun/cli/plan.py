@@ -80,7 +80,8 @@ def _is_shape(name: str) -> bool:
 
 
 def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
-    from ggrun.devices.local import local_cpu, named_devices
+    from ggrun.cli.terminal import compile_progress
+    from ggrun.devices.local import here_is_known, local_cpu, named_devices
     from ggrun.plan.hardware import parse_devices
     from ggrun.plan.options import PlanOptions
     from ggrun.plan.planner import make_plan
@@ -92,7 +93,10 @@ def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
     options["n_ubatch"] = min(options["n_ubatch"], n_batch)
     wishes = PlanOptions(**options, **placement)
     # Speeds of this machine are only measured where its CPU counts.
-    here = local_cpu(threads, measure=hardware is None or "cpu" in hardware.lower())
+    here = local_cpu(threads)
+    if not here_is_known(threads) and (hardware is None or "cpu" in hardware.lower()):
+        with compile_progress():
+            here = local_cpu(threads, measure=True)
     if hardware is None and own is not None:
         names = dict.fromkeys(member.device for stage in own.stages for member in stage.members)
         devices = named_devices(names, threads)

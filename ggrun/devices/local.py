@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from ggrun.devices.threads import physical_cores
+from ggrun.gguf import FORMATS, Tensor
 from ggrun.kernels import cache_home
 from ggrun.plan import Plan
 from ggrun.plan.facts import ModelFacts
@@ -22,6 +24,8 @@ from ggrun.plan.report import require_fit, with_plan
 
 _BANDWIDTH = 20e9  # bytes a second, where none was measured: only ratios of it matter to a plan
 
+_OF_A_PROMPT = 0.78
+"""What a whole prompt reaches of its products' rate: the rest is norms, attention and the ways between."""
 _MEASUREMENTS, _PAUSE = 4, 0.25  # seconds between them: others may be using the memory for a while
 
 _BESIDE_A_PLAN = (
@@ -67,22 +71,46 @@ def local_cpu(threads: int | None = None, measure: bool = False) -> DeviceInfo:
     return cpu_info("cpu", int(memory.total), int(memory.available), bandwidth, operations)
 
 
+def here_is_known(threads: int | None) -> bool:
+    """Whether the speeds of this machine were measured before."""
+    return _kept(threads) is not None
+
+
 def remember(threads: int | None, bandwidth: float) -> None:
     """Keep what was measured, if it is more than what is kept: less was of a moment when others ran."""
     kept = _kept(threads)
-    if kept is None or kept[0] < bandwidth:
-        _keep(threads, (bandwidth, 0.0))
+    if kept is not None and kept[0] < bandwidth:
+        _keep(threads, (bandwidth, kept[1]))
 
 
 def _measured(threads: int | None) -> tuple[float, float]:
     from ggrun.devices.cpu import Cpu  # which needs the kernels
 
-    found = []
+    bandwidths, rates = [], []
     with closing(Cpu(threads)) as cpu:
         for _ in range(_MEASUREMENTS):
-            found.append(cpu.bandwidth())
+            bandwidths.append(cpu.bandwidth())
+            rates.append(_operations(cpu))
             time.sleep(_PAUSE)
-    return max(found), 0.0
+    return max(bandwidths), _OF_A_PROMPT * max(rates)
+
+
+def _operations(cpu: Any) -> float:
+    """Operations a second of a product such as prompts have: 256 rows with a matrix of Q8_0."""
+    from ggrun.devices.base import Limits, Rows
+
+    n, size, q8_0 = 256, 2048, FORMATS["Q8_0"]
+    zeros = Tensor("", (size, size), q8_0, np.zeros(q8_0.nbytes(size) * size, np.uint8))
+    ops = cpu.recorder(Limits(n, 1, 1, 1))
+    ops.linear(ops.input(size), cpu.weight(zeros, (0, size), (0, size)))
+    program = ops.finish()
+    ops.inputs.counts[Rows.TOKENS] = n
+    seconds = []
+    for _ in range(8):  # the first may compile
+        start = time.perf_counter()
+        program.run()
+        seconds.append(time.perf_counter() - start)
+    return 2 * n * size * size / min(seconds)
 
 
 def _file(threads: int | None) -> Path:

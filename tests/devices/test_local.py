@@ -56,7 +56,13 @@ def test_names(measured: list[int]) -> None:
 
 
 def test_only_more_is_remembered(measured: list[int]) -> None:
+    local.remember(1, 5e9)  # a bandwidth alone is not all that has to be known
+    assert not local.here_is_known(1)
+    rate = local_cpu(1, measure=True).operations
     for bandwidth, kept in ((5e9, 5e9), (4e9, 5e9), (6e9, 6e9)):
         local.remember(1, bandwidth)
-        assert local_cpu(1).bandwidth == kept
-    assert measured == []
+        assert (local_cpu(1).bandwidth, local_cpu(1).operations) == (kept, rate)
+
+
+def test_the_rate_of_products_is_measured(measured: list[int]) -> None:
+    assert 1e9 < local_cpu(1, measure=True).operations < 1e14
