@@ -12,22 +12,19 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ggrun.arch.config import Config
 from ggrun.devices import open_devices
-from ggrun.engine.cache import PAGE
-from ggrun.engine.engine import CACHE_KINDS, Engine, EngineOptions
+from ggrun.devices.local import planned_here
+from ggrun.engine.engine import Engine, EngineOptions
 from ggrun.engine.generate import Context, StopStrings, Timings, generate
 from ggrun.engine.grammar import Grammar, GrammarVocabulary
 from ggrun.engine.perplexity import Estimate, perplexity
-from ggrun.engine.runner import CacheSpec, cell_bytes
 from ggrun.engine.sampler import Sampler, SamplingOptions
 from ggrun.errors import UsageError
 from ggrun.gguf import GGUF
-from ggrun.plan import Plan, single
+from ggrun.plan import Plan
+from ggrun.plan.facts import ModelFacts
+from ggrun.plan.options import PlanOptions
 from ggrun.tokens import Tokenizer, TokenizerError
-
-FIT_CONTEXT = 4096
-"""The smallest context that fitting to memory may leave (llama.cpp's -fitc)."""
 
 
 class LLM:
@@ -38,11 +35,12 @@ class LLM:
                   least) where memory is short
     n_ubatch      tokens of a prompt that are computed together
     threads       of the CPU; None: one for each physical core
-    devices       "cpu"
-    split_mode    "none"
+    devices       "cpu"; to try splits, CPUs that pretend to be cards: "cpu:0:2GB,cpu:1:2GB,cpu"
     cache_type_k, cache_type_v
                   the form of keys and values in the cache: f16, f32, bf16 or q8_0
-    plan          where every layer runs, instead of devices and split_mode
+    plan          where every layer runs, instead of devices and what follows
+    placement     what is left of ggrun.plan.options.PlanOptions: split_mode, n_gpu_layers, tensor_split,
+                  overrides, n_cpu_moe, fit and others, with llama.cpp's meanings
 
     Whatever goes wrong is a ggrun.GgrunError whose text is one line. A model without a usable tokenizer
     loads, and takes token ids; `tokenizer` then raises the TokenizerError that says why.
@@ -56,22 +54,27 @@ class LLM:
         n_ubatch: int = 512,
         threads: int | None = None,
         devices: str = "cpu",
-        split_mode: str = "none",
         cache_type_k: str = "f16",
         cache_type_v: str = "f16",
         plan: Plan | None = None,
+        **placement: Any,
     ) -> None:
         start = time.perf_counter()
-        _check(n_ctx, n_ubatch, threads, split_mode, cache_type_k, cache_type_v)
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads {threads}: must be 1 or more")
+        sizes = {
+            "n_ctx": n_ctx,
+            "n_ubatch": n_ubatch,
+            "cache_type_k": cache_type_k,
+            "cache_type_v": cache_type_v,
+        }
+        wishes = _plan_options(sizes | placement)
         self._model = GGUF(path)
-        self.config = Config.from_gguf(self._model)
-        self.plan = single(self.config, devices) if plan is None else plan
-        self.plan.check(self.config)
+        planned = planned_here(ModelFacts.from_outline(self._model), devices, threads, wishes, plan)
+        self.config, self.plan, n_ctx = planned.facts.config, planned.plan, planned.sizes.n_ctx
         names = {member.device for stage in self.plan.stages for member in stage.members}
         self._devices = open_devices(names, threads)
         try:
-            if n_ctx == 0:
-                n_ctx = self._fitting_context(cache_type_k, cache_type_v)
             options = EngineOptions(n_ctx, n_ubatch, 1, cache_type_k, cache_type_v)
             self._engine = Engine(self._model, self.config, self.plan, self._devices, options)
         except BaseException:
@@ -204,18 +207,6 @@ class LLM:
         if rest := stops.push(text.flush()) + stops.flush():
             yield rest
 
-    def _fitting_context(self, keys: str, values: str) -> int:
-        """The model's context, or as much as half of the memory holds that the weights leave.
-
-        On several devices the least that fitting may leave: what each can spare is the planner's to say.
-        """
-        page = cell_bytes(self.plan, self._devices, self.config, CacheSpec(1, keys, values))
-        if len(page) > 1:
-            return min(self.config.context, FIT_CONTEXT)
-        ((name, nbytes),) = page.items()
-        free = self._devices[name].available() - sum(t.nbytes for t in self._model.tensors.values())
-        return min(self.config.context, max(FIT_CONTEXT, free // 2 // nbytes * PAGE))
-
     def interrupt(self) -> None:
         """End what was begun and is not done with ggrun.Interrupted; from any thread.
 
@@ -238,18 +229,12 @@ class LLM:
         self.close()
 
 
-def _check(n_ctx: int, n_ubatch: int, threads: int | None, split_mode: str, *cache_types: str) -> None:
-    if n_ctx >= 1 << 31:
-        raise UsageError(f"n_ctx {n_ctx}: no context is larger than {(1 << 31) - 1}")
-    if n_ctx < 0 or n_ubatch < 1 or (threads is not None and threads < 1):
-        raise UsageError(
-            f"n_ctx {n_ctx}, n_ubatch {n_ubatch}, threads {threads}: what is less than 1 cannot be"
-        )
-    if split_mode != "none":
-        raise UsageError(f"split mode {split_mode!r} is not built yet: this ggrun runs on one device (none)")
-    for kind in cache_types:
-        if kind not in CACHE_KINDS:
-            raise UsageError(f"cache type {kind!r} is unknown: there are {', '.join(CACHE_KINDS)}")
+def _plan_options(fields: dict[str, Any]) -> PlanOptions:
+    try:
+        return PlanOptions(**fields)
+    except TypeError:
+        unknown = [name for name in fields if name not in PlanOptions.__dataclass_fields__]
+        raise UsageError(f"unknown option {', '.join(unknown)}") from None
 
 
 def _tokenizer(model: GGUF, vocab: int) -> Tokenizer | TokenizerError:

@@ -118,10 +118,11 @@ def test_only_the_ends_of_a_plan_may_be_empty(path: Path) -> None:
 
 
 def test_what_is_not_there_says_so(path: Path) -> None:
-    with pytest.raises(UsageError, match="not built yet"):
-        LLM(path, split_mode="row")
-    with pytest.raises(UsageError, match="unknown device 'cuda:0'"):
-        LLM(path, devices="cuda:0")
+    for wrong in ("cuda:0", "rtx3090,gpu:1", "tpu"):
+        with pytest.raises(UsageError, match="unknown device"):
+            LLM(path, devices=wrong)
+    with pytest.raises(UsageError, match="unknown option colour"):
+        LLM(path, colour="red")
 
 
 def test_a_device_has_one_share_of_a_stage(path: Path) -> None:

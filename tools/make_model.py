@@ -18,13 +18,14 @@ from typing import Any, NoReturn, TextIO
 
 import numpy as np
 from model_blocks import Weights
-from model_mixes import MIXES, PURE, Mix, find_mix
-from model_shapes import SHAPES, SIZES, Shape, Slot, metadata, resized, rope_factors, slots
+from model_shapes import SIZES, metadata, resized, rope_factors
 from numpy.typing import NDArray
 
 from ggrun.errors import GgrunError
-from ggrun.gguf.types import FORMATS, Format, tensor_nbytes
+from ggrun.gguf.types import Format, tensor_nbytes
 from ggrun.gguf.writer import Source, write_gguf
+from ggrun.plan.mixes import MIXES, PURE, Mix, find_mix
+from ggrun.plan.shapes import SHAPES, Shape, Slot, slots
 
 CHUNK = 1 << 20  # weights that are made at once: a multiple of every format's block
 NOISE = 0.1  # of biases
@@ -45,13 +46,9 @@ def write_model(
     ValueError for a mix that there is not; GGUFError where the disk does not take it.
     """
     chosen = find_mix(mix)
-    tensors = [_source(slot, _format(slot, shape, chosen), shape, seed, tell) for slot in slots(shape)]
+    tensors = [_source(slot, chosen.format(slot, shape), shape, seed, tell) for slot in slots(shape)]
     values = metadata(shape, mix, chosen.file_type)
     return write_gguf(path, values, tensors, max_tensors=max_tensors, max_bytes=max_bytes)
-
-
-def _format(slot: Slot, shape: Shape, mix: Mix) -> Format:
-    return FORMATS["F32"] if slot.role in ("ones", "noise", "rope") else mix.format(slot, shape)
 
 
 def _source(slot: Slot, format: Format, shape: Shape, seed: int, tell: Callable[[int], None]) -> Source:
@@ -155,7 +152,7 @@ def _asked(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Shape, 
 def main() -> None:
     """Write a model as the command line says."""
     asked, shape, mix = _asked(_parser())
-    formats = {slot: _format(slot, shape, mix) for slot in slots(shape)}
+    formats = {slot: mix.format(slot, shape) for slot in slots(shape)}
     size = sum(tensor_nbytes(slot.shape, format) for slot, format in formats.items())
     progress = Progress(size, sys.stderr)
     limits = {"max_tensors": asked.split_max_tensors, "max_bytes": asked.split_max_size}

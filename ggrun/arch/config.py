@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ggrun.arch import Arch, find
 from ggrun.arch.fields import number, per_layer, whole
 from ggrun.arch.rope import Rope
-from ggrun.gguf import GGUF, GGUFError
+from ggrun.gguf import GGUFError, Outline
 
 MAX_LAYERS = 1024
 MAX_HEAD = 1 << 16  # far beyond any model; tables are made for it before the tensors are looked at
@@ -33,7 +33,7 @@ class Config:
     rope: Rope
 
     @classmethod
-    def from_gguf(cls, model: GGUF) -> "Config":
+    def from_gguf(cls, model: Outline) -> "Config":
         """Read a model's metadata; GGUFError says what is missing or cannot be."""
         arch = find(model.architecture)
         layers = whole(model, "block_count")
@@ -62,7 +62,7 @@ class Config:
         config._check(model)
         return config
 
-    def _check(self, model: GGUF) -> None:
+    def _check(self, model: Outline) -> None:
         if self.heads % self.kv_heads:
             raise GGUFError(f"{model.path}: {self.heads} heads cannot share {self.kv_heads} key-value heads")
         if self.layers > MAX_LAYERS:
@@ -73,13 +73,13 @@ class Config:
             raise GGUFError(f"{model.path}: {self.experts_used} of {self.experts} experts cannot be used")
 
 
-def _ff(model: GGUF, layers: int, experts: int) -> int:
+def _ff(model: Outline, layers: int, experts: int) -> int:
     """The columns of the feed-forward: of one expert, where the file says it, or of the dense one."""
     of_expert = whole(model, "expert_feed_forward_length", 0, least=0) if experts else 0
     return of_expert or per_layer(model, "feed_forward_length", layers)
 
 
-def _vocab(model: GGUF) -> int:
+def _vocab(model: Outline) -> int:
     embedding = model.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise GGUFError(

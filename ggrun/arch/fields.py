@@ -4,18 +4,18 @@ import math
 
 import numpy as np
 
-from ggrun.gguf import GGUF, GGUFError
+from ggrun.gguf import GGUFError, Outline
 
 MOST = (1 << 31) - 1
 
 
-def whole(model: GGUF, name: str, default: int | None = None, least: int = 1, most: int = MOST) -> int:
+def whole(model: Outline, name: str, default: int | None = None, least: int = 1, most: int = MOST) -> int:
     """The value of <architecture>.<name>; GGUFError when it is no whole number from least to most."""
     key = f"{model.architecture}.{name}"
     return _plausible(model, key, model.int_(key, default), least, most)
 
 
-def per_layer(model: GGUF, name: str, layers: int, default: int | None = None, least: int = 1) -> int:
+def per_layer(model: Outline, name: str, layers: int, default: int | None = None, least: int = 1) -> int:
     """The same for what may be an array with a number a layer, which must all be equal."""
     key = f"{model.architecture}.{name}"
     value = model.get(key)
@@ -28,7 +28,7 @@ def per_layer(model: GGUF, name: str, layers: int, default: int | None = None, l
     return _plausible(model, key, int(value[0]), least)
 
 
-def number(model: GGUF, name: str, default: float | None = None, positive: bool = False) -> float:
+def number(model: Outline, name: str, default: float | None = None, positive: bool = False) -> float:
     """<architecture>.<name>; GGUFError when it is infinite, no number or negative.
 
     With `positive` it may not be 0 either.
@@ -41,7 +41,7 @@ def number(model: GGUF, name: str, default: float | None = None, positive: bool 
     return value
 
 
-def _plausible(model: GGUF, key: str, value: int, least: int, most: int = MOST) -> int:
+def _plausible(model: Outline, key: str, value: int, least: int, most: int = MOST) -> int:
     if not least <= value <= most:
         raise GGUFError(f"{model.path}: {key} is {value}")
     return value

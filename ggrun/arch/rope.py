@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.arch.fields import number, whole
-from ggrun.gguf import GGUF, GGUFError
+from ggrun.gguf import GGUFError, Outline
 
 Floats = NDArray[np.floating[Any]]
 
@@ -31,7 +31,7 @@ class Rope:
     query_period: float
 
     @classmethod
-    def from_gguf(cls, model: GGUF, dims: int, context: int) -> "Rope":
+    def from_gguf(cls, model: Outline, dims: int, context: int) -> "Rope":
         """Read <arch>.rope.* and <arch>.attention.temperature_*; GGUFError for what cannot be."""
         scaling = _scaling(model)
         original = whole(model, "rope.scaling.original_context_length", context, least=0)
@@ -55,7 +55,7 @@ class Rope:
         rope._check(model)
         return rope
 
-    def _check(self, model: GGUF) -> None:
+    def _check(self, model: Outline) -> None:
         """Numbers that are fine one by one can still overflow together."""
         if not (np.isfinite(self._frequencies()).all() and np.isfinite(np.float32(self.magnitude))):
             raise GGUFError(
@@ -101,7 +101,7 @@ class Rope:
         return np.float64(self.dims * np.log(turns) / (2.0 * np.log(np.float64(self.base))))
 
 
-def _scaling(model: GGUF) -> str:
+def _scaling(model: Outline) -> str:
     key = f"{model.architecture}.rope.scaling.type"
     scaling = model.str_(key, "linear")
     if scaling not in ("none", "linear", "yarn"):
@@ -109,7 +109,7 @@ def _scaling(model: GGUF) -> str:
     return scaling
 
 
-def _dims(model: GGUF, head_dim: int) -> int:
+def _dims(model: Outline, head_dim: int) -> int:
     dims = whole(model, "rope.dimension_count", head_dim)
     if dims > head_dim or dims % 2:
         raise GGUFError(
@@ -118,7 +118,7 @@ def _dims(model: GGUF, head_dim: int) -> int:
     return dims
 
 
-def _ext_factor(model: GGUF, scaling: str) -> float:
+def _ext_factor(model: Outline, scaling: str) -> float:
     """How much of YaRN's mix there is; what is negative says that the kind of scaling decides."""
     key = f"{model.architecture}.rope.scaling.yarn_ext_factor"
     given = model.float_(key, -1.0)

@@ -5,19 +5,25 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ggrun.arch.config import Config
 from ggrun.cli.bench_model import model_bytes, model_parameters, model_type
 from ggrun.cli.bench_tests import Case, ModelFacts, Setup
+from ggrun.devices import open_device
+from ggrun.devices.base import Device
 from ggrun.devices.cpu import Cpu
+from ggrun.devices.local import planned_here, remember
 from ggrun.engine.cache import pages_for
 from ggrun.engine.engine import Engine, EngineOptions
 from ggrun.engine.runner import CacheSpec
 from ggrun.errors import GgrunError
 from ggrun.gguf import GGUF
-from ggrun.plan import single
+from ggrun.plan import whole
+from ggrun.plan.facts import ModelFacts as PlanFacts
+from ggrun.plan.options import PlanOptions
 from ggrun.plan.traffic import cell_bytes, weight_bytes
 
 
@@ -28,17 +34,22 @@ class Session:
     is right for that depth: it is computed once.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, placement: dict[str, Any]) -> None:
         self._model, self._setup = _opened(setup.model), setup
         self._config = Config.from_gguf(self._model)
-        self._plan = single(self._config, "cpu")
+        self._placement = dict(placement)
+        self._hardware = self._placement.pop("hardware") or "cpu"
+        self._own_plan = self._placement.pop("plan")
         self.device = Cpu(setup.n_threads)
+        self._devices: dict[str, Device] = {"cpu": self.device}
         self.facts = self._facts()
 
     def check(self, case: Case) -> None:
         """GgrunError when there is no room for the context of a test."""
         spec = CacheSpec(pages_for(case.positions), self._setup.type_k, self._setup.type_v)
-        member = self._plan.stages[0].members[0]
+        if self._hardware != "cpu" or self._own_plan:
+            return  # several memories: the planner asks them
+        member = whole(self._config, "cpu")
         needed = self._config.layers * spec.layer_bytes(self._config, self.device, member)
         if needed > (free := self.device.available()):
             raise GgrunError(
@@ -47,10 +58,16 @@ class Session:
             )
 
     def load(self, positions: int) -> None:
-        """Get ready for tests of up to so many positions."""
-        s = self._setup
-        options = EngineOptions(positions, min(s.n_ubatch, s.n_batch), 1, s.type_k, s.type_v)
-        self._engine = Engine(self._model, self._config, self._plan, {"cpu": self.device}, options)
+        """Get ready for tests of up to so many positions; DoesNotFit when there is no room."""
+        s, n_ubatch = self._setup, min(self._setup.n_ubatch, self._setup.n_batch)
+        cache: dict[str, Any] = {"cache_type_k": s.type_k, "cache_type_v": s.type_v}
+        wishes = PlanOptions(n_ctx=positions, n_ubatch=n_ubatch, **cache, **self._placement)
+        facts = PlanFacts.from_outline(self._model)
+        plan = planned_here(facts, self._hardware, s.n_threads, wishes, self._own_plan).plan
+        for name in sorted({m.device for stage in plan.stages for m in stage.members} - {"cpu"}):
+            self._devices[name] = open_device(name, s.n_threads)
+        options = EngineOptions(positions, n_ubatch, 1, s.type_k, s.type_v)
+        self._engine = Engine(self._model, self._config, plan, self._devices, options)
         random = np.random.default_rng(1)
         self._tokens: list[int] = random.integers(self._config.vocab, size=positions).tolist()
 
@@ -67,9 +84,15 @@ class Session:
             samples.append(self._sample(case))
         return samples
 
+    def interrupt(self) -> None:
+        """End what is being computed; from any thread."""
+        for device in self._devices.values():
+            device.interrupt()
+
     def close(self) -> None:
         """End the threads."""
-        self.device.close()
+        for device in self._devices.values():
+            device.close()
 
     def _facts(self) -> ModelFacts:
         model, config, setup = self._model, self._config, self._setup
@@ -113,4 +136,6 @@ def _opened(path: Path) -> GGUF:
 def _bandwidth(threads: int) -> float:
     """Bytes a second, measured once a run of ggrun."""
     with closing(Cpu(threads)) as device:
-        return device.bandwidth()
+        bandwidth = device.bandwidth()
+    remember(threads, bandwidth)
+    return bandwidth

@@ -12,6 +12,7 @@ from ggrun.errors import GgrunError
 
 COMMANDS = {
     "run": "Generate text after a prompt.",
+    "plan": "Say what would run where, whether it fits, and how fast it will be.",
     "bench": "Measure how fast models read prompts and generate.",
     "perplexity": "Measure how well a model foretells a text.",
 }
@@ -46,6 +47,7 @@ def ggrun() -> None:
     \b
     ggrun run -p "Once upon a time"              the bundled demo model
     ggrun run -m model.gguf -p "The sea" -n 64   your own
+    ggrun plan model.gguf                        what would go where, before anything is loaded
 
     Every option has a twin in the environment, named by its first long name: --ctx-size is GGRUN_CTX_SIZE.
     """

@@ -10,21 +10,18 @@ import click
 _LLAMA_CPP = """
     -hf -hfr --hf-repo -hff --hf-file -hft --hf-token -mu --model-url -lm --load-mode --offline
     --no-mmap --mmap --mlock -a --alias --check-tensors -fa --flash-attn -tb --threads-batch --numa
-    --prio --poll -C --cpu-mask -ngl --gpu-layers --n-gpu-layers -sm --split-mode -ts --tensor-split
-    -mg --main-gpu -dev --device --list-devices -ot --override-tensor -nkvo --no-kv-offload -kvo
-    --kv-offload -cmoe --cpu-moe -ncmoe --n-cpu-moe -ncffn --rpc -fit --fit -fitt --fit-target -fitc
-    --fit-ctx --no-host --no-repack --repack --override-kv -cnv --conversation -no-cnv
-    --no-conversation -st --single-turn -sys --system-prompt -sysf --system-prompt-file -i
-    --interactive -if --interactive-first -mli --multiline-input --in-prefix --in-suffix
-    --chat-template --chat-template-file --chat-template-kwargs --jinja --no-jinja
+    --prio --poll -C --cpu-mask --rpc --no-host --no-repack --repack --override-kv -cnv
+    --conversation -no-cnv --no-conversation -st --single-turn -sys --system-prompt -sysf
+    --system-prompt-file -i --interactive -if --interactive-first -mli --multiline-input --in-prefix
+    --in-suffix --chat-template --chat-template-file --chat-template-kwargs --jinja --no-jinja
     --reasoning-format --reasoning-budget -co --color --simple-io -sp --special -bf --binary-file
     --prompt-cache --keep --context-shift --no-context-shift --swa-full --no-warmup --warmup -np
     --parallel -cb --cont-batching --rope-scaling --rope-scale --rope-freq-base --rope-freq-scale
     --yarn-orig-ctx --yarn-ext-factor --lora --lora-scaled --control-vector -mm --mmproj --image
     --audio -md --model-draft -ngld -cd --draft --samplers --sampling-seq --sampler-seq --mirostat
     --mirostat-lr --mirostat-ent --dynatemp-range --dynatemp-exp --adaptive-target --adaptive-decay
-    --no-perf --perf -v --verbose --log-file --log-disable --host --port --api-key
-    --ppl-stride --ppl-output-type --kl-divergence --kl-divergence-base --save-all-logits --hellaswag
+    --no-perf --perf -v --verbose --log-file --log-disable --host --port --api-key --ppl-stride
+    --ppl-output-type --kl-divergence --kl-divergence-base --save-all-logits --hellaswag
     --winogrande --multiple-choice -embd --embeddings -nopo --no-op-offload -mmp -nr --cpu-strict
 """
 NOT_BUILT = frozenset(_LLAMA_CPP.split())

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ggrun.cli.flags import TEXT, given, option
+from ggrun.cli.placement import placement_options, taken
 from ggrun.errors import GgrunError, UsageError
 
 Command = Callable[..., Any]
@@ -94,8 +95,8 @@ _SAMPLE = [
 
 
 def load_options(command: Command) -> Command:
-    """How a model is loaded; see load."""
-    return _apply(_LOAD, command)
+    """How a model is loaded, and where its layers run; see load."""
+    return _apply(_LOAD, placement_options(command))
 
 
 def sampling_options(command: Command) -> Command:
@@ -116,10 +117,11 @@ def load(options: dict[str, Any]) -> Any:
 
     keys = ("model", "n_ctx", "n_batch", "n_ubatch", "threads", "cache_type_k", "cache_type_v")
     model, n_ctx, n_batch, n_ubatch, threads, keys_type, values_type = (options.pop(key) for key in keys)
+    placement = taken(options)
     return LLM(
         model or demo_model(), n_ctx=n_ctx, n_ubatch=min(n_ubatch, n_batch), threads=threads,
-        cache_type_k=keys_type,
-        cache_type_v=values_type,
+        cache_type_k=keys_type, cache_type_v=values_type,
+        devices=placement.pop("hardware") or "cpu", **placement,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ raised as a GGUFError, whose text is one line.
 
 from ggrun.gguf.errors import GGUFError
 from ggrun.gguf.mapped import Tensor
-from ggrun.gguf.reader import GGUF
+from ggrun.gguf.reader import GGUF, Declared, Outline
 from ggrun.gguf.types import FORMATS, FORMATS_BY_ID, Format, Value, ValueType
 from ggrun.gguf.writer import Source, write_gguf
 
@@ -14,8 +14,10 @@ __all__ = [
     "FORMATS",
     "FORMATS_BY_ID",
     "GGUF",
+    "Declared",
     "Format",
     "GGUFError",
+    "Outline",
     "Source",
     "Tensor",
     "Value",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ggrun.gguf.errors import GGUFError, shown
 from ggrun.gguf.parse import Header, TensorInfo, parse_header
-from ggrun.gguf.types import Format, tensor_nbytes
+from ggrun.gguf.types import Format
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,13 +48,25 @@ class Tensor:
 def map_file(path: str) -> tuple[Header, list[Tensor]]:
     """Map one file read-only and return its header and tensors; GGUFError when anything about it is wrong."""
     data = _mapped(path)
-    header = parse_header(data, path)
-    spans = [_span(header, info, path) for info in header.infos]
-    _refuse_overlaps(header.infos, spans, path)
+    header, spans = _checked_header(data, path)
     _refuse_truncated(header, spans, len(data), path)
     whole = np.frombuffer(data, np.uint8)
     views = (whole[header.data_start + start : header.data_start + stop] for start, stop in spans)
     return header, [Tensor(i.name, i.shape, i.format, v) for i, v in zip(header.infos, views, strict=True)]
+
+
+def read_infos(path: str) -> tuple[Header, list[TensorInfo]]:
+    """The header of one file and the tensors that it declares, whose bytes need not be there."""
+    header, _ = _checked_header(_mapped(path), path)
+    return header, header.infos
+
+
+def _checked_header(data: mmap.mmap, path: str) -> tuple[Header, list[tuple[int, int]]]:
+    """The header, and where in the data section each tensor begins and ends."""
+    header = parse_header(data, path)
+    spans = [_span(header, info, path) for info in header.infos]
+    _refuse_overlaps(header.infos, spans, path)
+    return header, spans
 
 
 def _mapped(path: str) -> mmap.mmap:
@@ -74,7 +86,7 @@ def _mapped(path: str) -> mmap.mmap:
 
 def _span(header: Header, info: TensorInfo, path: str) -> tuple[int, int]:
     try:
-        size = tensor_nbytes(info.shape, info.format)
+        size = info.nbytes
     except ValueError as error:
         raise GGUFError(f"{path}: damaged: tensor {shown(info.name)} has {error}") from error
     if info.offset % header.alignment:

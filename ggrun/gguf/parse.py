@@ -18,6 +18,7 @@ from ggrun.gguf.types import (
     ValueType,
     aligned,
     checked_alignment,
+    tensor_nbytes,
 )
 
 MAGIC = b"GGUF"
@@ -38,6 +39,16 @@ class TensorInfo:
     shape: tuple[int, ...]
     format: Format
     offset: int
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of one row."""
+        return self.format.nbytes(self.shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the whole tensor; ValueError when no tensor can have this shape."""
+        return tensor_nbytes(self.shape, self.format)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,18 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from ggrun.gguf.errors import GGUFError, shown
-from ggrun.gguf.mapped import Tensor, map_file
-from ggrun.gguf.parse import Header
+from ggrun.gguf.mapped import Tensor, map_file, read_infos
+from ggrun.gguf.parse import Header, TensorInfo
 from ggrun.gguf.types import Value
 from ggrun.gguf.values import take
 
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
+T = TypeVar("T", Tensor, TensorInfo)
+Reader = Callable[[str], tuple[Header, list[T]]]
 _NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
@@ -24,12 +27,21 @@ def map_model(path: str) -> tuple[list[str], Header, dict[str, Tensor]]:
 
     Returns the paths of its files, the header of the first, and the tensors of all by name, in order.
     """
-    header, tensors = map_file(path)
+    return _all_shards(path, map_file)
+
+
+def outline_model(path: str) -> tuple[list[str], Header, dict[str, TensorInfo]]:
+    """The same from the headers alone: of no tensor need the bytes be there."""
+    return _all_shards(path, read_infos)
+
+
+def _all_shards(path: str, read: Reader[T]) -> tuple[list[str], Header, dict[str, T]]:
+    header, tensors = read(path)
     number, count = _position(header.metadata, path)
     if count == 1:
         return [path], header, {tensor.name: tensor for tensor in tensors}
     paths = _siblings(path, number, count)
-    shards = [(header, tensors) if i == number else _map_shard(p, i, count) for i, p in enumerate(paths)]
+    shards = [(header, tensors) if i == number else _shard(p, i, count, read) for i, p in enumerate(paths)]
     first = shards[0][0]
     return paths, first, _merged(first.metadata, [part for _, part in shards], paths)
 
@@ -60,8 +72,8 @@ def _siblings(path: str, number: int, count: int) -> list[str]:
     return paths
 
 
-def _map_shard(path: str, number: int, count: int) -> tuple[Header, list[Tensor]]:
-    header, tensors = map_file(path)
+def _shard(path: str, number: int, count: int, read: Reader[T]) -> tuple[Header, list[T]]:
+    header, tensors = read(path)
     if (found := _position(header.metadata, path)) != (number, count):
         is_, wanted = (f"shard {n + 1} of {c}" for n, c in (found, (number, count)))
         raise GGUFError(
@@ -70,8 +82,8 @@ def _map_shard(path: str, number: int, count: int) -> tuple[Header, list[Tensor]
     return header, tensors
 
 
-def _merged(metadata: Mapping[str, Value], shards: list[list[Tensor]], paths: list[str]) -> dict[str, Tensor]:
-    merged: dict[str, Tensor] = {}
+def _merged(metadata: Mapping[str, Value], shards: list[list[T]], paths: list[str]) -> dict[str, T]:
+    merged: dict[str, T] = {}
     for path, tensors in zip(paths, shards, strict=True):
         for tensor in tensors:
             if tensor.name in merged:

@@ -1,10 +1,10 @@
 """How many bytes a token takes from memory: in decode, that and the memory's speed give the time."""
 
 from ggrun.arch.config import Config
-from ggrun.gguf import GGUF, Tensor
+from ggrun.gguf import Declared, Outline
 
 
-def weight_bytes(model: GGUF, config: Config) -> int:
+def weight_bytes(model: Outline, config: Config) -> int:
     """The bytes of weights that one token of one sequence reads: each tensor once, but for what it skips.
 
     It skips the experts that are not its own, and all rows of the embedding but one, unless the embedding is
@@ -21,7 +21,7 @@ def cell_bytes(config: Config, row_bytes: int) -> int:
     return config.layers * config.kv_heads * row_bytes
 
 
-def _read(model: GGUF, config: Config, tensor: Tensor) -> int:
+def _read(model: Outline, config: Config, tensor: Declared) -> int:
     if "_exps." in tensor.name:
         return tensor.nbytes * config.experts_used // config.experts
     if tensor.name == "token_embd.weight" and "output.weight" in model.tensors:

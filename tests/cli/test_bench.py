@@ -262,7 +262,10 @@ def test_progress_on_stderr(tiny: Path) -> None:
         (["-o", "sql"], 2, ["sql", "jsonl"]),
         (["-r", "0"], 2, ["-r"]),
         (["-t", "100000", "-p", "1"], 2, ["100000 threads"]),
-        (["-ngl", "99"], 2, ["-ngl", "not built yet", "ggrun bench -h"]),
+        (["-np", "2"], 2, ["-np", "not built yet", "ggrun bench -h"]),
+        (["-ngl", "most"], 2, ["-ngl 'most'"]),
+        (["-ts", "1,2"], 2, ["-ts gives 2 numbers for 0 devices"]),
+        (["-fitt", "100000000"], 1, ["does not fit"]),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else str(v),
 )

@@ -17,6 +17,9 @@ from ggrun.engine.batch import Batch
 from ggrun.engine.runner import CacheSpec, check_memory
 from ggrun.gguf import GGUF
 from ggrun.plan import Member, Plan, Stage, single
+from ggrun.plan.facts import ModelFacts
+from ggrun.plan.report import DoesNotFit
+from ggrun.plan.usage import Sizes, plan_use
 from tests.engine.test_peer import distance
 from tests.tiny import Tiny
 
@@ -49,7 +52,17 @@ def config(path: Path) -> Config:
 
 def have(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
     """Let the system say that so many bytes are free."""
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=nbytes))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=nbytes, total=nbytes))
+
+
+POSITION = 64 * 2 * 3 * 3  # bytes of a position: rows of 32 values in f16, heads and layers
+MARGIN = 1 << 30
+
+
+def needed(path: Path, n_ctx: int) -> int:
+    """The bytes that must be free for a context."""
+    facts = ModelFacts.from_outline(GGUF(path))
+    return plan_use(facts, single(facts.config, "cpu"), Sizes(n_ctx), 0)["cpu"].total + MARGIN
 
 
 # ---------------------------------------------------------------- the KV cache must fit
@@ -93,17 +106,21 @@ def test_each_device_has_room_for_its_own_part(config: Config) -> None:
 
 
 def test_a_model_is_refused_before_it_is_loaded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row of f16 is 32 values, two bytes each; keys and values, three heads, three layers."""
-    needed = 2048 * 64 * 2 * 3 * 3
+    """Weights, cells, buffers and the margin all count; without fitting only the cells do."""
     loaded: list[object] = []
     monkeypatch.setattr(engine_module, "Pipeline", lambda *args: loaded.append(args))
-    have(monkeypatch, needed - 1)
-    with pytest.raises(GgrunError, match=r" -c\b"):
+    have(monkeypatch, needed(path, 2048) - 1)
+    with pytest.raises(DoesNotFit, match=r"^\S*model\.gguf: does not fit: cpu needs .* give -ctk q8_0"):
         LLM(path, n_ctx=2048)
+    have(monkeypatch, 2048 * POSITION - 1)
+    with pytest.raises(GgrunError, match=r" -c\b"):
+        LLM(path, n_ctx=2048, fit=False)
     assert loaded == []
-    have(monkeypatch, needed)
+    have(monkeypatch, 2048 * POSITION)
+    LLM(path, n_ctx=2048, fit=False).close()
+    have(monkeypatch, needed(path, 2048))
     LLM(path, n_ctx=2048).close()
-    assert len(loaded) == 1
+    assert len(loaded) == 2
 
 
 def test_no_memory_for_a_recording(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,33 +147,25 @@ def test_no_memory_for_a_recording(path: Path, monkeypatch: pytest.MonkeyPatch) 
 # ---------------------------------------------------------------- the context that fits
 
 
-POSITION = 64 * 2 * 3 * 3  # bytes of a position in f16
-WEIGHTS = sum(values.nbytes for values in MODEL.tensors().values())
-
-
-@pytest.mark.parametrize(
-    ("free", "n_ctx"),
-    [
-        (2 * 100 * PAGE * POSITION, 100 * PAGE),  # half of it, in whole pages
-        (2 * 100 * PAGE * POSITION - 1, 99 * PAGE),
-        (2 * 100 * PAGE * POSITION - 2, 99 * PAGE),
-        (2 * 64 * PAGE * POSITION, 4096),
-        (4096 * POSITION, 4096),  # more than half, but the least that there may be
-    ],
-)
-def test_the_context_takes_half_of_the_memory(
-    free: int, n_ctx: int, path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("n_ctx", "less"), [(6400, 0), (6400, 1), (4096, 0), (4160, 0)])
+def test_the_context_takes_the_memory_that_there_is(
+    n_ctx: int, less: int, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    have(monkeypatch, WEIGHTS + free)
+    """In whole pages."""
+    have(monkeypatch, needed(path, n_ctx) - less)
     with LLM(path) as llm:
-        assert llm.n_ctx == n_ctx
+        assert llm.n_ctx == n_ctx - PAGE * less
+    have(monkeypatch, needed(path, n_ctx) - less - MARGIN)
+    with LLM(path, fit_margin=0) as llm:
+        assert llm.n_ctx == n_ctx - PAGE * less
 
 
 def test_smaller_cells_make_a_larger_context(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    have(monkeypatch, WEIGHTS + 2 * 100 * PAGE * POSITION)
-    for kinds, row in ((("q8_0", "q8_0"), 34 + 34), (("f16", "q8_0"), 64 + 34), (("f32", "f32"), 128 + 128)):
+    have(monkeypatch, needed(path, 6400))
+    for kinds, row in ((("q8_0", "q8_0"), 34 + 34), (("f16", "q8_0"), 64 + 34), (("f16", "f16"), 128)):
         with LLM(path, cache_type_k=kinds[0], cache_type_v=kinds[1]) as llm:
-            assert llm.n_ctx == max(4096, 100 * PAGE * POSITION // (PAGE * row * 3 * 3) * PAGE), kinds
+            want = 6400 * POSITION // (row * 3 * 3)
+            assert abs(llm.n_ctx - want) <= PAGE, kinds
 
 
 def test_no_more_than_the_model_was_made_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,9 +176,9 @@ def test_no_more_than_the_model_was_made_for(tmp_path: Path, monkeypatch: pytest
 
 
 def test_even_the_least_may_not_fit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for free in (4096 * POSITION - 1, 1000, 0):
+    for free in (needed(path, 4096) - 1, 1000, 0):
         have(monkeypatch, free)
-        with pytest.raises(GgrunError, match=r"4096 positions .* -c\b"):
+        with pytest.raises(DoesNotFit, match="does not fit: cpu needs"):
             LLM(path)
 
 

@@ -19,14 +19,15 @@ from gguf import GGMLQuantizationType, quants
 from ggrun import LLM
 from ggrun.gguf import FORMATS, GGUF
 from ggrun.gguf.types import tensor_nbytes
+from ggrun.plan.mixes import ALIASES, MIXES, PURE, find_mix
+from ggrun.plan.shapes import SHAPES, slots
 
 TOOLS = Path(__file__).parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
 
 from make_model import Progress, write_model  # noqa: E402
 from model_blocks import Weights  # noqa: E402
-from model_mixes import ALIASES, MIXES, PURE, find_mix  # noqa: E402
-from model_shapes import SHAPES, metadata, resized, rope_factors, slots  # noqa: E402
+from model_shapes import metadata, resized, rope_factors  # noqa: E402
 
 # What llama.cpp chose for models like these, by role and layer: llama_model_quantize's dry run, as it is in
 # llama-cpp-python 0.3.36.

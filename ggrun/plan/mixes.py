@@ -1,4 +1,4 @@
-"""Which tensor gets which format: llama.cpp's mixes of formats, as make_model.py writes them.
+"""Which tensor gets which format: llama.cpp's mixes of formats, for planning and for writing models.
 
 The rules are those of llama.cpp (llama_tensor_get_type and tensor_type_fallback in src/llama-quant.cpp), told
 anew as data, for the architectures that ggrun runs and for a quantization without an importance matrix.
@@ -6,11 +6,13 @@ anew as data, for the architectures that ggrun runs and for a quantization witho
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from model_shapes import Shape, Slot
-
+from ggrun.gguf.parse import TensorInfo
+from ggrun.gguf.reader import Outline
 from ggrun.gguf.types import FORMATS, Format
+from ggrun.plan.shapes import SHAPES, Shape, Slot, hyperparameters, slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,9 @@ class Mix:
     kind_to_70b: bool = False  # whose values are an eighth of the queries: more bits cost little
 
     def format(self, slot: Slot, shape: Shape) -> Format:
-        """The format of a matrix, which is another one where its rows are not whole blocks."""
+        """The format of a tensor, which is another one where its rows are not whole blocks."""
+        if slot.role in ("ones", "noise", "rope"):
+            return FORMATS["F32"]
         wanted = self.main if self.plain else self._by_rules(slot, shape)
         return _fitting(FORMATS[wanted], slot.shape[0])
 
@@ -228,3 +232,12 @@ def find_mix(name: str) -> Mix:
     if ALIASES.get(upper, upper) not in MIXES:
         raise ValueError(f"unknown mix {name[:40]!r}; there are {', '.join(MIXES)}, and pure:FORMAT")
     return MIXES[ALIASES.get(upper, upper)]
+
+
+def outline(name: str, mix: str) -> Outline:
+    """What the header of a file of this shape and mix says; ValueError, in words, for what there is not."""
+    if (shape := SHAPES.get(name.lower())) is None:
+        raise ValueError(f"unknown shape {name[:40]!r}; there are {', '.join(SHAPES)}")
+    chosen = find_mix(mix)
+    tensors = {s.name: TensorInfo(s.name, s.shape, chosen.format(s, shape), 0) for s in slots(shape)}
+    return Outline(Path(f"{name}:{mix}"), hyperparameters(shape), tensors)

@@ -1,0 +1,114 @@
+"""The flags that say where a model's layers run, with llama.cpp's names, defaults and meanings."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ggrun.cli.flags import TEXT, option
+from ggrun.errors import GgrunError, UsageError
+
+Command = Callable[..., Any]
+
+
+def _list_devices(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if not wanted or context.resilient_parsing:
+        return
+    from ggrun.devices.local import local_devices
+
+    print("devices:")
+    for device in local_devices(context.params.get("hardware") or "cpu"):
+        print(f"  {device.name}: {device.label} ({device.memory >> 20} MiB, {device.free >> 20} MiB free)")
+    context.exit()
+
+
+_OPTIONS = [
+    option("-ngl", "--gpu-layers", "--n-gpu-layers", "n_gpu_layers", default="auto", type=TEXT,
+           help="The last so many layers go to cards, the output counting as one more; auto, all."),
+    option("-sm", "--split-mode", default="layer", type=click.Choice(["none", "layer", "row", "tensor"]),
+           help="none: one card; layer: runs of layers; row, also called tensor: every matrix over all."),
+    option("-ts", "--tensor-split", type=TEXT,
+           help="What goes to each card, in proportion: 3,1. In mode layer, of the layers (and output)."),
+    option("-mg", "--main-gpu", default=0, type=click.IntRange(0), help="The card of mode none."),
+    option("-dev", "--device", "dev", type=TEXT,
+           help="Cards, in the order that activations pass them: cuda:1,cuda:0; none: the CPU alone."),
+    option("-ot", "--override-tensor", "overrides", multiple=True, type=TEXT, metavar="REGEX=DEVICE,...",
+           help="Half layers with a tensor that matches go to the device (in ggrun: with all of their "
+                "tensors); may be given again."),
+    option("-cmoe", "--cpu-moe", is_flag=True, help="The experts of all layers stay on the CPU."),
+    option("-ncmoe", "--n-cpu-moe", type=click.IntRange(0),
+           help="Those of the first N layers; cards are used alike by what is left."),
+    option("-ncffn", "--n-cpu-ffn", type=click.IntRange(0),
+           help="The feed-forward of the first N layers stays on the CPU."),
+    option("-kvo/-nkvo", "--kv-offload/--no-kv-offload", "kv_offload", default=True, show_default=False,
+           help="-nkvo: keys and values stay in the host's memory."),
+    option("-fit", "--fit", default="on", type=click.Choice(["on", "off"]),
+           help="Adjust what is left open to the memory; off: refuse nothing either."),
+    option("-fitt", "--fit-target", "fit_margin", default=1024, type=click.IntRange(0),
+           help="MiB that stay free on each device."),
+    option("-fitc", "--fit-ctx", default=4096, type=click.IntRange(1),
+           help="The smallest context that fitting may leave."),
+    option("--plan", "plan_file", type=click.Path(path_type=Path),
+           help="A plan as ggrun plan --json writes it, instead of all these."),
+    option("--devices", "hardware", type=TEXT, is_eager=True,
+           help='Devices with their memory and bandwidth: "2x rtx3090, cpu:64GB@50GB/s" (ggrun plan), '
+                'cpu:0:2GB,cpu:1:2GB (limits to try splits with). Default: those of this machine.'),
+    option("--list-devices", is_flag=True, is_eager=True, expose_value=False, callback=_list_devices,
+           help="List the devices of this machine, and end."),
+]  # fmt: skip
+
+_AS_THEY_ARE = (
+    "split_mode", "main_gpu", "cpu_moe", "n_cpu_moe", "n_cpu_ffn", "kv_offload", "fit_margin", "fit_ctx",
+    "hardware",
+)  # fmt: skip
+
+
+def placement_options(command: Command) -> Command:
+    """Where a model's layers run; see taken."""
+    for added in reversed(_OPTIONS):
+        command = added(command)
+    return command
+
+
+def taken(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the placement options out of `options`, as LLM and PlanOptions want them.
+
+    Two are no fields of PlanOptions: `plan`, a Plan or None, and `hardware`, a text or None.
+    """
+    from ggrun.plan.options import parse_layers, parse_overrides, parse_ratios
+
+    ratios, dev = options.pop("tensor_split"), options.pop("dev")
+    same = (
+        "split_mode",
+        "main_gpu",
+        "cpu_moe",
+        "n_cpu_moe",
+        "n_cpu_ffn",
+        "kv_offload",
+        "fit_margin",
+        "fit_ctx",
+    )
+    return {name: options.pop(name) for name in (*same, "hardware")} | {
+        "n_gpu_layers": parse_layers(options.pop("n_gpu_layers")),
+        "tensor_split": None if ratios is None else parse_ratios(ratios),
+        "order": None if dev is None else tuple(name.strip() for name in dev.split(",")),
+        "overrides": tuple(pair for text in options.pop("overrides") for pair in parse_overrides(text)),
+        "fit": options.pop("fit") == "on",
+        "plan": _plan(options.pop("plan_file")),
+    }
+
+
+def _plan(file: Path | None) -> Any:
+    from ggrun.plan import Plan
+
+    if file is None:
+        return None
+    try:
+        return Plan.from_json(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GgrunError(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{file}: not a plan: not a text in UTF-8") from None
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from None

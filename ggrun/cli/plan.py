@@ -1,0 +1,106 @@
+"""ggrun plan: what would run where, whether it fits, and how fast it will be; nothing is loaded."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ggrun.cli.flags import Command, option
+from ggrun.cli.placement import placement_options, taken
+from ggrun.errors import UsageError
+
+if TYPE_CHECKING:
+    from ggrun.plan.facts import ModelFacts
+    from ggrun.plan.planner import Planned
+
+_CACHE_TYPES = click.Choice(["f16", "f32", "bf16", "q8_0"])
+_DEFAULT_MIX = "Q4_K_M"
+_DOES_NOT_FIT = 3
+
+
+@click.command(cls=Command)
+@click.argument("model", required=False)
+@option("-c", "--ctx-size", "n_ctx", default=0, type=click.IntRange(0),
+        help="Context; 0: the model's, if it fits.")  # fmt: skip
+@option("-b", "--batch-size", "n_batch", default=2048, type=click.IntRange(1), help="Most tokens of a batch.")
+@option("-ub", "--ubatch-size", "n_ubatch", default=512, type=click.IntRange(1),
+        help="Tokens computed together.")  # fmt: skip
+@option("-t", "--threads", type=click.IntRange(1), help="Default: one for each physical core.")
+@option("-ctk", "--cache-type-k", default="f16", type=_CACHE_TYPES, help="Keys in the KV cache.")
+@option("-ctv", "--cache-type-v", default="f16", type=_CACHE_TYPES, help="Values in the KV cache.")
+@option("--json", "as_json", is_flag=True, help="Write the plan itself, for --plan.")
+@placement_options
+def plan(**options: Any) -> int:
+    """Say what of a MODEL would run where, whether it fits, and how fast it will be.
+
+    MODEL is a GGUF file, of which the header is enough, or a shape and a mix, as llama-3-70b:Q4_K_M; the demo
+    model, if it is not given. --devices plans for a machine that is not here. Exit status 3: it does not fit.
+    """
+    from ggrun.plan.facts import ModelFacts
+    from ggrun.plan.report import DoesNotFit, shortage
+
+    facts = ModelFacts.from_outline(_outline(options.pop("model")))
+    as_json = options.pop("as_json")
+    planned = _planned(facts, options)
+    if not as_json:
+        from ggrun.cli.plan_view import draw
+
+        print(draw(planned))
+    if not planned.fits:
+        error = DoesNotFit(shortage(planned))
+        error.exit_status = _DOES_NOT_FIT  # an answer here, and not a failure as where a model is loaded
+        raise error
+    if as_json:
+        print(planned.plan.to_json())
+    return 0
+
+
+def _outline(model: str | None) -> Any:
+    """The header of a file, or what that of a shape would be."""
+    from ggrun.bundled import demo_model
+    from ggrun.gguf import Outline
+
+    if model is None:
+        return Outline.read(demo_model())
+    name, colon, mix = model.partition(":")
+    if os.path.exists(model) or not (colon or _is_shape(name)):
+        return Outline.read(model)
+    from ggrun.plan.mixes import outline
+
+    try:
+        return outline(name, mix or _DEFAULT_MIX)
+    except ValueError as error:
+        raise UsageError(f"{model}: no such file, and {error}") from None
+
+
+def _is_shape(name: str) -> bool:
+    from ggrun.plan.shapes import SHAPES
+
+    return name.lower() in SHAPES
+
+
+def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
+    from ggrun.cli.terminal import compile_progress
+    from ggrun.devices.local import here_is_known, local_cpu, named_devices
+    from ggrun.plan.hardware import parse_devices
+    from ggrun.plan.options import PlanOptions
+    from ggrun.plan.planner import make_plan
+    from ggrun.plan.report import with_plan
+
+    threads, n_batch = options.pop("threads"), options.pop("n_batch")
+    placement = taken(options)
+    hardware, own = placement.pop("hardware"), placement.pop("plan")
+    options["n_ubatch"] = min(options["n_ubatch"], n_batch)
+    wishes = PlanOptions(**options, **placement)
+    # Speeds of this machine are only measured where its CPU counts.
+    here = local_cpu(threads)
+    if not here_is_known(threads) and (hardware is None or "cpu" in hardware.lower()):
+        with compile_progress():
+            here = local_cpu(threads, measure=True)
+    if hardware is None and own is not None:
+        names = dict.fromkeys(member.device for stage in own.stages for member in stage.members)
+        devices = named_devices(names, threads)
+    else:
+        devices = parse_devices(hardware or "cpu", here)
+    planned = make_plan(facts, devices, wishes)
+    return planned if own is None else with_plan(planned, own)

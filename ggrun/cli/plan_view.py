@@ -1,0 +1,100 @@
+"""A plan drawn for a terminal: a bar a device, the layers on it, and what is predicted."""
+
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
+
+from ggrun.plan.planner import Planned
+from ggrun.plan.report import bottleneck, flags, notes, size
+
+_WIDTH = 40
+_PARTS = (("weights", "█", "34"), ("KV", "▓", "32"), ("working", "▒", "33"), ("free", "·", "90"))
+"""The parts of a bar: names, letters, and colours of a terminal."""
+
+
+def draw(planned: Planned) -> str:
+    """The whole text."""
+    facts, sizes = planned.facts, planned.sizes
+    total = sum(part.total for part in facts.parts) + facts.embedding.total + facts.output.total
+    cache = sizes.keys if sizes.keys == sizes.values else f"{sizes.keys}/{sizes.values}"
+    lines = [
+        f"{facts.name}: {size(total)}, {facts.config.layers} layers, context {sizes.n_ctx}, cache {cache}"
+    ]
+    lines += ["  ".join(f"{_painted(letter, colour)} {name}" for name, letter, colour in _PARTS), ""]
+    for device in planned.devices:
+        if device.name in planned.uses:
+            lines += [*_device(planned, device.name, device.label), ""]
+    lines += [*_predicted(planned), *(f"note        {note}" for note in notes(planned))]
+    return "\n".join(lines)
+
+
+def _device(planned: Planned, name: str, label: str) -> Iterator[str]:
+    use, limit = planned.uses[name], planned.limits[name]
+    parts = (use.weights, use.kv, use.working, max(0, limit - use.total))
+    scale = max(limit, use.total, 1)
+    ends = [round(_WIDTH * sum(parts[: i + 1]) / scale) for i in range(len(parts))]
+    cells = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    bar = "".join(_painted(letter * n, colour) for n, (_, letter, colour) in zip(cells, _PARTS, strict=True))
+    title = name if label in ("", name) else f"{name} ({label})"
+    over = f", {size(use.total - limit)} TOO MUCH" if use.total > limit else ""
+    yield f"{title}: {size(use.total)} of {size(limit)}{over}"
+    yield f"  [{bar}]  " + ", ".join(
+        f"{part} {size(n)}" for n, (part, _, _) in zip(parts, _PARTS, strict=True)
+    )
+    yield f"  {'; '.join(_work(planned, name))}"
+
+
+def _work(planned: Planned, name: str) -> Iterator[str]:
+    """What a device does, in words."""
+    stages = planned.plan.stages
+    own = [(stage, m) for stage in stages for m in stage.members if m.device == name]
+    halves = {half for stage, _ in own for half in range(*stage.halves)}
+    attention = {half // 2 for half in halves if half % 2 == 0}
+    ffn = {half // 2 for half in halves if half % 2}
+    if any(stage is stages[0] for stage, _ in own):
+        yield "embedding"
+    for what, layers in (
+        ("layers", attention & ffn),
+        ("attention of layers", attention - ffn),
+        ("feed-forward of layers", ffn - attention),
+    ):
+        if layers:
+            yield f"{what} {_ranges(layers)}"
+    if any(stage is stages[-1] and m.vocab[1] > m.vocab[0] for stage, m in own):
+        yield "output"
+    shares = {(m.kv_heads, m.ff) for stage, m in own if len(stage.members) > 1}
+    for kv_heads, ff in sorted(shares):
+        yield f"of these key-value heads {_range(kv_heads)} and feed-forward columns {_range(ff)}"
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Sorted numbers, in short: 0-3, 5."""
+    runs: list[list[int]] = []
+    for n in sorted(numbers):
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def _range(share: tuple[int, int]) -> str:
+    return "none" if share[0] == share[1] else f"{share[0]}-{share[1] - 1}"
+
+
+def _predicted(planned: Planned) -> Iterator[str]:
+    speed = planned.speed
+    yield f"decode      {_rate(speed.decode)} tokens/s"
+    yield f"prefill     {_rate(speed.prefill)} tokens/s (a prompt of {speed.prompt_tokens})"
+    yield f"bottleneck  {bottleneck(planned)}"
+    largest = f"{planned.largest_context} at most with the layers where they are"
+    yield f"context     {planned.sizes.n_ctx}; {largest}"
+    yield f"flags       {shlex.join(flags(planned))}"
+
+
+def _rate(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _painted(text: str, colour: str) -> str:
+    return f"\x1b[{colour}m{text}\x1b[0m" if text and sys.stdout.isatty() else text

@@ -1,0 +1,134 @@
+"""The devices of this machine as a planner sees them; speeds are measured once and kept."""
+
+import json
+import platform
+import time
+from collections.abc import Iterable
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from ggrun.devices.threads import physical_cores
+from ggrun.gguf import FORMATS, Tensor
+from ggrun.kernels import cache_home
+from ggrun.plan import Plan
+from ggrun.plan.facts import ModelFacts
+from ggrun.plan.hardware import DeviceInfo, cpu_info, parse_devices
+from ggrun.plan.options import PlanOptions
+from ggrun.plan.planner import Planned, make_plan
+from ggrun.plan.report import require_fit, with_plan
+
+_BANDWIDTH = 20e9  # bytes a second, where none was measured: only ratios of it matter to a plan
+
+_OF_A_PROMPT = 0.78
+"""What a whole prompt reaches of its products' rate: the rest is norms, attention and the ways between."""
+_MEASUREMENTS, _PAUSE = 4, 0.25  # seconds between them: others may be using the memory for a while
+
+_BESIDE_A_PLAN = (
+    "n_ctx", "n_ubatch", "sequences", "cache_type_k", "cache_type_v", "fit", "fit_margin", "fit_ctx",
+)  # fmt: skip
+
+
+def local_devices(text: str, threads: int | None = None) -> list[DeviceInfo]:
+    """The devices of a text such as "cpu" or "cpu:0:2GB,cpu:1:2GB", with speeds that were measured before."""
+    return parse_devices(text, local_cpu(threads))
+
+
+def named_devices(names: Iterable[str], threads: int | None = None) -> list[DeviceInfo]:
+    """The devices of a plan, called as it calls them; UsageError for one that there is not."""
+    here = local_cpu(threads)
+    return [replace(parse_devices(name, here)[0], name=name) for name in names]
+
+
+def planned_here(
+    facts: ModelFacts, devices: str, threads: int | None, options: PlanOptions, plan: Plan | None = None
+) -> Planned:
+    """The plan for the devices of this machine, or the user's own, checked: DoesNotFit, or UsageError."""
+    if plan is None:
+        planned = make_plan(facts, local_devices(devices, threads), options)
+    else:
+        plan.check(facts.config)
+        names = dict.fromkeys(member.device for stage in plan.stages for member in stage.members)
+        # The flags that say what the plan says count for nothing beside it.
+        sizes_only = PlanOptions(**{name: getattr(options, name) for name in _BESIDE_A_PLAN})
+        planned = with_plan(make_plan(facts, named_devices(names, threads), sizes_only), plan)
+    require_fit(planned)
+    return planned
+
+
+def local_cpu(threads: int | None = None, measure: bool = False) -> DeviceInfo:
+    """This machine's CPU and memory. measure: find out its speeds, if that was not done before."""
+    memory = psutil.virtual_memory()
+    known = _kept(threads)
+    if known is None and measure:
+        known = _measured(threads)
+        _keep(threads, known)
+    bandwidth, operations = known or (_BANDWIDTH, 0.0)
+    return cpu_info("cpu", int(memory.total), int(memory.available), bandwidth, operations)
+
+
+def here_is_known(threads: int | None) -> bool:
+    """Whether the speeds of this machine were measured before."""
+    return _kept(threads) is not None
+
+
+def remember(threads: int | None, bandwidth: float) -> None:
+    """Keep what was measured, if it is more than what is kept: less was of a moment when others ran."""
+    kept = _kept(threads)
+    if kept is not None and kept[0] < bandwidth:
+        _keep(threads, (bandwidth, kept[1]))
+
+
+def _measured(threads: int | None) -> tuple[float, float]:
+    from ggrun.devices.cpu import Cpu  # which needs the kernels
+
+    bandwidths, rates = [], []
+    with closing(Cpu(threads)) as cpu:
+        for _ in range(_MEASUREMENTS):
+            bandwidths.append(cpu.bandwidth())
+            rates.append(_operations(cpu))
+            time.sleep(_PAUSE)
+    return max(bandwidths), _OF_A_PROMPT * max(rates)
+
+
+def _operations(cpu: Any) -> float:
+    """Operations a second of a product such as prompts have: 256 rows with a matrix of Q8_0."""
+    from ggrun.devices.base import Limits, Rows
+
+    n, size, q8_0 = 256, 2048, FORMATS["Q8_0"]
+    zeros = Tensor("", (size, size), q8_0, np.zeros(q8_0.nbytes(size) * size, np.uint8))
+    ops = cpu.recorder(Limits(n, 1, 1, 1))
+    ops.linear(ops.input(size), cpu.weight(zeros, (0, size), (0, size)))
+    program = ops.finish()
+    ops.inputs.counts[Rows.TOKENS] = n
+    seconds = []
+    for _ in range(8):  # the first may compile
+        start = time.perf_counter()
+        program.run()
+        seconds.append(time.perf_counter() - start)
+    return 2 * n * size * size / min(seconds)
+
+
+def _file(threads: int | None) -> Path:
+    name = f"{platform.node()}-{threads or physical_cores()}.json".replace("/", "_")
+    return cache_home() / "hardware" / name
+
+
+def _kept(threads: int | None) -> tuple[float, float] | None:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        kept: dict[str, Any] = json.loads(_file(threads).read_text())
+        bandwidth, operations = float(kept["bandwidth"]), float(kept["operations"])
+        if bandwidth > 0 and operations >= 0:
+            return bandwidth, operations
+    return None
+
+
+def _keep(threads: int | None, speeds: tuple[float, float]) -> None:
+    with suppress(OSError):  # measured again the next time
+        file = _file(threads)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"bandwidth": speeds[0], "operations": speeds[1]}))

@@ -1,0 +1,113 @@
+"""Which devices a plan may use, and which half layers the user has given a place."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ggrun.errors import UsageError
+from ggrun.plan.facts import EMBEDDING, ModelFacts
+from ggrun.plan.hardware import DeviceInfo
+from ggrun.plan.options import PlanOptions
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The devices, and what the flags say of them. Items are half layers, and 2 * layers the output."""
+
+    cards: tuple[DeviceInfo, ...]  # in the order that activations pass them
+    host: DeviceInfo | None
+    given: dict[int, DeviceInfo]  # items (and EMBEDDING) that flags put somewhere
+    idle: dict[str, str]  # devices that flags leave out, and which flag it is
+
+    @classmethod
+    def of(cls, facts: ModelFacts, devices: Sequence[DeviceInfo], options: PlanOptions) -> "Choice":
+        """UsageError where flags, devices and model do not go together."""
+        by_name = {device.name: device for device in devices}
+        host = next((device for device in devices if device.host), None)
+        cards, idle = _cards(by_name, options)
+        if not cards and host is None:
+            raise UsageError("no device is left: give one with -dev, or cpu among --devices")
+        given = {item: by_name[_known(name, by_name)] for item, name in _overridden(facts, options).items()}
+        for item in _on_cpu(facts, options):
+            given.setdefault(item, _needed(host, "-cmoe, -ncmoe and -ncffn"))
+        if not options.kv_offload:
+            _needed(host, "-nkvo")
+        if cards and isinstance(options.n_gpu_layers, int) and options.n_gpu_layers <= facts.config.layers:
+            _needed(host, "-ngl")
+        return cls(cards, host, given, idle)
+
+    def first_on_cards(self, options: PlanOptions, layers: int) -> int | None:
+        """The first item that goes to cards as -ngl says, or None when it does not."""
+        if not self.cards or options.n_gpu_layers == "auto":
+            return None
+        n = layers + 1 if options.n_gpu_layers == "all" else min(int(options.n_gpu_layers), layers + 1)
+        return 2 * (layers + 1 - n) if n else 2 * layers + 1
+
+
+def _cards(
+    by_name: dict[str, DeviceInfo], options: PlanOptions
+) -> tuple[tuple[DeviceInfo, ...], dict[str, str]]:
+    every = [device for device in by_name.values() if not device.host]
+    cards = every
+    if options.order is not None:
+        names = [] if list(options.order) == ["none"] else [_known(n, by_name) for n in options.order]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UsageError(f"-dev: {twice[0]} is there twice")
+        cards = [by_name[name] for name in names if not by_name[name].host]
+    idle = {device.name: "-dev" for device in every if device not in cards}
+    if options.tensor_split is not None and len(options.tensor_split) != len(cards):
+        raise UsageError(
+            f"-ts gives {len(options.tensor_split)} numbers for {len(cards)} devices"
+            + (f" ({', '.join(device.name for device in cards)})" if cards else "")
+        )
+    if options.split_mode == "none" and cards:
+        if options.main_gpu >= len(cards):
+            raise UsageError(f"-mg {options.main_gpu}: there are {len(cards)} cards, counted from 0")
+        idle |= {device.name: "-sm none" for device in cards}
+        cards = [cards[options.main_gpu]]
+        del idle[cards[0].name]
+    return tuple(cards), idle
+
+
+def _known(name: str, by_name: dict[str, DeviceInfo]) -> str:
+    """A device by its name, with or without its limit, or by llama.cpp's: CPU, CUDA0."""
+    plain = re.sub(r"^(cuda)(\d+)$", r"\1:\2", name.strip().lower())
+    for known in by_name:
+        if plain in (known.lower(), re.sub(r":[\d.]+[kmgt]?i?b$", "", known.lower())):
+            return known
+    raise UsageError(f"unknown device {name.strip()!r:.40}: there are {', '.join(by_name)}")
+
+
+def _needed(host: DeviceInfo | None, flag: str) -> DeviceInfo:
+    if host is None:
+        raise UsageError(f"{flag} needs the CPU, which is not among the devices: add cpu to --devices")
+    return host
+
+
+def _overridden(facts: ModelFacts, options: PlanOptions) -> dict[int, str]:
+    """The items with a tensor that a regex of -ot matches, and the device of the first that does."""
+    found: dict[int, str] = {}
+    for pattern, device in options.overrides:
+        try:
+            regex = re.compile(pattern)
+        except re.error as error:
+            raise UsageError(f"-ot {pattern!r:.60}: not a regular expression: {error}") from None
+        items = [
+            item
+            for item in range(EMBEDDING, facts.items)
+            if any(regex.search(name) for name in facts.part(item).names)
+        ]
+        if not items:
+            raise UsageError(f"-ot {pattern!r:.60}: no tensor of the model has such a name")
+        for item in items:
+            found.setdefault(item, device)
+    return found
+
+
+def _on_cpu(facts: ModelFacts, options: PlanOptions) -> set[int]:
+    """The feed-forward halves that -cmoe, -ncmoe and -ncffn leave to the CPU."""
+    layers = facts.config.layers
+    with_experts = layers if options.cpu_moe else min(options.n_cpu_moe or 0, layers)
+    if with_experts and not facts.config.experts:
+        raise UsageError("-cmoe and -ncmoe: the model has no experts; -ncffn leaves feed-forwards to the CPU")
+    return {2 * i + 1 for i in range(max(with_experts, min(options.n_cpu_ffn or 0, layers)))}

@@ -1,0 +1,125 @@
+"""Devices as a planner sees them, and how users write those that are not here."""
+
+import re
+from dataclasses import dataclass, replace
+
+from ggrun.errors import UsageError
+from ggrun.plan.cards import CARDS, Card, key
+
+CARD_EFFICIENCY = 0.18
+"""What quantized products reach of a card's int8 arithmetic: llama.cpp's prompts of 512 tokens on RTX 3090
+and 4090, 8B and 70B (github.com/XiongjieDai/GPU-Benchmarks-on-LLM-Inference, May 2024; 0.17 to 0.21)."""
+CPU_OPERATIONS = 12.0
+"""Operations of quantized products for each byte a second of its memory, of a CPU that was not measured."""
+_LANE = {3: 0.8e9, 4: 1.6e9, 5: 3.2e9}  # bytes a second that copies reach on a PCIe lane
+_DEFAULT_LINK = 12e9  # of an unknown card: PCIe 3.0 x16
+
+_ITEM = re.compile(
+    r"(?:(\d{1,3})\s*[x×]\s*)?"  # 2x
+    r"((?:cpu|emulated)(?::\d{1,3})?|[^:@,]+?)"  # cpu, cpu:0, rtx3090
+    r"(?:\s*:\s*([0-9.]+)\s*([KMGT]?)i?B)?"  # :64GB
+    r"(?:\s*@\s*([0-9.]+)\s*([MGT])B/s)?",  # @50GB/s
+    re.IGNORECASE,
+)
+_CPU = re.compile(r"(cpu|emulated)(:\d+)?", re.IGNORECASE)
+_BINARY = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_DECIMAL = {"M": 1e6, "G": 1e9, "T": 1e12}
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """A device's memory in bytes and its speeds."""
+
+    name: str  # as plans say it
+    memory: int
+    free: int
+    bandwidth: float  # bytes a second that it reads from its own memory
+    operations: float  # of quantized matrix products a second: a multiplication and an addition are two
+    link: float  # bytes a second between it and the host
+    label: str = ""
+    shared: bool = True  # others take from its memory too: a margin is left
+
+    @property
+    def host(self) -> bool:
+        """Whether it is this machine's CPU and memory, and not a card or what pretends to be one."""
+        return self.name == "cpu"
+
+    def usable(self, margin: int) -> int:
+        """The bytes that a plan may take."""
+        return max(0, self.free - margin) if self.shared else self.free
+
+
+def cpu_info(name: str, memory: int, free: int, bandwidth: float, operations: float = 0.0) -> DeviceInfo:
+    """A CPU, or with a number in its name one that pretends to be a card."""
+    rate = operations or CPU_OPERATIONS * bandwidth
+    # Copies from the host's memory to itself read and write.
+    return DeviceInfo(name, memory, free, bandwidth, rate, bandwidth / 2, "CPU", shared=name == "cpu")
+
+
+def parse_devices(text: str, here: DeviceInfo | None = None) -> list[DeviceInfo]:
+    """The devices of a text such as "2x rtx3090, cpu:64GB@50GB/s", cards as cuda:0, cuda:1 and so on.
+
+    here: the CPU of this machine, whose speeds count where the text does not say them. A GB of memory is
+    2^30 bytes, one of speed 10^9. UsageError for what is no device.
+    """
+    found: list[DeviceInfo] = []
+    for item in text.split(","):
+        if not (match := _ITEM.fullmatch(item.strip())):
+            shown = f"unknown device {item.strip()!r:.40}"
+            raise UsageError(f"{shown}: write it as rtx3090, 2x rtx3090, cpu:64GB@50GB/s or cpu:0:2GB")
+        for _ in range(int(match[1] or 1)):
+            cards = sum(device.name.startswith("cuda:") for device in found)
+            found.append(_device(match, cards, here))
+    names = [device.name for device in found]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"--devices: {twice[0]} is there twice")
+    return found
+
+
+def _memory(match: re.Match[str]) -> int:
+    return int(_number(match[3]) * _BINARY[match[4].upper()]) if match[3] else 0
+
+
+def _speed(match: re.Match[str]) -> float:
+    return _number(match[5]) * _DECIMAL[match[6].upper()] if match[5] else 0.0
+
+
+def _number(text: str) -> float:
+    try:
+        if (value := float(text)) > 0:
+            return value
+    except ValueError:
+        pass
+    raise UsageError(f"--devices: {text!r:.20} is not a number above 0")
+
+
+def _device(match: re.Match[str], cards: int, here: DeviceInfo | None) -> DeviceInfo:
+    name, memory, speed = match[2].strip(), _memory(match), _speed(match)
+    if _CPU.fullmatch(name):
+        info = _cpu(name.lower(), memory, speed, here)
+        # What pretends to be a card has its limit in its name: the engine has to know it too.
+        return replace(info, name=f"{info.name}:{match[3]}{match[4]}B") if memory and not info.host else info
+    card = CARDS.get(key(name))
+    if card is None and not (memory and speed):
+        raise UsageError(
+            f"unknown device {name!r:.40}: give its memory and bandwidth, as {name:.20}:24GB@900GB/s, "
+            "or one of the cards that ggrun knows, as rtx3090"
+        )
+    return _card(f"cuda:{cards}", card or Card(name, 0, 0, 0, 3), memory, speed)
+
+
+def _card(name: str, card: Card, memory: int, speed: float) -> DeviceInfo:
+    size = memory or int(card.memory * 2**30)
+    rate = speed or card.bandwidth * 1e9
+    operations = CARD_EFFICIENCY * (card.int8 * 1e12 or 200 * rate)  # 200: what cards with tensor cores have
+    link = card.lanes * _LANE[card.pcie] if card.bandwidth else _DEFAULT_LINK
+    return DeviceInfo(name, size, size, rate, operations, link, card.label)
+
+
+def _cpu(name: str, memory: int, speed: float, here: DeviceInfo | None) -> DeviceInfo:
+    if here is None and not (memory and speed):
+        raise UsageError(f"--devices {name}: give its memory and bandwidth, as {name}:64GB@50GB/s")
+    rate = speed or (here.bandwidth if here else 0.0)
+    operations = here.operations * rate / here.bandwidth if here else 0.0
+    known = cpu_info(name, memory or (here.memory if here else 0), 0, rate, operations)
+    return replace(known, free=memory or (here.free if here else 0))

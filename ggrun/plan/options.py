@@ -1,0 +1,135 @@
+"""What a user says of a plan; what he leaves open the planner fills."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ggrun.errors import UsageError
+
+SPLIT_MODES = ("none", "layer", "row", "tensor")
+CACHE_TYPES = ("f16", "f32", "bf16", "q8_0")
+FIT_CONTEXT = 4096
+"""The smallest context that fitting to memory may leave (llama.cpp's -fitc)."""
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """llama.cpp's placement flags. None: the planner chooses.
+
+    split_mode       none: one device; layer: runs of layers; row, or tensor: every matrix over all devices
+    n_gpu_layers     the LAST so many layers go to cards, the output counting as one more; "all"; "auto"
+    tensor_split     what goes to each card, in proportion: layers in mode layer, rows in mode row
+    main_gpu         the card of mode none
+    order            names of cards, in the order that activations pass them; None: all, as they are listed
+    overrides        (regex, device): half layers with a tensor that matches go there; the first match counts
+    cpu_moe          the experts of all layers stay on the CPU
+    n_cpu_moe, n_cpu_ffn
+                     the experts, or the feed-forward, of the FIRST so many layers stay on the CPU
+    kv_offload       False: the KV cache stays in the host's memory
+    n_ctx            positions; 0: the model's, or as many as fit, but fit_ctx at least
+    fit              False: nothing is adjusted to the memory, and nothing refused
+    fit_margin       MiB that stay free on every device that others use too
+    """
+
+    split_mode: str = "layer"
+    n_gpu_layers: int | str = "auto"
+    tensor_split: Sequence[float] | None = None
+    main_gpu: int = 0
+    order: Sequence[str] | None = None
+    overrides: Sequence[tuple[str, str]] = ()
+    cpu_moe: bool = False
+    n_cpu_moe: int | None = None
+    n_cpu_ffn: int | None = None
+    kv_offload: bool = True
+    n_ctx: int = 0
+    n_ubatch: int = 512
+    sequences: int = 1
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    fit: bool = True
+    fit_margin: int = 1024
+    fit_ctx: int = FIT_CONTEXT
+
+    def __post_init__(self) -> None:
+        """UsageError for what no model could take."""
+        if self.split_mode not in SPLIT_MODES:
+            raise UsageError(
+                f"split mode {self.split_mode!r:.40} is unknown: there are {', '.join(SPLIT_MODES)}"
+            )
+        for kind in (self.cache_type_k, self.cache_type_v):
+            if kind not in CACHE_TYPES:
+                raise UsageError(f"cache type {kind!r:.40} is unknown: there are {', '.join(CACHE_TYPES)}")
+        if isinstance(self.n_gpu_layers, str) and self.n_gpu_layers not in ("auto", "all"):
+            raise UsageError(f"-ngl {self.n_gpu_layers!r:.40}: a number, auto or all")
+        for name, number, least in self._numbers():
+            if number is not None and number < least:
+                raise UsageError(f"{name} is {number}: it must be {least} or more")
+        if self.n_ctx >= 1 << 31:
+            raise UsageError(f"n_ctx {self.n_ctx}: no context is larger than {(1 << 31) - 1}")
+        ratios = self.tensor_split
+        if ratios is not None and not (
+            ratios and all(math.isfinite(r) and r >= 0 for r in ratios) and sum(ratios) > 0
+        ):
+            raise UsageError("-ts: numbers of 0 or more, one for each device, and not all of them 0")
+
+    def _numbers(self) -> list[tuple[str, int | None, int]]:
+        layers = None if isinstance(self.n_gpu_layers, str) else self.n_gpu_layers
+        return [
+            ("n_ctx (-c)", self.n_ctx, 0),
+            ("n_ubatch (-ub)", self.n_ubatch, 1),
+            ("n_gpu_layers (-ngl)", layers, 0),
+            ("main_gpu (-mg)", self.main_gpu, 0),
+            ("n_cpu_moe (-ncmoe)", self.n_cpu_moe, 0),
+            ("n_cpu_ffn (-ncffn)", self.n_cpu_ffn, 0),
+            ("fit_margin (-fitt)", self.fit_margin, 0),
+            ("fit_ctx (-fitc)", self.fit_ctx, 1),
+        ]
+
+    @property
+    def rows(self) -> bool:
+        """Whether cards share each matrix."""
+        return self.split_mode in ("row", "tensor")
+
+    @property
+    def cpu_halves_open(self) -> bool:
+        """Whether the planner may leave feed-forward halves of its own choice to the CPU."""
+        said = (self.n_cpu_moe, self.n_cpu_ffn, self.tensor_split)
+        return self.n_gpu_layers == "auto" and not self.cpu_moe and said == (None, None, None)
+
+
+def parse_ratios(text: str) -> tuple[float, ...]:
+    """-ts 3,1 (a slash will do too); UsageError."""
+    try:
+        return tuple(float(part) for part in re.split("[,/]", text.strip()))
+    except ValueError:
+        raise UsageError(f"-ts {text!r:.60}: numbers with commas between, as 3,1") from None
+
+
+def parse_overrides(text: str) -> tuple[tuple[str, str], ...]:
+    """-ot REGEX=DEVICE,REGEX=DEVICE; UsageError. The last = of each parts it."""
+    items = [""]
+    for piece in text.split(","):
+        if "=" in items[-1]:
+            items.append(piece)
+        else:  # a comma before any = is of the regex, as in {1,2}
+            items[-1] += ("," if items[-1] else "") + piece
+    return tuple(_override(item) for item in items)
+
+
+def _override(item: str) -> tuple[str, str]:
+    pattern, equals, device = item.rpartition("=")
+    if not (equals and pattern.strip() and device.strip()):
+        raise UsageError(f"-ot {item!r:.60}: write it as REGEX=DEVICE")
+    return pattern.strip(), device.strip()
+
+
+def parse_layers(text: str) -> int | str:
+    """-ngl N, auto or all; a negative number is llama.cpp's way to say auto (-1) and all (-2)."""
+    if text in ("auto", "all"):
+        return text
+    try:
+        number = int(text)
+    except ValueError:
+        raise UsageError(f"-ngl {text!r:.40}: a number, auto or all") from None
+    return number if number >= 0 else "auto" if number == -1 else "all"

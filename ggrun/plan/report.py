@@ -1,0 +1,192 @@
+"""What is said of a plan: the flags that give it, what holds it back, what would make it fit."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ggrun.errors import GgrunError, UsageError
+from ggrun.plan import Plan
+from ggrun.plan.cost import HALF_LAYER
+from ggrun.plan.options import PlanOptions
+from ggrun.plan.planner import Planned, make_plan
+from ggrun.plan.rows import uncut
+
+_MIB = 1 << 20
+
+
+class DoesNotFit(GgrunError):
+    """There is no room for the model; the text names the flag that would make some."""
+
+
+def flags(planned: Planned) -> list[str]:
+    """The flags that give this very plan again, on the same devices."""
+    o, layers = planned.options, planned.facts.config.layers
+    owners = _owners(planned.plan, 2 * layers)
+    free = [i for i, names in enumerate(owners) if i not in planned.choice.given and names != ("cpu",)]
+    start = planned.choice.first_on_cards(o, layers)
+    if start is None:
+        start = 2 * (free[0] // 2) if free else 2 * layers + 1
+    found = ["-c", str(planned.sizes.n_ctx), *_as_given(o)]
+    if planned.choice.cards and planned.choice.host:
+        found += ["-ngl", str(layers + 1 - (start + 1) // 2)]
+    if planned.choice.cards:
+        found += ["-ncffn", str(planned.cpu_ffn)] if 2 * planned.cpu_ffn > start else []
+        found += _split(planned, owners, free, start)
+    return found
+
+
+def _as_given(o: PlanOptions) -> list[str]:
+    """What the user said, for as far as the planner has nothing to add to it."""
+    found: list[str] = []
+    for flag, value, default in (
+        ("-ub", o.n_ubatch, 512), ("-ctk", o.cache_type_k, "f16"), ("-ctv", o.cache_type_v, "f16"),
+        ("-sm", o.split_mode, "layer"), ("-mg", o.main_gpu, 0), ("-fitt", o.fit_margin, 1024),
+        ("-ncmoe", o.n_cpu_moe, None), ("-ncffn", o.n_cpu_ffn, None),
+    ):  # fmt: skip
+        found += [flag, str(value)] if value != default else []
+    found += ["-nkvo"] if not o.kv_offload else []
+    found += ["-cmoe"] if o.cpu_moe else []
+    found += ["-dev", ",".join(o.order)] if o.order is not None else []
+    return found + [part for pattern, device in o.overrides for part in ("-ot", f"{pattern}={device}")]
+
+
+def _owners(plan: Plan, halves: int) -> list[tuple[str, ...]]:
+    """The names of the devices of each half layer and of the output."""
+    owners: list[tuple[str, ...]] = [()] * (halves + 1)
+    for stage in plan.stages:
+        for item in range(*stage.halves):
+            owners[item] = tuple(member.device for member in stage.members)
+    owners[halves] = tuple(member.device for member in plan.stages[-1].members)
+    return owners
+
+
+def _split(planned: Planned, owners: list[tuple[str, ...]], free: list[int], start: int) -> list[str]:
+    """-ts: the ratios of rows, or how many layers from `start` each card has, the output counting as one."""
+    o, cards = planned.options, [card.name for card in planned.choice.cards]
+    ratios = o.tensor_split or planned.ratios
+    if len(cards) < 2 or (o.split_mode == "none" and not ratios) or not (free or ratios):
+        return []
+    if ratios:
+        return ["-ts", ",".join(f"{ratio:.17g}" for ratio in ratios)]
+    counts, begin = [], start
+    for position in range(len(cards)):
+        end = next((i for i in free if cards.index(owners[i][0]) > position), len(owners) + 1)
+        counts.append(max(0, end - begin) / 2)
+        begin = max(begin, end)
+    return ["-ts", ",".join(f"{count:g}" for count in counts)]
+
+
+def bottleneck(planned: Planned) -> str:
+    """Which device a token spends the most time on, and at what."""
+    busy, halves = planned.speed.busy, len(planned.facts.parts)
+    name = max(busy, key=lambda device: busy[device])
+    items = sum(name in names for names in _owners(planned.plan, halves))
+    beside = 1e12 * HALF_LAYER * items
+    what = (
+        "reading weights and KV cache" if beside < busy[name] / 2 else "what layers do beside their matrices"
+    )
+    return f"{name}, {busy[name] / planned.speed.token:.0%} of a token's time: mostly {what}"
+
+
+def notes(planned: Planned) -> Iterator[str]:
+    """What a user should know: devices that are left out, cuts that cannot be made."""
+    used = planned.uses
+    for name, flag in planned.choice.idle.items():
+        yield f"{name} is left out by {flag}"
+    for position, card in enumerate(planned.choice.cards):
+        if card.name not in used:
+            ratios = planned.options.tensor_split
+            why = "by -ts" if ratios and not ratios[position] else "with it, tokens would take longer"
+            yield f"{card.name} is left out" + (f" {why}" if why == "by -ts" else f": {why}")
+    if any(len(stage.members) > 1 for stage in planned.plan.stages) and (what := uncut(planned.facts)):
+        yield f"{what} cannot be cut: one device has all of it, the others share the rest"
+
+
+def require_fit(planned: Planned) -> None:
+    """DoesNotFit, when it does not and the user wants to hear of it."""
+    if not planned.fits and planned.options.fit:
+        raise DoesNotFit(shortage(planned))
+
+
+def shortage(planned: Planned) -> str:
+    """What is missing where, and the flag that helps, in one line."""
+    name, missing = max(planned.over.items(), key=lambda pair: pair[1])
+    use, limit = planned.uses[name], planned.limits[name]
+    parts = f"weights {size(use.weights)}, KV cache {size(use.kv)}, working memory {size(use.working)}"
+    return (
+        f"{planned.facts.name}: does not fit: {name} needs {size(use.total)} ({parts}) and may take "
+        f"{size(limit)}, {size(missing)} less: {remedy(planned)}"
+    )
+
+
+def remedy(planned: Planned) -> str:
+    """The flag that would make it fit, tried out."""
+    for words, options in _remedies(planned.options):
+        other = make_plan(planned.facts, planned.devices, options)
+        if other.fits:
+            return f"give {words}"
+    if n := _context_that_fits(planned):
+        return f"give a smaller context with -c {n}"
+    if planned.choice.host is None:
+        return "take a smaller quantization, or leave layers to a CPU: --devices ...,cpu:64GB@50GB/s"
+    return "take a smaller quantization, or more devices"
+
+
+def _remedies(o: PlanOptions) -> Iterator[tuple[str, PlanOptions]]:
+    if o.n_gpu_layers != "auto":
+        yield "-ngl auto, which leaves to the CPU what does not fit", replace(o, n_gpu_layers="auto")
+    if o.tensor_split is not None:
+        yield "no -ts, or another one", replace(o, tensor_split=None)
+    if o.split_mode == "none":
+        yield "-sm layer, which uses all devices", replace(o, split_mode="layer", tensor_split=None)
+    if o.n_ctx > o.fit_ctx:
+        smaller = replace(o, n_ctx=0)
+        yield f"-c 0, or a context of {o.fit_ctx} with -c", smaller
+    if "f16" in (o.cache_type_k, o.cache_type_v) or "f32" in (o.cache_type_k, o.cache_type_v):
+        small = replace(o, cache_type_k="q8_0", cache_type_v="q8_0")
+        yield "-ctk q8_0 -ctv q8_0", small
+        yield "-c 0 with -ctk q8_0 -ctv q8_0", replace(small, n_ctx=0)
+    if o.n_ubatch > 64:
+        yield "-ub 64", replace(o, n_ubatch=64)
+    if not o.kv_offload:
+        yield "no -nkvo", replace(o, kv_offload=True)
+    if o.overrides:
+        yield "no -ot, or another one", replace(o, overrides=())
+    if o.fit_margin:
+        yield "-fitt 0, which leaves nothing for others", replace(o, fit_margin=0)
+
+
+def _context_that_fits(planned: Planned) -> int:
+    low, high = 0, max(planned.sizes.n_ctx // 64, 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        options = replace(planned.options, n_ctx=64 * middle)
+        fits = make_plan(planned.facts, planned.devices, options).fits
+        low, high = (middle, high) if fits else (low, middle)
+    return 64 * low
+
+
+def with_plan(planned: Planned, plan: Plan) -> Planned:
+    """The same with a plan that a user has written; UsageError when it is not for this model or devices.
+
+    Where he left the context open, it is what there is room for, up to the model's.
+    """
+    plan.check(planned.facts.config)
+    there = [device.name for device in planned.devices]
+    named = {member.device: None for stage in plan.stages for member in stage.members}
+    if unknown := [name for name in named if name not in there]:
+        raise UsageError(
+            f"the plan uses {unknown[0]!r:.40}, which is not there: there are {', '.join(there)}"
+        )
+    other = replace(planned, plan=plan, cpu_ffn=0, ratios=())
+    if planned.options.n_ctx:
+        return other
+    o, largest = planned.options, planned.facts.config.context
+    n_ctx = min(largest, max(o.fit_ctx, other.largest_context)) if o.fit else largest
+    return replace(other, sizes=replace(planned.sizes, n_ctx=n_ctx))
+
+
+def size(nbytes: int) -> str:
+    """Bytes in words."""
+    if nbytes >= 1 << 30:
+        return f"{nbytes / 2**30:.2f} GiB"
+    return f"{nbytes / _MIB:.0f} MiB" if nbytes >= 10 * _MIB or not nbytes else f"{nbytes / 1024:.0f} KiB"

@@ -1,0 +1,143 @@
+"""How much memory a plan takes on every device: weights, KV cache and what a run works with."""
+
+from dataclasses import dataclass, replace
+
+from ggrun.plan import Member, Plan, Stage
+from ggrun.plan.facts import EMBEDDING, ModelFacts, pages
+
+LOGITS_BYTES = 64 << 20
+"""How much memory the logits of one run may take: as the engine has it (a test says so)."""
+_ROOM = 7  # rows that every buffer has more, because products take several columns at a time
+_SLACK = 16 << 10  # what all buffers of a stage lose to alignment, and tables of addresses
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a user chooses that takes memory."""
+
+    n_ctx: int
+    n_ubatch: int = 512
+    sequences: int = 1
+    keys: str = "f16"
+    values: str = "f16"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed together."""
+        return min(self.n_ubatch, self.n_ctx)
+
+
+@dataclass
+class Use:
+    """The bytes that a plan takes of one device."""
+
+    weights: int = 0
+    kv: int = 0
+    working: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.kv + self.working
+
+    def add(self, other: "Use") -> None:
+        """Add another use of the same device."""
+        self.weights += other.weights
+        self.kv += other.kv
+        self.working += other.working
+
+
+def item_use(facts: ModelFacts, item: int, member: Member, sizes: Sizes) -> Use:
+    """What a half layer, the output (2 * layers) or the embedding (-1) takes on a member's device."""
+    part = facts.part(item)
+    use = Use(facts.of(part.nbytes, member), working=part.padding)
+    if item == len(facts.parts):
+        use.weights += facts.tied_output("nbytes", member)
+    elif item != EMBEDDING and item % 2 == 0:
+        cell = facts.cell_bytes(member, sizes.keys, sizes.values)
+        use.kv = pages(sizes.n_ctx) * 64 * cell
+    return use
+
+
+def working(facts: ModelFacts, member: Member, sizes: Sizes, peers: int) -> int:
+    """The bytes of a device's buffers for its share of any half layers, without those of the output.
+
+    peers    other devices: what comes from them has room of its own
+
+    Stages of one device use the same buffers. This is the sum of what a recorder makes for
+    `engine/forward.py`, a little more than it keeps, as buffers of one size serve several times. A float32 is
+    4 bytes, a value of a quantized column 1.5.
+    """
+    c, rows = facts.config, sizes.tokens + _ROOM
+    ff = member.ff[1] - member.ff[0]
+    total = rows * c.width * (4 * 3 + 2)  # the stream, its norm, a column, a part to be added
+    # What comes lies in one slot for each batch under way, and one for each part of a sum.
+    total += rows * c.width * 4 * (peers + 2 + peers) if peers else 0
+    total += rows * _attention_row(facts, member)
+    if not c.experts:
+        total += rows * ff * (4 * 2 + 2)
+    else:
+        pairs = sizes.tokens * c.experts_used + _ROOM
+        total += rows * 4 * (c.experts + 3 * c.experts_used + c.width)
+        total += pairs * (4 + c.width * (4 * 2 + 2) + ff * (4 * 2 + 2))
+    return total + 32 * rows + 4 * sizes.sequences * pages(sizes.n_ctx) + _SLACK
+
+
+def _attention_row(facts: ModelFacts, member: Member) -> int:
+    c = facts.config
+    heads, kv_heads = member.heads[1] - member.heads[0], member.kv_heads[1] - member.kv_heads[0]
+    keys = (heads + kv_heads) * c.key_dim
+    return 4 * (2 * keys + kv_heads * c.value_dim + 2 * c.rope.dims) + 6 * heads * c.value_dim
+
+
+def output_working(facts: ModelFacts, member: Member, sizes: Sizes) -> int:
+    """The bytes of the output's buffers: the rows whose logits are wanted, and the logits."""
+    c = facts.config
+    rows = max(1, min(sizes.tokens, LOGITS_BYTES // (4 * c.vocab))) + _ROOM
+    return rows * (c.width * (4 * 2 + 2) + 4 * (member.vocab[1] - member.vocab[0])) + _SLACK
+
+
+def plan_use(facts: ModelFacts, plan: Plan, sizes: Sizes, peers: int) -> dict[str, Use]:
+    """What the plan takes of each of its devices, and of "cpu" where the KV cache stays there.
+
+    peers    devices that there are beside one: counted for all plans, so that what fits is the same
+             question for one that is found and one that is written by hand
+    """
+    uses: dict[str, Use] = {}
+    shares: dict[Member, None] = {}
+    for stage in plan.stages:
+        for member in stage.members:
+            use = _stage_use(facts, plan, stage, member, sizes)
+            if plan.kv_on_host and member.device != "cpu":
+                uses.setdefault("cpu", Use()).kv += use.kv
+                use.kv = 0
+            uses.setdefault(member.device, Use()).add(use)
+            shares[replace(member, vocab=(0, 0))] = None
+    for member in shares:
+        uses[member.device].working += working(facts, member, sizes, peers)
+    return uses
+
+
+def _stage_use(facts: ModelFacts, plan: Plan, stage: Stage, member: Member, sizes: Sizes) -> Use:
+    """Without the buffers that a device's stages share."""
+    use, output = Use(), len(facts.parts)
+    for half in range(*stage.halves):
+        use.add(item_use(facts, half, member, sizes))
+    if stage is plan.stages[0]:
+        use.add(item_use(facts, EMBEDDING, member, sizes))
+    if stage is plan.stages[-1]:
+        use.add(item_use(facts, output, member, sizes))
+        use.working += output_working(facts, member, sizes)
+        use.weights -= _counted_twice(facts, plan, member)
+    return use
+
+
+def _counted_twice(facts: ModelFacts, plan: Plan, member: Member) -> int:
+    """The bytes of a tied embedding that serve as the output too.
+
+    They do so where a device has all rows for both; and on a CPU, which reads them where they lie.
+    """
+    embeds = member.device in (m.device for m in plan.stages[0].members)
+    whole = member.vocab == (0, facts.config.vocab)
+    once = embeds and (whole or member.device.startswith("cpu"))
+    return facts.tied_output("nbytes", member) if once else 0

@@ -1,0 +1,68 @@
+"""This machine's devices: measured once, kept, and measured again where what was kept makes no sense."""
+
+from pathlib import Path
+
+import pytest
+
+from ggrun.devices import local
+from ggrun.devices.cpu import Cpu
+from ggrun.devices.local import local_cpu, local_devices, named_devices
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often the bandwidth was measured; each time the memory is faster."""
+    runs: list[int] = []
+
+    def bandwidth(self: Cpu) -> float:
+        runs.append(self.pool.threads)
+        return 1e9 * len(runs)
+
+    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path))
+    monkeypatch.setattr(Cpu, "bandwidth", bandwidth)
+    monkeypatch.setattr(local, "_PAUSE", 0)
+    return runs
+
+
+def test_measured_once_and_kept(measured: list[int]) -> None:
+    assert local_cpu(1).bandwidth == local._BANDWIDTH
+    assert measured == []
+    first = local_cpu(1, measure=True)
+    assert (first.bandwidth, measured) == (4e9, [1, 1, 1, 1])  # the best of them
+    assert local_cpu(1, measure=True).bandwidth == local_cpu(1).bandwidth == 4e9
+    assert len(measured) == 4
+    assert local_cpu(2, measure=True).bandwidth == 8e9  # threads have speeds of their own
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"bandwidth": -1, "operations": 0}', '{"bandwidth": "x"}'])
+def test_what_was_kept_may_be_damaged(text: str, measured: list[int], tmp_path: Path) -> None:
+    local_cpu(1, measure=True)
+    (file,) = (tmp_path / "hardware").iterdir()
+    file.write_text(text)
+    assert local_cpu(1).bandwidth == local._BANDWIDTH
+    assert local_cpu(1, measure=True).bandwidth == 8e9
+
+
+def test_a_cache_that_cannot_be_written(measured: list[int], tmp_path: Path) -> None:
+    (tmp_path / "hardware").write_text("a file")
+    assert local_cpu(1, measure=True).bandwidth == 4e9
+
+
+def test_names(measured: list[int]) -> None:
+    (cpu,) = local_devices("cpu", 1)
+    assert 0 < cpu.free <= cpu.memory
+    a, b = named_devices(["cpu:0:2GiB", "cpu"], 1)
+    assert (a.name, a.free, b.name, b.free > 0) == ("cpu:0:2GiB", 2 << 30, "cpu", True)
+
+
+def test_only_more_is_remembered(measured: list[int]) -> None:
+    local.remember(1, 5e9)  # a bandwidth alone is not all that has to be known
+    assert not local.here_is_known(1)
+    rate = local_cpu(1, measure=True).operations
+    for bandwidth, kept in ((5e9, 5e9), (4e9, 5e9), (6e9, 6e9)):
+        local.remember(1, bandwidth)
+        assert (local_cpu(1).bandwidth, local_cpu(1).operations) == (kept, rate)
+
+
+def test_the_rate_of_products_is_measured(measured: list[int]) -> None:
+    assert 1e9 < local_cpu(1, measure=True).operations < 1e14

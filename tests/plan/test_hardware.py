@@ -1,0 +1,132 @@
+"""Devices that are written, and the speeds that are known of cards."""
+
+from math import isclose
+
+import pytest
+
+from ggrun.errors import UsageError
+from ggrun.plan import Plan, Stage, single, whole
+from ggrun.plan.cards import CARDS
+from ggrun.plan.cost import predict
+from ggrun.plan.facts import ModelFacts
+from ggrun.plan.hardware import cpu_info, parse_devices
+from ggrun.plan.mixes import outline
+from ggrun.plan.options import PlanOptions
+from ggrun.plan.planner import make_plan
+from ggrun.plan.usage import Sizes
+
+
+def facts_of(shape: str, mix: str = "Q4_K_M") -> ModelFacts:
+    return ModelFacts.from_outline(outline(shape, mix))
+
+
+def test_two_cards_and_a_cpu() -> None:
+    a, b, cpu = parse_devices("2x rtx3090, cpu:64GB@50GB/s")
+    assert (a.name, b.name, cpu.name) == ("cuda:0", "cuda:1", "cpu")
+    assert a.memory == b.memory == 24 << 30
+    assert (a.bandwidth, a.label) == (936e9, "RTX 3090")
+    assert (cpu.memory, cpu.bandwidth, cpu.host) == (64 << 30, 50e9, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "memory", "bandwidth"),
+    [
+        ("RTX 4060 Ti 16GB", 16 << 30, 288e9),
+        ("NVIDIA GeForce RTX 5090", 32 << 30, 1792e9),
+        ("tesla p40", 24 << 30, 347e9),
+        ("a100-80gb", 80 << 30, 1935e9),
+        ("rtx3090:20GB", 20 << 30, 936e9),
+        ("rtx3090@800GB/s", 24 << 30, 800e9),
+        ("my card:512MiB@1.5TB/s", 512 << 20, 1.5e12),
+    ],
+)
+def test_cards(text: str, memory: int, bandwidth: float) -> None:
+    (device,) = parse_devices(text)
+    assert (device.name, device.memory, device.bandwidth) == ("cuda:0", memory, bandwidth)
+
+
+def test_the_table_is_plausible() -> None:
+    """Operations for each byte: 28 (P100, without a dot product of bytes) to 1226 (RTX 4060 Ti)."""
+    assert len(CARDS) > 60
+    for card in CARDS.values():
+        assert 4 <= card.memory <= 200
+        assert 100 <= card.bandwidth <= 8000
+        assert 20 <= 1000 * card.int8 / card.bandwidth <= 1300
+        assert card.pcie in (3, 4, 5)
+
+
+def test_devices_that_pretend_keep_their_limits_in_their_names() -> None:
+    here = cpu_info("cpu", 16 << 30, 8 << 30, 40e9)
+    a, b, c, d = parse_devices("cpu:0:2GB, cpu:1:512MiB, cpu, emulated:0:1GB", here)
+    assert [x.name for x in (a, b, c, d)] == ["cpu:0:2GB", "cpu:1:512MB", "cpu", "emulated:0:1GB"]
+    assert (a.free, b.free, c.free, d.free) == (2 << 30, 512 << 20, 8 << 30, 1 << 30)
+    assert a.bandwidth == c.bandwidth == 40e9
+    assert a.usable(1 << 30) == 2 << 30
+    assert c.usable(1 << 30) == 7 << 30
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rtx9999", "unknown device 'rtx9999'"),
+        ("rtx9999:24GB", "24GB@900GB/s"),
+        ("", "write it as"),
+        ("rtx3090,,cpu", "write it as"),
+        ("cpu", "64GB@50GB/s"),
+        ("cpu:64GB", "64GB@50GB/s"),
+        ("cpu:64GB@50GB/s,cpu:1GB@1GB/s", "cpu is there twice"),
+        ("2x cpu:64GB@50GB/s", "cpu is there twice"),
+        ("rtx3090:0GB", "not a number above 0"),
+        ("rtx3090:1.2.3GB", "not a number above 0"),
+    ],
+)
+def test_what_is_no_device(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as error:
+        parse_devices(text)
+    assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------- published and measured speeds
+
+# github.com/XiongjieDai/GPU-Benchmarks-on-LLM-Inference, May 2024: llama.cpp, Q4_K_M, tg512 and pp512.
+PUBLISHED = [
+    ("llama-3-70b", "2x rtx3090", 16.57, 357.32, 0.15),
+    ("llama-3-70b", "2x rtx4090", 19.22, 839.43, 0.15),
+    ("llama-3-8b", "rtx3090", 115.42, 4030.40, 0.15),
+    ("llama-3-8b", "rtx4090", 130.58, 7138.99, 0.15),
+    ("llama-3-8b", "rtx4080", 108.15, 5389.74, 0.15),
+    ("llama-3-8b", "rtx3070", 72.79, 2402.51, 0.15),
+]
+
+
+@pytest.mark.parametrize(("shape", "cards", "decode", "prefill", "within"), PUBLISHED)
+def test_predictions_are_near_what_was_published(
+    shape: str, cards: str, decode: float, prefill: float, within: float
+) -> None:
+    facts, devices = facts_of(shape), parse_devices(cards)
+    # Its speed at 512, where prompts are one micro-batch.
+    planned = make_plan(facts, devices, PlanOptions(n_ctx=512))
+    names = [device.name for device in devices]
+    if len(devices) > 1:
+        assert list(planned.uses) == names
+    assert isclose(planned.speed.decode, decode, rel_tol=within)
+    assert isclose(planned.speed.prefill, prefill, rel_tol=0.25)
+
+
+def test_a_pipeline_overlaps_micro_batches() -> None:
+    """Four micro-batches through two equal stages take the time of five halves and not of eight."""
+    facts = facts_of("llama-3-70b")
+    devices = {d.name: d for d in parse_devices("2x rtx3090")}
+    halves = facts.config.layers
+    ends = [whole(facts.config, name) for name in devices]
+    two = Plan((Stage((0, halves), (ends[0],)), Stage((halves, 2 * halves), (ends[1],))))
+    one = single(facts.config, "cuda:0")
+    times = [predict(facts, plan, Sizes(2048), devices).prompt for plan in (one, two)]
+    assert isclose(times[1] / times[0], 5 / 8, rel_tol=0.02)
+
+
+def test_rows_read_at_once_and_pay_for_their_sums() -> None:
+    facts = facts_of("llama-3-70b")
+    layer = make_plan(facts, parse_devices("2x rtx3090"), PlanOptions(n_ctx=8192)).speed
+    row = make_plan(facts, parse_devices("2x rtx3090"), PlanOptions(n_ctx=8192, split_mode="row")).speed
+    assert layer.token / 2 < row.token < layer.token
