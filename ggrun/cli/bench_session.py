@@ -12,7 +12,7 @@ import numpy as np
 from ggrun.arch.config import Config
 from ggrun.cli.bench_model import model_bytes, model_parameters, model_type
 from ggrun.cli.bench_tests import Case, ModelFacts, Setup
-from ggrun.devices import open_device
+from ggrun.devices import open_devices
 from ggrun.devices.base import Device
 from ggrun.devices.cpu import Cpu
 from ggrun.devices.local import planned_here, remember
@@ -64,8 +64,9 @@ class Session:
         wishes = PlanOptions(n_ctx=positions, n_ubatch=n_ubatch, **cache, **self._placement)
         facts = PlanFacts.from_outline(self._model)
         plan = planned_here(facts, self._hardware, s.n_threads, wishes, self._own_plan).plan
-        for name in sorted({m.device for stage in plan.stages for m in stage.members} - {"cpu"}):
-            self._devices[name] = open_device(name, s.n_threads)
+        names = {m.device for stage in plan.stages for m in stage.members}
+        if names != {"cpu"}:
+            self._devices = open_devices(names, s.n_threads)
         options = EngineOptions(positions, n_ubatch, 1, s.type_k, s.type_v)
         self._engine = Engine(self._model, self._config, plan, self._devices, options)
         random = np.random.default_rng(1)
@@ -91,7 +92,7 @@ class Session:
 
     def close(self) -> None:
         """End the threads."""
-        for device in self._devices.values():
+        for device in (self.device, *self._devices.values()):
             device.close()
 
     def _facts(self) -> ModelFacts:

@@ -65,21 +65,20 @@ def working(facts: ModelFacts, member: Member, sizes: Sizes, peers: int) -> int:
     peers    other devices: what comes from them has room of its own
 
     Stages of one device use the same buffers. This is the sum of what a recorder makes for
-    `engine/forward.py`, a little more than it keeps, as buffers of one size serve several times. A float32 is
-    4 bytes, a value of a quantized column 1.5.
+    `engine/forward.py`, a little more than it keeps, as buffers of one size serve several times.
     """
     c, rows = facts.config, sizes.tokens + _ROOM
     ff = member.ff[1] - member.ff[0]
-    total = rows * c.width * (4 * 3 + 2)  # the stream, its norm, a column, a part to be added
+    total = rows * (c.width * 4 * 3 + _column(c.width))  # the stream, its norm, a column, a part to be added
     # What comes lies in one slot for each batch under way, and one for each part of a sum.
     total += rows * c.width * 4 * (peers + 2 + peers) if peers else 0
     total += rows * _attention_row(facts, member)
     if not c.experts:
-        total += rows * ff * (4 * 2 + 2)
+        total += rows * (ff * 4 * 2 + _column(ff))
     else:
         pairs = sizes.tokens * c.experts_used + _ROOM
         total += rows * 4 * (c.experts + 3 * c.experts_used + c.width)
-        total += pairs * (4 + c.width * (4 * 2 + 2) + ff * (4 * 2 + 2))
+        total += pairs * (4 + (c.width + ff) * 4 * 2 + _column(c.width) + _column(ff))
     return total + 32 * rows + 4 * sizes.sequences * pages(sizes.n_ctx) + _SLACK
 
 
@@ -87,14 +86,20 @@ def _attention_row(facts: ModelFacts, member: Member) -> int:
     c = facts.config
     heads, kv_heads = member.heads[1] - member.heads[0], member.kv_heads[1] - member.kv_heads[0]
     keys = (heads + kv_heads) * c.key_dim
-    return 4 * (2 * keys + kv_heads * c.value_dim + 2 * c.rope.dims) + 6 * heads * c.value_dim
+    mixed = heads * c.value_dim
+    return 4 * (2 * keys + kv_heads * c.value_dim + 2 * c.rope.dims + mixed) + _column(mixed)
+
+
+def _column(values: int) -> int:
+    """The bytes of a quantized column: two for a value, of whole superblocks (see kernels/cpu/columns.py)."""
+    return -(-values // 256) * 512
 
 
 def output_working(facts: ModelFacts, member: Member, sizes: Sizes) -> int:
     """The bytes of the output's buffers: the rows whose logits are wanted, and the logits."""
     c = facts.config
     rows = max(1, min(sizes.tokens, LOGITS_BYTES // (4 * c.vocab))) + _ROOM
-    return rows * (c.width * (4 * 2 + 2) + 4 * (member.vocab[1] - member.vocab[0])) + _SLACK
+    return rows * (c.width * 4 * 2 + _column(c.width) + 4 * (member.vocab[1] - member.vocab[0])) + _SLACK
 
 
 def plan_use(facts: ModelFacts, plan: Plan, sizes: Sizes, peers: int) -> dict[str, Use]:
