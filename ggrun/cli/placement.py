@@ -79,17 +79,7 @@ def taken(options: dict[str, Any]) -> dict[str, Any]:
     from ggrun.plan.options import parse_layers, parse_overrides, parse_ratios
 
     ratios, dev = options.pop("tensor_split"), options.pop("dev")
-    same = (
-        "split_mode",
-        "main_gpu",
-        "cpu_moe",
-        "n_cpu_moe",
-        "n_cpu_ffn",
-        "kv_offload",
-        "fit_margin",
-        "fit_ctx",
-    )
-    return {name: options.pop(name) for name in (*same, "hardware")} | {
+    return {name: options.pop(name) for name in _AS_THEY_ARE} | {
         "n_gpu_layers": parse_layers(options.pop("n_gpu_layers")),
         "tensor_split": None if ratios is None else parse_ratios(ratios),
         "order": None if dev is None else tuple(name.strip() for name in dev.split(",")),
