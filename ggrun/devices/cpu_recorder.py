@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from ggrun.devices.base import Cells, Inputs, Limits, Rows
 from ggrun.devices.cpu_memory import LINE, zeros
 from ggrun.devices.streams import INLINE, Work
-from ggrun.devices.threads import ThreadPool
+from ggrun.devices.threads import ThreadPool, physical_cores
 from ggrun.kernels import load_cpu
+from ggrun.kernels.together import compile_together
 
 
 class _Pool:
@@ -93,6 +94,22 @@ class _Cells:
         self.address: int = cells.memory.ctypes.data
 
 
+@dataclass(frozen=True)
+class _Operation:
+    """An operation that was recorded; `kernels` are those among its arguments."""
+
+    kernel: Any
+    arguments: NDArray[Any]
+    kernels: dict[str, Any]
+    waits: bool
+
+    def row(self) -> tuple[int, int, bool]:
+        """What threads walk: see kernels/cpu/runtime.py."""
+        for name, kernel in self.kernels.items():
+            self.arguments[name] = kernel.address
+        return self.kernel.address, int(self.arguments.ctypes.data), self.waits
+
+
 class CpuProgram:
     """A table of operations, and all memory that it points to."""
 
@@ -123,7 +140,8 @@ class CpuRecorder:
         self._threads, self._limits, self._enqueue = pool, limits, enqueue
         self._memory = _Pool(allocate)
         self._begun = 0  # operations before this one are in programs
-        self._operations: list[tuple[Any, NDArray[Any], bool]] = []
+        self._kernel = load_cpu("runtime").Kernel
+        self._operations: list[_Operation] = []
         self._keep: list[Any] = [self.inputs]
         self._read: set[int] = set()
         self._written: set[int] = set()
@@ -141,14 +159,16 @@ class CpuRecorder:
     ) -> None:
         """Note an operation, "module.name", over all rows of a kind.
 
-        Values are numbers, or what has an address: arrays, buffers, weights, kernels (which compiles them).
+        Values are numbers, or what has an address: arrays, buffers, weights, kernels. These are compiled at
+        the end, when all are known.
         """
         module, _, name = operation.partition(".")
         kernel, struct = getattr(load_cpu(module), name), getattr(load_cpu(module), name.upper())
         if "n" in struct.fields:
             values["n"] = self.inputs.counts[over:]
+        kernels = {name: value for name, value in values.items() if isinstance(value, self._kernel)}
         packed = struct.pack(**{name: self._plain(value) for name, value in values.items()})
-        self._operations.append((kernel, packed, self._waits(reads, writes)))
+        self._operations.append(_Operation(kernel, packed, kernels, self._waits(reads, writes)))
 
     def _waits(self, reads: Sequence[_Region], writes: Sequence[_Region]) -> bool:
         """Whether an operation must wait for those since the last barrier; it is one of them from now on."""
@@ -165,6 +185,8 @@ class CpuRecorder:
 
     def _plain(self, value: Any) -> float:
         """The number that a kernel is given; what it is the address of is kept alive."""
+        if isinstance(value, self._kernel):
+            return 0
         if isinstance(value, np.ndarray):
             self._keep.append(value)
             return int(value.ctypes.data)
@@ -183,8 +205,11 @@ class CpuRecorder:
         new = self._operations[self._begun :]
         self._begun = len(self._operations)
         self._read, self._written = set(), set()  # a program begins when the one before has ended
-        table = [(kernel.address, args.ctypes.data, waits) for kernel, args, waits in new]
-        keep = [self._keep, self._memory.all, [args for _, args, _ in new]]
+        compile_together(
+            [kernel for o in new for kernel in (o.kernel, *o.kernels.values())], physical_cores()
+        )
+        table = [o.row() for o in new]
+        keep = [self._keep, self._memory.all, [o.arguments for o in new]]
         return CpuProgram(self._threads, self._enqueue, np.array(table, np.int64).reshape(-1, 3), keep)
 
     def place(self, x: CpuBuffer) -> CpuPlace:

@@ -140,9 +140,7 @@ def _stage_use(facts: ModelFacts, plan: Plan, stage: Stage, member: Member, size
 def _counted_twice(facts: ModelFacts, plan: Plan, member: Member) -> int:
     """The bytes of a tied embedding that serve as the output too.
 
-    They do so where a device has all rows for both; and on a CPU, which reads them where they lie.
+    They do so where a device has both.
     """
     embeds = member.device in (m.device for m in plan.stages[0].members)
-    whole = member.vocab == (0, facts.config.vocab)
-    once = embeds and (whole or member.device.startswith("cpu"))
-    return facts.tied_output("nbytes", member) if once else 0
+    return facts.tied_output("nbytes", member) if embeds else 0

@@ -79,3 +79,9 @@ def use_disk(compiler: Any, function: Callable[..., Any]) -> None:
         compiler._cache = DiskCache(function)
     except OSError as error:  # the source file is gone
         DiskCache.on_failure(error)
+
+
+def is_on_disk(compiler: Any) -> bool:
+    """Whether there is an entry for a function that has this cache, good or not."""
+    cache = compiler._cache
+    return isinstance(cache, DiskCache) and Path(cache._cache_file._index_path).exists()

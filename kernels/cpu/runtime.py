@@ -22,7 +22,7 @@ from numba.core.ccallback import CFunc
 from numba.core.dispatcher import Dispatcher
 from numba.core.extending import _Intrinsic
 
-from .disk import use_disk
+from .disk import is_on_disk, use_disk
 from .kinds import STATIC, Codegen, intrinsic, static
 from .llvm_ir import I32, I64, ISA, Value, call, const, pointer
 
@@ -88,8 +88,8 @@ class Kernel:
             _name_by_closure(function)
         self.function = function
         # The module that makes it a kernel, which is not always where the function is from.
-        module = sys._getframe(1).f_globals["__name__"].rpartition(".")[2]
-        self.name = f"{module}.{function.__name__.lstrip('_')}"
+        self.module = sys._getframe(1).f_globals["__name__"].partition(".cpu.")[2]
+        self.name = f"{self.module.rpartition('.')[2]}.{function.__name__.lstrip('_')}"
         self._compiled: Any = None
 
     @property
@@ -98,12 +98,21 @@ class Kernel:
         return int(self.compiled.address)
 
     @property
+    def is_kept(self) -> bool:
+        """Whether nothing is left to compile, as far as a look at the disk tells."""
+        return self._compiled is not None or is_on_disk(self._new())
+
+    def _new(self) -> CFunc:
+        arguments = (types.intp,) * self.function.__code__.co_argcount
+        compiled = CFunc(self.function, (arguments, types.void), locals={}, options=_OPTIONS)
+        use_disk(compiled, self.function)
+        return compiled
+
+    @property
     def compiled(self) -> Any:
         """Numba's CFunc, from the disk cache where it is there."""
         if self._compiled is None:
-            arguments = (types.intp,) * self.function.__code__.co_argcount
-            compiled = CFunc(self.function, (arguments, types.void), locals={}, options=_OPTIONS)
-            use_disk(compiled, self.function)
+            compiled = self._new()
             compiled.compile()
             self._compiled = compiled
             if not self._compiled.cache_hits:
