@@ -96,9 +96,10 @@ class Cpu:
         return self.zeros(nbytes, "working memory")
 
     def zeros(self, nbytes: int, what: str, on_host: bool = False) -> NDArray[np.uint8]:
-        """Zeroed memory, aligned to cache lines; the host's is this one."""
+        """Zeroed memory, aligned to cache lines; the host's is this one, but of no device's limit."""
         memory = zeros(nbytes)
-        self._budget.take(memory.base, nbytes, what)
+        if not on_host:
+            self._budget.take(memory.base, nbytes, what)
         return memory
 
     def vector(self, values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -205,9 +205,8 @@ class CpuRecorder:
         new = self._operations[self._begun :]
         self._begun = len(self._operations)
         self._read, self._written = set(), set()  # a program begins when the one before has ended
-        compile_together(
-            [kernel for o in new for kernel in (o.kernel, *o.kernels.values())], physical_cores()
-        )
+        kernels = [kernel for o in new for kernel in (o.kernel, *o.kernels.values())]
+        compile_together(kernels, physical_cores())
         table = [o.row() for o in new]
         keep = [self._keep, self._memory.all, [o.arguments for o in new]]
         return CpuProgram(self._threads, self._enqueue, np.array(table, np.int64).reshape(-1, 3), keep)

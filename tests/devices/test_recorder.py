@@ -39,7 +39,7 @@ TOUCHES = {
 def needed(recorder: CpuRecorder) -> list[int]:
     """Where barriers must stand, from the arguments that kernels are given: by the definition of a hazard."""
     flags, since = [], []
-    for kernel, arguments, _ in recorder._operations:
+    for kernel, arguments in ((o.kernel, o.arguments) for o in recorder._operations):
         reads, writes = ({int(arguments[f][0]) for f in fields.split()} for fields in TOUCHES[kernel.name])
         waits = any(reads & written or writes & (read | written) for read, written in since)
         since = [(reads, writes)] if waits else [*since, (reads, writes)]
@@ -48,11 +48,11 @@ def needed(recorder: CpuRecorder) -> list[int]:
 
 
 def barriers(recorder: CpuRecorder) -> list[int]:
-    return [int(waits) for _, _, waits in recorder._operations]
+    return [int(o.waits) for o in recorder._operations]
 
 
 def names(recorder: CpuRecorder) -> list[str]:
-    return [kernel.name.partition(".")[2] for kernel, _, _ in recorder._operations]
+    return [o.kernel.name.partition(".")[2] for o in recorder._operations]
 
 
 @pytest.fixture
