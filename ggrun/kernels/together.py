@@ -29,7 +29,7 @@ def compile_together(kernels: Sequence[Any], processes: int) -> None:
     """Have those kernels in the disk cache that are not, where more than one can be compiled at once."""
     from ggrun.kernels import load_cpu
 
-    missing = list({kernel.name: kernel for kernel in kernels if not kernel.is_kept}.values())
+    missing = [kernel for kernel in dict.fromkeys(kernels) if not kernel.is_kept]
     crew = min(processes, len(missing))
     if crew < 2 or load_cpu("disk").DiskCache.folder is None:
         return
