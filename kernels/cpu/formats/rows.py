@@ -13,7 +13,7 @@ MATMUL = Struct("w w_stride rows x x_stride x_block k columns y y_stride")
 x_block: from a superblock of a quantized column to the next.
 """
 
-AHEAD = 4096  # bytes between a load and its prefetch; found by measuring decode
+AHEAD = 8192  # bytes between a load and its prefetch; found by measuring decode
 
 MANY = 20
 """Columns from which on the tiles of `gemm` are faster than `few`: measured."""
