@@ -47,7 +47,7 @@ def test_stages_compute_what_one_does(path: Path, cuts: list[int]) -> None:
     member = whole(Config.from_gguf(GGUF(path)), "cpu")
     plan = Plan(tuple(Stage((a, b), (member,)) for a, b in pairwise(cuts)))
     tokens = list(range(1, 30))
-    with LLM(path) as one, LLM(path, plan=plan, n_ubatch=8) as several:
+    with LLM(path, n_ubatch=8) as one, LLM(path, plan=plan, n_ubatch=8) as several:
         np.testing.assert_allclose(several.logits(tokens), one.logits(tokens), rtol=1e-4, atol=1e-5)
 
 

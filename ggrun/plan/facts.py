@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 from ggrun.arch.config import Config
-from ggrun.errors import GgrunError
 from ggrun.gguf import Declared, Outline
 from ggrun.plan import Member, Range
 
@@ -189,12 +188,10 @@ def _place(name: str, layers: int) -> int:
         return EMBEDDING
     if name == "rope_freqs.weight":  # small, and of every stage with attention: counted in the first
         return 0
-    if not (match := _HALF.match(name)):
+    match = _HALF.match(name)
+    if match is None or int(match[1]) >= layers:  # a layer too many is refused where it would be loaded
         return 2 * layers
-    layer = int(match[1])
-    if layer >= layers:
-        raise GgrunError(f"tensor {name}: the model has {layers} layers")
-    return 2 * layer + (match[2] is None)
+    return 2 * int(match[1]) + (match[2] is None)
 
 
 def _one_row(model: Outline, embedding: Part) -> None:

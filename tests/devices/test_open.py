@@ -110,15 +110,15 @@ def test_a_limit_is_kept_to_the_byte(kind: str, path: Path) -> None:
     weights = sum(tensor.nbytes for tensor in GGUF(path).tensors.values())
     cells = 3 * 2 * 64 * 2 * 16 * 2
     assert taken > weights + cells
-    with LLM(path, n_ctx=64, n_ubatch=8, devices=f"{kind}:0:{taken}B") as llm:
+    with LLM(path, n_ctx=64, n_ubatch=8, devices=f"{kind}:0:{taken}B", fit=False) as llm:
         llm.logits([1, 2, 3])
     for limit in (taken - 1, weights, 60000):
         message = rf"^{kind}:0: no memory for .*: \d+ bytes, \d+ of {limit} are free"
         with pytest.raises(GgrunError, match=message) as caught:
-            LLM(path, n_ctx=64, n_ubatch=8, devices=f"{kind}:0:{limit}B")
+            LLM(path, n_ctx=64, n_ubatch=8, devices=f"{kind}:0:{limit}B", fit=False)
         assert "\n" not in str(caught.value)
     with pytest.raises(GgrunError, match=f"^{kind}:0:1000B: the KV cache of 64 positions"):
-        LLM(path, n_ctx=64, n_ubatch=8, devices=f"{kind}:0:1000B")
+        LLM(path, n_ctx=64, n_ubatch=8, devices=f"{kind}:0:1000B", fit=False)
 
 
 @pytest.mark.parametrize("kind", ["cpu", "emulated"])
@@ -146,7 +146,7 @@ def test_nothing_is_loaded_where_not_all_fits(path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("ggrun.devices.emulated.np.copyto", lambda *args: copied.append(1) or real(*args))
     plan = Plans(GGUF(path), ("emulated:0", "emulated:1:60KB", "x", "y"))["layer 2"]
     with pytest.raises(GgrunError, match=r"^emulated:1: no memory"):
-        LLM(path, n_ctx=64, n_ubatch=8, plan=plan)
+        LLM(path, n_ctx=64, n_ubatch=8, plan=plan, fit=False)
     assert copied == []
 
 
@@ -155,7 +155,7 @@ def test_keys_and_values_on_the_host_take_nothing_of_a_device(path: Path) -> Non
     plan = single(Config.from_gguf(model), "emulated:0:440KB")
     want = LLM(path, n_ctx=64, n_ubatch=8).logits([1, 2, 3])
     with pytest.raises(GgrunError, match="the KV cache"):
-        LLM(path, n_ctx=4096, n_ubatch=8, plan=plan)
+        LLM(path, n_ctx=4096, n_ubatch=8, plan=plan, fit=False)
     with LLM(path, n_ctx=4096, n_ubatch=8, plan=Plan(plan.stages, kv_on_host=True)) as llm:
         np.testing.assert_array_equal(llm.logits([1, 2, 3]), want)
 

@@ -1,13 +1,12 @@
 """What models weigh and their KV cache takes, by their files and by hand; what the engine really takes."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from ggrun import LLM
-from ggrun.devices import cpu_recorder
+from ggrun.devices.cpu import Cpu
 from ggrun.engine import cache, engine
 from ggrun.gguf import GGUF, GGUFError, Outline
 from ggrun.kernels import load_cpu
@@ -82,14 +81,14 @@ def test_a_run_takes_what_was_said(
 ) -> None:
     """Never more, and not much less: buffers of one size serve several times."""
     taken = 0
-    zeros = cpu_recorder.zeros
+    real = Cpu.working_memory
 
-    def counting(nbytes: int, *rest: Any) -> np.ndarray:
+    def counting(self: Cpu, nbytes: int) -> np.ndarray:
         nonlocal taken
         taken += nbytes
-        return zeros(nbytes, *rest)
+        return real(self, nbytes)
 
-    monkeypatch.setattr(cpu_recorder, "zeros", counting)
+    monkeypatch.setattr(Cpu, "working_memory", counting)
     path = tiny.write(tmp_path / "model.gguf")
     with LLM(path, n_ctx=512, n_ubatch=n_ubatch, threads=1) as llm:
         facts = ModelFacts.from_outline(Outline.read(path))
