@@ -60,44 +60,43 @@ class ProcessLock:
 
 
 class Turnout:
-    """How many threads take part: one less when they wait for one that has to share its core.
+    """How many threads take part: one less while one has to share its core.
 
-    What else runs on a core halves what its thread gets done, and all others wait for that at every barrier.
-    Without it they may be faster; now and then it is tried again.
+    Another program on a core halves what its thread gets done, and all others wait for that at every barrier.
+    Without it they are faster; now and then it is tried again.
     """
 
     _WINDOW = 0.05
     """Seconds of work between two decisions: longer than a system lets one program run before another."""
     _TOO_LONG = 0.3
-    """Of that time: what a thread may wait for others. It is 0.5 where one shares a core with one program."""
+    """Of that time: what threads may not run, in all. It is 0.5 for one that shares its core with another."""
     _RESTS = (0.25, 8.0)
     """Seconds before it is tried again: at first, and after many trials in vain."""
 
     def __init__(self, threads: int) -> None:
         self.active, self._threads, self._rest, self._left = threads, threads, self._RESTS[0], 0.0
-        self._seconds = self._waited = 0.0
+        self._seconds = self._lost = 0.0
+        self._on_trial = False
 
-    def note(self, seconds: float, waited: float) -> None:
-        """A job took so long, in which the threads waited for each other so long, in all; in seconds."""
-        self._seconds, self._waited = self._seconds + seconds, self._waited + waited
+    def note(self, seconds: float, lost: float) -> None:
+        """A job took so long; so long, in all, its threads did not run. In seconds."""
+        self._seconds, self._lost = self._seconds + seconds, self._lost + lost
         self._left -= seconds
-        if self.active < self._threads and self._left <= 0.0:
-            self._change(1)
-        elif self._seconds > self._WINDOW:
+        if self._seconds > self._WINDOW:
             self._decide()
+            self._seconds = self._lost = 0.0
 
     def _decide(self) -> None:
         first, last = self._RESTS
-        if self._waited > self._TOO_LONG * self._seconds * (self.active - 1):
-            self._left, self._rest = self._rest, min(2 * self._rest, last)
-            self._change(-1)
+        if self.active > 1 and self._lost > self._TOO_LONG * self._seconds:
+            if self._on_trial:
+                self._rest = min(2 * self._rest, last)
+            self.active, self._left, self._on_trial = self.active - 1, self._rest, False
+        elif self.active < self._threads:
+            if self._left <= 0.0:
+                self.active, self._on_trial = self.active + 1, True
         else:
-            if self.active == self._threads:
-                self._rest = max(first, self._rest / 2)
-            self._change(0)
-
-    def _change(self, more: int) -> None:
-        self.active, self._seconds, self._waited = self.active + more, 0.0, 0.0
+            self._rest, self._on_trial = max(first, self._rest / 2), False
 
 
 class ThreadPool:
@@ -127,7 +126,7 @@ class ThreadPool:
                 control, active, start = self._crew.control, self._turnout.active, time.perf_counter()
                 if self._runtime.post(control, active, table.ctypes.data, len(table)):
                     raise Interrupted("the computation was interrupted")
-                self._turnout.note(time.perf_counter() - start, self._runtime.waited(control) / 1e9)
+                self._turnout.note(time.perf_counter() - start, self._runtime.lost(control) / 1e9)
             finally:
                 self._crew.rest()
 

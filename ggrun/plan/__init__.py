@@ -56,7 +56,9 @@ class Plan:
         try:
             data = json.loads(text)
             stages = [_stage(s) for s in data["stages"]]
-            kv_on_host = data.get("kv_on_host", False) is True
+            kv_on_host = data.get("kv_on_host", False)
+            if type(kv_on_host) is not bool:
+                raise ValueError(f"kv_on_host is {kv_on_host!r:.60}")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UsageError(f"not a plan: {type(error).__name__}: {error}") from None
         return cls(tuple(stages), kv_on_host)

@@ -99,8 +99,11 @@ def _quantize_block(x: int, y: int, scale_at: int) -> None:
     scale = scale if largest < _NOT_FINITE else scale - scale
     inverse = np.float32(127.0) / scale if scale > np.float32(0.0) else np.float32(0.0)
     by = splat(f32x16, min(inverse, _MOST))
-    store(i8x16, to_i32(rounded(low * by)), y)
-    store(i8x16, to_i32(rounded(high * by)), y + 16)
+    if largest < _NOT_FINITE:
+        store(i8x16, to_i32(rounded(low * by)), y)
+        store(i8x16, to_i32(rounded(high * by)), y + 16)
+    else:
+        store(i32x8, zero(i32x8), y)
     store(f32, scale * np.float32(1.0 / 127.0), scale_at)
 
 

@@ -12,11 +12,11 @@ import numpy as np
 from .functions import softmax_step
 from .runtime import invoke, jit
 from .simd import address_of, f32, f32x16, i32, load, splat, store
-from .tiles import FLOATS_TILE, Quads, Shape, tile_add, tile_fma, tile_store, tile_zero, transpose
+from .tiles import FLOATS_TILE, Number, Shape, tile_add, tile_fma, tile_store, tile_zero, transpose
 
 _TILE = Shape(*FLOATS_TILE)
 _QUERIES, _LANES = _TILE.columns, 16 * _TILE.groups
-_SIXTEEN = Quads(16)
+_SIXTEEN = Number(16)
 BLOCK = 192
 """Queries that share an unpacked page."""
 

@@ -66,7 +66,10 @@ def silu(x: Any) -> Any:
 
 @jit
 def softmax_step(s: int, n: int, scale: np.float32, largest: np.float32) -> tuple[np.float32, np.float32]:
-    """Scores at s to weights e^(s * scale - max), max over these and `largest`: (max, sum of weights)."""
+    """Scores at s to weights e^(s * scale - max), max over these and `largest`: (max, sum of weights).
+
+    What follows the n scores is written over up to the next multiple of 16.
+    """
     whole = n // 16 * 16
     by, tops = splat(f32x16, scale), splat(f32x16, largest)
     for j in range(0, whole, 16):

@@ -64,7 +64,7 @@ class _Static(types.Dummy):
 
 
 class Lanes(tuple[int, ...]):
-    """The lanes that a shuffle picks."""
+    """Constant numbers, one a lane: those that a shuffle picks, or their own sake."""
 
 
 STATIC: list[type] = []

@@ -234,33 +234,34 @@ def sched_yield(ctx: Any) -> Codegen:
     return types.void(), codegen
 
 
+_WALL = time.CLOCK_MONOTONIC
+_OF_THREAD = getattr(time, "CLOCK_THREAD_CPUTIME_ID", _WALL)
+
+
 @intrinsic
-def nanoseconds(ctx: Any) -> Codegen:
-    """A clock that only goes forward (libc)."""
+def nanoseconds(ctx: Any, clock: Any) -> Codegen:
+    """What a clock says that only goes forward (libc)."""
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
         seconds = cgutils.alloca_once(b, ir.ArrayType(I64, 2))
-        call(b, "clock_gettime", I32, [const(I32, time.CLOCK_MONOTONIC), seconds])
+        call(b, "clock_gettime", I32, [b.trunc(args[0], I32), seconds])
         now = b.load(seconds)
         whole = b.mul(b.extract_value(now, 0), const(I64, 1_000_000_000))
         return b.add(whole, b.extract_value(now, 1))
 
-    return types.int64(), codegen
+    return types.int64(types.intp), codegen
 
 
 # The control block of a pool of threads, in int64s, each on a cache line of its own.
-ARRIVED, GENERATION, JOB, DONE, TABLE, OPERATIONS, ABORT, LEAVE, WAITED = (64 * i for i in range(9))
+ARRIVED, GENERATION, JOB, DONE, TABLE, OPERATIONS, ABORT, LEAVE, LOST = (64 * i for i in range(9))
 CONTROL_BYTES = 9 * 64
-_MOST_THREADS = 1024  # a job's number is a multiple of it, and more by how many threads are to do it
+_JOB = 1 << 16  # a job's number is a multiple of it, and more by how many threads are to do it
 _SPINS = 300  # about 10 microseconds of pause instructions before the core is given away
 
 
 @jit
 def barrier(control: int, threads: int) -> None:
-    """Wait until all threads are here. Spins, then yields: cheap, and fair when cores are shared.
-
-    WAITED sums up how long threads yielded.
-    """
+    """Wait until all threads are here. Spins, then yields: cheap, and fair when cores are shared."""
     if threads == 1:
         return
     generation = atomic_load(control + GENERATION)
@@ -268,23 +269,30 @@ def barrier(control: int, threads: int) -> None:
         atomic_store(control + ARRIVED, 0)
         atomic_store(control + GENERATION, generation + 1)
         return
-    _wait(control, control + GENERATION, generation, generation + 1)
+    _wait(control + GENERATION, generation, generation + 1)
 
 
 @jit
-def _wait(control: int, word: int, least: int, most: int) -> None:
+def _wait(word: int, least: int, most: int) -> None:
     """Wait until a word is not in [least, most)."""
-    spins, since = 0, np.int64(0)
+    spins = 0
     while least <= atomic_load(word) < most:
         spins += 1
         if spins < _SPINS:
             pause()
-            continue
-        if spins == _SPINS:
-            since = nanoseconds()
-        sched_yield()
-    if spins >= _SPINS:
-        atomic_add(control + WAITED, nanoseconds() - since)
+        else:
+            sched_yield()
+
+
+@jit
+def _walk_and_count(table: int, operations: int, control: int, thread: int, threads: int) -> None:
+    """walk, and add to LOST the nanoseconds in which this thread did not run: others had its core.
+
+    Waiting for other threads is running, but for a core that is given to another program meanwhile.
+    """
+    begun, ran = nanoseconds(_WALL), nanoseconds(_OF_THREAD)
+    walk(table, operations, control, thread, threads)
+    atomic_add(control + LOST, nanoseconds(_WALL) - begun - (nanoseconds(_OF_THREAD) - ran))
 
 
 @jit
@@ -334,17 +342,18 @@ def serve(control: int, thread: int, job: int, patience: int) -> int:
     spins, idle_since = 0, 0
     while True:
         posted = atomic_load(control + JOB)
-        if posted != job and thread < posted % _MOST_THREADS:
-            job, spins, threads = posted, 0, posted % _MOST_THREADS
-            walk(atomic_load(control + TABLE), atomic_load(control + OPERATIONS), control, thread, threads)
+        if posted != job and thread < posted % _JOB:
+            job, spins, threads = posted, 0, posted % _JOB
+            table, operations = atomic_load(control + TABLE), atomic_load(control + OPERATIONS)
+            _walk_and_count(table, operations, control, thread, threads)
             atomic_add(control + DONE, 1)
             continue
         spins += 1
         if spins < _SPINS:
             pause()
         elif spins == _SPINS:
-            idle_since = nanoseconds()
-        elif nanoseconds() - idle_since > patience:
+            idle_since = nanoseconds(_WALL)
+        elif nanoseconds(_WALL) - idle_since > patience:
             break
         else:
             sched_yield()
@@ -355,21 +364,21 @@ def serve(control: int, thread: int, job: int, patience: int) -> int:
 def post(control: int, threads: int, table: int, operations: int) -> int:
     """Run a table on the first `threads` of a pool, as thread 0 of it; returns ABORT when all are done."""
     atomic_store(control + DONE, 0)
-    atomic_store(control + WAITED, 0)
+    atomic_store(control + LOST, 0)
     atomic_store(control + TABLE, table)
     atomic_store(control + OPERATIONS, operations)
     # One word says which job and for whom: a thread that sat out must not take one for the other.
     before = atomic_load(control + JOB)
-    atomic_store(control + JOB, before - before % _MOST_THREADS + _MOST_THREADS + threads)
-    walk(table, operations, control, 0, threads)
-    _wait(control, control + DONE, 0, threads - 1)
+    atomic_store(control + JOB, before - before % _JOB + _JOB + threads)
+    _walk_and_count(table, operations, control, 0, threads)
+    _wait(control + DONE, 0, threads - 1)
     return atomic_load(control + ABORT)
 
 
 @_entry
-def waited(control: int) -> int:
-    """The nanoseconds that threads waited for each other in the last job, each but for its first moments."""
-    return atomic_load(control + WAITED)
+def lost(control: int) -> int:
+    """The nanoseconds of the last job in which threads did not run, of all of them together."""
+    return atomic_load(control + LOST)
 
 
 @_entry

@@ -50,7 +50,7 @@ f32x16, f32x8, i32x16, i32x8, i32x4 = (
     Kind("i32", 4),
 )
 f16x16, bf16x16, f16x8 = Kind("f16", 16), Kind("bf16", 16), Kind("f16", 8)
-i8x16, i8x8, i8x32, i8x64 = Kind("i8", 16), Kind("i8", 8), Kind("i8", 32), Kind("i8", 64)
+i8x16, i8x8, i8x64 = Kind("i8", 16), Kind("i8", 8), Kind("i8", 64)
 
 # ---------------------------------------------------------------- memory
 
@@ -221,7 +221,6 @@ def _integers(x: Vec) -> Vec:
     return Vec("i32", x.n)
 
 
-absolute = _unary("absolute", lambda b, x: overloaded(b, "fabs", [x]), _same, "|x|")
 negated = _unary("negated", lambda b, x: b.fneg(x), _same, "-x.")
 rounded = _unary(
     "rounded", lambda b, x: overloaded(b, "rint", [x]), _same, "To the nearest integer, halves to even."

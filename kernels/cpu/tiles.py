@@ -114,7 +114,7 @@ def tile_load(ctx: Any, shape: Any, y: Any, stride: Any) -> Codegen:
 
 @intrinsic
 def tile_start(ctx: Any, shape: Any, factor: Any, n: Any, stride: Any) -> Codegen:
-    """The columns' numbers (i32) at n, n + stride... times a constant Quads, for all rows."""
+    """The columns' numbers (i32) at n, n + stride... times a constant Number, for all rows."""
     s, by = shape.value, factor.value.n
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
@@ -130,7 +130,7 @@ def tile_start(ctx: Any, shape: Any, factor: Any, n: Any, stride: Any) -> Codege
 
 @intrinsic
 def tile_dot(ctx: Any, shape: Any, acc: Any, w: Any, x: Any, x_stride: Any, quads: Any) -> Codegen:
-    """acc += `quads` (a constant Quads) times four bytes of each row at w and each column at x.
+    """acc += `quads` (a constant Number) times four bytes of each row at w and each column at x.
 
     Those of a column lie as in columns.py.
     """
@@ -203,14 +203,14 @@ def _rounds(b: Any, n: int) -> Iterator[Value]:
             yield loop.index
 
 
-class Quads:
-    """A constant number: how many times four bytes a tile_dot takes."""
+class Number:
+    """A constant number that shapes the code."""
 
     def __init__(self, n: int) -> None:
         self.n = n
 
 
-static(Quads, lambda quads: str(quads.n))
+static(Number, lambda number: str(number.n))
 
 
 @intrinsic
@@ -366,7 +366,7 @@ def _transposed_quarters(b: Any, vectors: list[Value]) -> list[Value]:
 def transpose(
     ctx: Any, source: Any, source_stride: Any, target: Any, target_stride: Any, rows: Any
 ) -> Codegen:
-    """16 rows of 16 i32 at source to `rows` (a constant Quads) columns at target; strides in bytes."""
+    """16 rows of 16 i32 at source to `rows` (a constant Number) columns at target; strides in bytes."""
     n = rows.value.n
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:

@@ -192,3 +192,11 @@ def test_unknown_architecture_and_format(tmp_path: Path) -> None:
         LLM(Tiny(arch="mamba9").write(tmp_path / "a.gguf"))
     with pytest.raises(GgrunError, match=r"architecture '../llama'"):
         LLM(Tiny(arch="../llama").write(tmp_path / "b.gguf"))
+
+
+def test_experts_with_quantized_columns_of_several_superblocks(tmp_path: Path) -> None:
+    """Their tokens are some of all columns, which lie side by side."""
+    model = Tiny(width=512, ff=512, experts=4, experts_used=2, format=GGMLQuantizationType.Q8_0)
+    path, tokens = model.write(tmp_path / "model.gguf"), np.arange(40)
+    with LLM(path) as llm:
+        assert distance(llm.logits(tokens.tolist()), Reference(path).logits(tokens)) < 0.01

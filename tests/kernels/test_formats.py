@@ -1,5 +1,7 @@
 """Every weight format against gguf-py's dequantize and numpy float64: random bytes, odd shapes."""
 
+from itertools import product as product_of
+
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
@@ -64,7 +66,8 @@ def quantized(x: np.ndarray) -> np.ndarray:
     """Columns as kernels take them: float32 [columns, k] to bytes [superblocks, columns, SIZE]."""
     columns = load_cpu("columns")
     n, k = x.shape
-    out = np.zeros((columns.column_bytes(k) // columns.SIZE, n, columns.SIZE), np.uint8)
+    # Memory that was used before: its floats are no numbers.
+    out = np.full((columns.column_bytes(k) // columns.SIZE, n, columns.SIZE), 255, np.uint8)
     count = np.array([n])
     args = columns.QUANTIZE.pack(n=count.ctypes.data, x=x.ctypes.data, y=out.ctypes.data, k=k)
     columns.quantize(args.ctypes.data, 0, 1)
@@ -166,3 +169,24 @@ def test_product(name: str, columns: int) -> None:
         # Relative to |w| |x|, not to the product: one that cancels out to nearly nothing keeps its error.
         size = np.linalg.norm(seen) * np.linalg.norm(weights)
         assert np.linalg.norm(got - want) <= 1e-7 * size, (rows, k)
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("F32", "F16", "BF16")])
+def test_the_largest_bytes(name: str) -> None:
+    """Sums of products, with the largest of columns, must not overflow."""
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[name]]
+    if load_cpu(f"formats.{name.lower()}").COLUMNS != "q8":
+        pytest.skip("its products are floats")
+    for fill in (0xFF, 0x00, 0x88, 0x77, 0x80, 0x7F, 0x08):
+        blocks = np.full((70, 768 // block, size), fill, np.uint8)
+        for at in HALVES.get(name, []):
+            blocks[:, :, at : at + 2] = np.array([0.01], np.float16).view(np.uint8)
+        if name == "MXFP4":
+            blocks[:, :, 0] = 120
+        data = blocks.reshape(70, -1)
+        weights = exact(name, data)
+        for sign, columns in product_of([1.0, -1.0], [1, 4, 23]):
+            x = np.full((columns, 768), sign, np.float32)
+            want = values(quantized(x), 768) @ weights.T
+            room = 1e-6 * np.linalg.norm(x) * np.linalg.norm(weights) + 1e-30
+            assert np.linalg.norm(product(name, data, x) - want) <= room, (hex(fill), sign, columns)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from ggrun.kernels.cpu.kinds import Lanes
 from ggrun.kernels.cpu.simd import (
-    absolute,
     address_of,
     bf16,
     bf16x16,
@@ -31,6 +30,7 @@ from ggrun.kernels.cpu.simd import (
     load,
     maximum,
     minimum,
+    negated,
     rounded,
     sext,
     shuffle,
@@ -230,7 +230,7 @@ def float_arithmetic(x: int, y: int, out: int) -> None:
     store(f32x16, divide(a, c), out + 192)
     store(f32x16, maximum(a, c), out + 256)
     store(f32x16, minimum(a, c), out + 320)
-    store(f32x16, absolute(a), out + 384)
+    store(f32x16, negated(a), out + 384)
     store(f32x16, rounded(a), out + 448)
     store(f32x16, splat(f32x16, load(f32, x)), out + 512)
     store(f32x16, zero(f32x16), out + 576)
@@ -243,7 +243,7 @@ def test_float_arithmetic() -> None:
     a[:4] = [0.5, 1.5, -2.5, -0.5]  # ties
     out = np.empty((11, 16), np.float32)
     float_arithmetic(at(a), at(c), at(out))
-    want = [a + c, a - c, a * c, a / c, np.maximum(a, c), np.minimum(a, c), np.abs(a), np.rint(a)]
+    want = [a + c, a - c, a * c, a / c, np.maximum(a, c), np.minimum(a, c), -a, np.rint(a)]
     np.testing.assert_array_equal(out[:10], [*want, np.full(16, a[0]), np.zeros(16)])
     np.testing.assert_allclose(out[10], a.astype(np.float64) * c + a, rtol=1e-6, atol=1e-5)
 

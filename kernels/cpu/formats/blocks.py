@@ -4,7 +4,7 @@ from typing import Any
 
 from ..columns import VALUES
 from ..runtime import jit
-from ..simd import load, store, u8
+from ..simd import i32x4, load, store, u8
 from .superblocks import superblocks_dequantize, superblocks_matmul
 from .values import Values
 
@@ -50,7 +50,10 @@ def _complete_of(size: int) -> Any:
     def complete(p: int, values: int, scratch: int) -> int:
         if values >= VALUES:
             return p
-        for i in range(values // _BLOCK * size):
+        n = values // _BLOCK * size
+        for i in range(0, n - 15, 16):
+            store(i32x4, load(i32x4, p + i), scratch + i)
+        for i in range(n // 16 * 16, n):
             store(u8, load(u8, p + i), scratch + i)
         return scratch
 

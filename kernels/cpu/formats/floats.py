@@ -11,7 +11,7 @@ from ..tiles import (
     FLOATS_TILE,
     LINE,
     STRIDE,
-    Quads,
+    Number,
     Shape,
     tile_dots,
     tile_fma,
@@ -23,7 +23,7 @@ from .gemm import gemm_of
 from .rows import AHEAD, matmul_of, prefetch_block
 
 _SHAPE = Shape(*FLOATS_TILE)
-_SIXTEEN = Quads(16)
+_SIXTEEN = Number(16)
 _WIDTH = 8
 """Columns that share a row's values: as many sums as hide how long each takes."""
 _DOTS = Shape(1, _WIDTH)
@@ -52,36 +52,38 @@ def floats_dequantize(vector: Any, scalar: Any, size: int) -> Any:
 
 def dequantized_matmul(dequantize: Any, size: int) -> Any:
     """matmul by dequantize(w, k, y), for formats of which `size` bytes are 256 values."""
-    one_float, few_floats = _one_of(f32x16, f32, 4), _few_of(f32x16, f32, 4)
+    one_float, few_floats = _one_of(f32x16, f32, 4, 0), _few_of(f32x16, f32, 4)
 
     @jit
-    def one(t: Any, w: int) -> np.float32:
+    def one(t: Any, w: int, scratch: int) -> np.float32:
         memory = np.empty(t.k, np.float32)
+        prefetch_block(w, t.w_stride, t.w_stride)
         dequantize(w, t.k, address_of(memory))
-        total = one_float(t, address_of(memory))
+        total = one_float(t, address_of(memory), scratch)
         memory[0] = 0.0  # keeps it alive: Numba does not see its address in use
         return total
 
     @jit
-    def few(t: Any, w: int, rows: int, sums: int) -> None:
+    def few(t: Any, w: int, rows: int, sums: int, row_bytes: int, scratch: int) -> None:
         memory = np.empty(t.k, np.float32)
-        columns = (t.columns + _WIDTH - 1) // _WIDTH * _WIDTH
         for r in range(rows):
+            prefetch_block(w + r * t.w_stride, t.w_stride, t.w_stride)
             dequantize(w + r * t.w_stride, t.k, address_of(memory))
-            few_floats(t, address_of(memory), 1, sums + 64 * r * columns)
+            few_floats(t, address_of(memory), 1, sums + r * row_bytes, row_bytes, scratch)
         memory[0] = 0.0  # keeps it alive
 
     return matmul_of(one, few, _gemm_of(dequantize, 256, size), _WIDTH)
 
 
-def _one_of(vector: Any, scalar: Any, size: int) -> Any:
-    """one for matmul_of; see floats_matmul."""
+def _one_of(vector: Any, scalar: Any, size: int, ahead: int = AHEAD) -> Any:
+    """one for matmul_of; see floats_matmul. ahead: how far weights are asked for, 0 where they lie in L1."""
 
     @jit
-    def one(t: Any, w: int) -> np.float32:
+    def one(t: Any, w: int, scratch: int) -> np.float32:
         total, total_2, x = zero(f32x16), zero(f32x16), t.x
         for i in range(0, t.k - 31, 32):
-            prefetch(w + size * i + AHEAD)
+            if ahead:
+                prefetch(w + size * i + ahead)
             total = fma(load(vector, w + size * i), load(f32x16, x + 4 * i), total)
             total_2 = fma(load(vector, w + size * (i + 16)), load(f32x16, x + 4 * i + 64), total_2)
         result = hsum(total + total_2)
@@ -112,7 +114,7 @@ def _few_of(vector: Any, scalar: Any, size: int) -> Any:
                 store(f32, load(f32, sums + 64 * c) + product, sums + 64 * c)
 
     @jit
-    def few(t: Any, w: int, rows: int, sums: int) -> None:
+    def few(t: Any, w: int, rows: int, sums: int, row_bytes: int, scratch: int) -> None:
         for first in range(0, t.k, VALUES):
             end, to = min(first + VALUES, t.k // 16 * 16), sums
             for r in range(rows):

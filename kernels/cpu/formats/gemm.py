@@ -39,6 +39,8 @@ def gemm_of(unpack_16: Any, tile: Any, shape: Any, values: int, size: int, scrat
     @jit
     def gemm(task: int) -> None:
         t = at(MATMUL, task)
+        if t.rows < ROWS:
+            return
         passes, blocks = (t.columns + width - 1) // width, (t.k + values - 1) // values
         memory, sums = np.zeros(scratch_bytes + 64, np.uint8), np.empty(passes * width * ROWS, np.float32)
         scratch, y = address_of(memory) + 63 & ~63, address_of(sums)

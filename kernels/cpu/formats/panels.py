@@ -16,7 +16,7 @@ from ..tiles import (
     HALVES_TILE,
     LINE,
     STRIDE,
-    Quads,
+    Number,
     Shape,
     tile_dot,
     tile_scale,
@@ -35,7 +35,7 @@ _RAW = _M + 16 * STRIDE
 _RAW_D = _RAW + 4 * 16 * LINE
 _RAW_M = _RAW_D + 16 * LINE
 _COMPLETE = _RAW_M + 16 * LINE
-_SIXTEEN = Quads(16)
+_SIXTEEN = Number(16)
 _NEXT = 4 * (HALVES.index(1) - HALVES.index(0))  # from a half of a block to the other, in a column
 
 
@@ -49,7 +49,7 @@ def panels_gemm(unpack: Any, scale: Any, size: int, n: int, values: Values, comp
 
 def _unpack_16(unpack: Any, scale: Any, n: int, minima: bool, complete: Any) -> Any:
     """unpack_16 for gemm_of."""
-    kind, count = Kind("f32", n), Quads(n)
+    kind, count = Kind("f32", n), Number(n)
 
     @jit
     def unpack_16(p: int, stride: int, values: int, scratch: int, group: int) -> None:
@@ -84,7 +84,7 @@ def _weights_of(scratch: int, half: int) -> int:
 
 def _blocks_tile(shape: Shape, v: Values) -> Any:
     """tile for gemm_of, of 8 sub-blocks."""
-    quads, offset, minima = Quads(8), Quads(v.offset), v.minima
+    quads, offset, minima = Number(8), Number(v.offset), v.minima
 
     @jit
     def tile(total: Any, scratch: int, x: int, x_stride: int, values: int) -> Any:
@@ -102,7 +102,7 @@ def _blocks_tile(shape: Shape, v: Values) -> Any:
 
 def _halves_tile(shape: Shape, v: Values) -> Any:
     """tile for gemm_of, of 16 sub-blocks: two halves of a block share a scale of the column."""
-    quads, offset, minima = Quads(4), Quads(v.offset), v.minima
+    quads, offset, minima = Number(4), Number(v.offset), v.minima
 
     @jit
     def tile(total: Any, scratch: int, x: int, x_stride: int, values: int) -> Any:

@@ -60,7 +60,7 @@ def superblocks_matmul(
     values, unpack = for_dots(values, unpack)
     scale = scale_and_minimum(values, scale)
     one, few = _products_of(unpack, scale, size, n, values, complete, room)
-    return matmul_of(one, few, panels_gemm(unpack, scale, size, n, values, complete, room), 1)
+    return matmul_of(one, few, panels_gemm(unpack, scale, size, n, values, complete, room), 1, 2 * room)
 
 
 def _products_of(
@@ -90,23 +90,19 @@ def _products_of(
         return fma(to_f32(products), d * load(f32x16, x + SCALES), total)
 
     @jit
-    def one(t: Any, w: int) -> np.float32:
+    def one(t: Any, w: int, scratch: int) -> np.float32:
         total, x = zero(f32x16), t.x
         for i in range(t.k // VALUES):
             prefetch_block(w + size * i, size, AHEAD)
             total = step(total, unpacked(w + size * i), x)
             x += t.x_block
         if room and t.k % VALUES:  # Numba drops what follows where there is no room
-            memory = np.zeros(room, np.uint8)
-            p = complete(w + size * (t.k // VALUES), t.k % VALUES, address_of(memory))
+            p = complete(w + size * (t.k // VALUES), t.k % VALUES, scratch)
             total = step(total, unpacked(p), x)
-            memory[0] = 0  # keeps it alive: Numba does not see its address in use
         return hsum(total)
 
     @jit
-    def few(t: Any, w: int, rows: int, sums: int) -> None:
-        memory = np.zeros(2 * room + 1, np.uint8)
-        scratch, row_bytes = address_of(memory), 64 * t.columns
+    def few(t: Any, w: int, rows: int, sums: int, row_bytes: int, scratch: int) -> None:
         for i in range((t.k + VALUES - 1) // VALUES):
             p, left = w + size * i, t.k - VALUES * i
             for r in range(0, rows, 2):  # two rows share what is loaded of a column
@@ -123,7 +119,6 @@ def _products_of(
                     store(f32x16, total_2, to + row_bytes)
                     to, x = to + 64, x + COLUMN
                 p += 2 * t.w_stride
-        memory[0] = 0  # keeps it alive
 
     return one, few
 
