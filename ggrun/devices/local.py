@@ -53,6 +53,8 @@ def planned_here(
     else:
         plan.check(facts.config)
         names = dict.fromkeys(member.device for stage in plan.stages for member in stage.members)
+        if plan.kv_on_host:
+            names["cpu"] = None
         # The flags that say what the plan says count for nothing beside it.
         sizes_only = PlanOptions(**{name: getattr(options, name) for name in _BESIDE_A_PLAN})
         planned = with_plan(make_plan(facts, named_devices(names, threads), sizes_only), plan)
