@@ -156,7 +156,8 @@ def test_keys_and_values_on_the_host_take_nothing_of_a_device(path: Path) -> Non
     want = LLM(path, n_ctx=64, n_ubatch=8).logits([1, 2, 3])
     with pytest.raises(GgrunError, match="the KV cache"):
         LLM(path, n_ctx=4096, n_ubatch=8, plan=plan, fit=False)
-    with LLM(path, n_ctx=4096, n_ubatch=8, plan=Plan(plan.stages, kv_on_host=True)) as llm:
+    on_host = Plan(plan.stages, kv_on_host=True)
+    with LLM(path, n_ctx=4096, n_ubatch=8, plan=on_host, fit=False) as llm:
         np.testing.assert_array_equal(llm.logits([1, 2, 3]), want)
 
 
