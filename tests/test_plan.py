@@ -100,9 +100,9 @@ def test_plans_without_anything(path: Path, stages: tuple[Stage, ...]) -> None:
 
 def test_members_that_share_a_stage(path: Path) -> None:
     config = Config.from_gguf(GGUF(path))
-    halves = (Member("cpu", (0, 2), (0, 1), (0, 40)), Member("cpu", (2, 4), (1, 2), (40, 96)))
+    halves = (Member("cpu", (0, 2), (0, 1), (0, 40)), Member("cpu:1", (2, 4), (1, 2), (40, 96)))
     Plan((Stage((0, 3), halves), Stage((3, 6), (whole(config, "cpu"),)))).check(config)
-    idle = (whole(config, "cpu"), Member("cpu", (4, 4), (2, 2), (96, 96)))
+    idle = (whole(config, "cpu"), Member("cpu:1", (4, 4), (2, 2), (96, 96)))
     Plan((Stage((0, 3), idle), Stage((3, 6), (whole(config, "cpu"),)))).check(config)
 
 
@@ -127,7 +127,7 @@ def test_what_is_not_there_says_so(path: Path) -> None:
 
 def test_a_device_has_one_share_of_a_stage(path: Path) -> None:
     a, b = Member("cpu", (0, 2), (0, 1), (0, 48), (0, 30)), Member("cpu", (2, 4), (1, 2), (48, 96), (30, 50))
-    with pytest.raises(UsageError, match=r"the plan has cpu twice in the half layers \[0, 6\]"):
+    with pytest.raises(UsageError, match=r"the plan has 'cpu' twice in half layers \[0, 6\]"):
         LLM(path, plan=Plan((Stage((0, 6), (a, b)),)))
 
 

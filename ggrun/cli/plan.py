@@ -81,11 +81,10 @@ def _is_shape(name: str) -> bool:
 
 def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
     from ggrun.cli.terminal import compile_progress
-    from ggrun.devices.local import here_is_known, local_cpu, named_devices
+    from ggrun.devices.local import devices_of, here_is_known, local_cpu, planned_as_written
     from ggrun.plan.hardware import parse_devices
     from ggrun.plan.options import PlanOptions
     from ggrun.plan.planner import make_plan
-    from ggrun.plan.report import with_plan
 
     threads, n_batch = options.pop("threads"), options.pop("n_batch")
     placement = taken(options)
@@ -97,10 +96,7 @@ def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
     if not here_is_known(threads) and (hardware is None or "cpu" in hardware.lower()):
         with compile_progress():
             here = local_cpu(threads, measure=True)
-    if hardware is None and own is not None:
-        names = dict.fromkeys(member.device for stage in own.stages for member in stage.members)
-        devices = named_devices(names, threads)
-    else:
-        devices = parse_devices(hardware or "cpu", here)
-    planned = make_plan(facts, devices, wishes)
-    return planned if own is None else with_plan(planned, own)
+    if own is None:
+        return make_plan(facts, parse_devices(hardware or "cpu", here), wishes)
+    devices = devices_of(own, threads) if hardware is None else parse_devices(hardware, here)
+    return planned_as_written(facts, devices, wishes, own)

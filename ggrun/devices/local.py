@@ -51,15 +51,26 @@ def planned_here(
     if plan is None:
         planned = make_plan(facts, local_devices(devices, threads), options)
     else:
-        plan.check(facts.config)
-        names = dict.fromkeys(member.device for stage in plan.stages for member in stage.members)
-        if plan.kv_on_host:
-            names["cpu"] = None
-        # The flags that say what the plan says count for nothing beside it.
-        sizes_only = PlanOptions(**{name: getattr(options, name) for name in _BESIDE_A_PLAN})
-        planned = with_plan(make_plan(facts, named_devices(names, threads), sizes_only), plan)
+        planned = planned_as_written(facts, devices_of(plan, threads), options, plan)
     require_fit(planned)
     return planned
+
+
+def devices_of(plan: Plan, threads: int | None = None) -> list[DeviceInfo]:
+    """The devices of a plan that a user wrote, here."""
+    names = dict.fromkeys(member.device for stage in plan.stages for member in stage.members)
+    if plan.kv_on_host:
+        names["cpu"] = None
+    return named_devices(names, threads)
+
+
+def planned_as_written(
+    facts: ModelFacts, devices: list[DeviceInfo], options: PlanOptions, plan: Plan
+) -> Planned:
+    """A plan that a user wrote. The flags that say what it says count for nothing beside it."""
+    plan.check(facts.config)
+    sizes_only = PlanOptions(**{name: getattr(options, name) for name in _BESIDE_A_PLAN})
+    return with_plan(make_plan(facts, devices, sizes_only), plan)
 
 
 def local_cpu(threads: int | None = None, measure: bool = False) -> DeviceInfo:

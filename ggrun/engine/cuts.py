@@ -9,15 +9,12 @@ from ggrun.plan import Plan, Stage
 
 
 def check_cuts(plan: Plan, model: GGUF, config: Config) -> None:
-    """UsageError when members share a device, or a matrix between blocks of whose format they cannot be cut.
+    """UsageError when members share a matrix whose format cannot be cut there: inside of a block.
 
     Rows can be cut anywhere, so only matrices whose columns are shared count: after heads and after the
     feed-forward's activation.
     """
     for stage in plan.stages:
-        names = [member.device for member in stage.members]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise UsageError(f"the plan has {twice[0]} twice in the half layers {list(stage.halves)}")
         for tensor, column in _cuts(stage, model, config):
             if column % tensor.format.block:
                 raise UsageError(

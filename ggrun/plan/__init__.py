@@ -85,6 +85,9 @@ class Plan:
                         f"the plan gives {m.device} heads {list(m.heads)} with key-value heads "
                         f"{list(m.kv_heads)}: each of these serves {group} heads"
                     )
+            names = [member.device for member in stage.members]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise UsageError(f"the plan has {twice[0]!r:.40} twice in half layers {list(stage.halves)}")
 
 
 def _cover(what: str, ranges: list[Range], size: int) -> None:

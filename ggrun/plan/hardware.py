@@ -14,6 +14,9 @@ CPU_OPERATIONS = 12.0
 _LANE = {3: 0.8e9, 4: 1.6e9, 5: 3.2e9}  # bytes a second that copies reach on a PCIe lane
 _DEFAULT_LINK = 12e9  # of an unknown card: PCIe 3.0 x16
 
+MOST_DEVICES = 32
+"""More take minutes to plan for."""
+
 _ITEM = re.compile(
     r"(?:(\d{1,3})\s*[x×]\s*)?"  # 2x
     r"((?:cpu|emulated)(?::\d{1,3})?|[^:@,]+?)"  # cpu, cpu:0, rtx3090
@@ -67,6 +70,8 @@ def parse_devices(text: str, here: DeviceInfo | None = None) -> list[DeviceInfo]
         if not (match := _ITEM.fullmatch(item.strip())):
             shown = f"unknown device {item.strip()!r:.40}"
             raise UsageError(f"{shown}: write it as rtx3090, 2x rtx3090, cpu:64GB@50GB/s or cpu:0:2GB")
+        if len(found) + int(match[1] or 1) > MOST_DEVICES:
+            raise UsageError(f"--devices: no more than {MOST_DEVICES} devices can be planned for")
         for _ in range(int(match[1] or 1)):
             cards = sum(device.name.startswith("cuda:") for device in found)
             found.append(_device(match, cards, here))
@@ -77,20 +82,21 @@ def parse_devices(text: str, here: DeviceInfo | None = None) -> list[DeviceInfo]
 
 
 def _memory(match: re.Match[str]) -> int:
-    return int(_number(match[3]) * _BINARY[match[4].upper()]) if match[3] else 0
+    return int(_number(match[3], _BINARY[match[4].upper()], 1.0, 2.0**60)) if match[3] else 0
 
 
 def _speed(match: re.Match[str]) -> float:
-    return _number(match[5]) * _DECIMAL[match[6].upper()] if match[5] else 0.0
+    return _number(match[5], _DECIMAL[match[6].upper()], 1e6, 1e16) if match[5] else 0.0
 
 
-def _number(text: str) -> float:
+def _number(text: str, unit: float, least: float, most: float) -> float:
+    """A number of a unit; UsageError for what no device has."""
     try:
-        if (value := float(text)) > 0:
+        if least <= (value := float(text) * unit) <= most:
             return value
     except ValueError:
         pass
-    raise UsageError(f"--devices: {text!r:.20} is not a number above 0")
+    raise UsageError(f"--devices: {text!r:.20} is no number that a device could have there")
 
 
 def _device(match: re.Match[str], cards: int, here: DeviceInfo | None) -> DeviceInfo:
@@ -102,7 +108,7 @@ def _device(match: re.Match[str], cards: int, here: DeviceInfo | None) -> Device
     card = CARDS.get(key(name))
     if card is None and not (memory and speed):
         raise UsageError(
-            f"unknown device {name!r:.40}: give its memory and bandwidth, as {name:.20}:24GB@900GB/s, "
+            f"unknown device {name!r:.40}: give its memory and bandwidth, as in card:24GB@900GB/s, "
             "or one of the cards that ggrun knows, as rtx3090"
         )
     return _card(f"cuda:{cards}", card or Card(name, 0, 0, 0, 3), memory, speed)
@@ -118,7 +124,7 @@ def _card(name: str, card: Card, memory: int, speed: float) -> DeviceInfo:
 
 def _cpu(name: str, memory: int, speed: float, here: DeviceInfo | None) -> DeviceInfo:
     if here is None and not (memory and speed):
-        raise UsageError(f"--devices {name}: give its memory and bandwidth, as {name}:64GB@50GB/s")
+        raise UsageError(f"--devices {name!r:.20}: give its memory and bandwidth, as cpu:64GB@50GB/s")
     rate = speed or (here.bandwidth if here else 0.0)
     operations = here.operations * rate / here.bandwidth if here else 0.0
     known = cpu_info(name, memory or (here.memory if here else 0), 0, rate, operations)

@@ -69,7 +69,7 @@ class PlanOptions:
             raise UsageError(f"n_ctx {self.n_ctx}: no context is larger than {(1 << 31) - 1}")
         ratios = self.tensor_split
         if ratios is not None and not (
-            ratios and all(math.isfinite(r) and r >= 0 for r in ratios) and sum(ratios) > 0
+            ratios and all(math.isfinite(r) and r >= 0 for r in ratios) and 0 < sum(ratios) < math.inf
         ):
             raise UsageError("-ts: numbers of 0 or more, one for each device, and not all of them 0")
 

@@ -32,6 +32,7 @@ class Planned:
     sizes: Sizes
     cpu_ffn: int  # feed-forward halves that the planner left to the CPU
     ratios: tuple[float, ...]  # of a row stage
+    own: bool = False  # the user wrote the plan: flags only said the sizes
 
     @cached_property
     def uses(self) -> dict[str, Use]:

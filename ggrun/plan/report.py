@@ -20,6 +20,8 @@ class DoesNotFit(GgrunError):
 def flags(planned: Planned) -> list[str]:
     """The flags that give this very plan again, on the same devices."""
     o, layers = planned.options, planned.facts.config.layers
+    if planned.own:
+        return ["--plan", "FILE", "-c", str(planned.sizes.n_ctx), *_as_given(o)]
     owners = _owners(planned.plan, 2 * layers)
     free = [i for i, names in enumerate(owners) if i not in planned.choice.given and names != ("cpu",)]
     start = planned.choice.first_on_cards(o, layers)
@@ -89,6 +91,8 @@ def bottleneck(planned: Planned) -> str:
 
 def notes(planned: Planned) -> Iterator[str]:
     """What a user should know: devices that are left out, cuts that cannot be made."""
+    if planned.own:
+        return
     used = planned.uses
     for name, flag in planned.choice.idle.items():
         yield f"{name} is left out by {flag}"
@@ -121,14 +125,21 @@ def shortage(planned: Planned) -> str:
 def remedy(planned: Planned) -> str:
     """The flag that would make it fit, tried out."""
     for words, options in _remedies(planned.options):
-        other = make_plan(planned.facts, planned.devices, options)
-        if other.fits:
+        if _again(planned, options).fits:
             return f"give {words}"
     if n := _context_that_fits(planned):
         return f"give a smaller context with -c {n}"
+    if planned.own:
+        return "leave the choice to ggrun, without --plan, or write another"
     if planned.choice.host is None:
         return "take a smaller quantization, or leave layers to a CPU: --devices ...,cpu:64GB@50GB/s"
     return "take a smaller quantization, or more devices"
+
+
+def _again(planned: Planned, options: PlanOptions) -> Planned:
+    """The same with other options; a plan that the user wrote stays as it is."""
+    other = make_plan(planned.facts, planned.devices, options)
+    return with_plan(other, planned.plan) if planned.own else other
 
 
 def _remedies(o: PlanOptions) -> Iterator[tuple[str, PlanOptions]]:
@@ -160,7 +171,7 @@ def _context_that_fits(planned: Planned) -> int:
     while high - low > 1:
         middle = (low + high) // 2
         options = replace(planned.options, n_ctx=64 * middle)
-        fits = make_plan(planned.facts, planned.devices, options).fits
+        fits = _again(planned, options).fits
         low, high = (middle, high) if fits else (low, middle)
     return 64 * low
 
@@ -177,7 +188,7 @@ def with_plan(planned: Planned, plan: Plan) -> Planned:
         raise UsageError(
             f"the plan uses {unknown[0]!r:.40}, which is not there: there are {', '.join(there)}"
         )
-    other = replace(planned, plan=plan, cpu_ffn=0, ratios=())
+    other = replace(planned, plan=plan, cpu_ffn=0, ratios=(), own=True)
     if planned.options.n_ctx:
         return other
     o, largest = planned.options, planned.facts.config.context
