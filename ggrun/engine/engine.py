@@ -77,7 +77,7 @@ class Engine:
         except BaseException:
             self.cache.truncate(sequence, begin)
             raise
-        return np.concatenate(parts)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def interrupt(self) -> None:
         """Make `decode` end with Interrupted, now and until `resume`; from any thread."""

@@ -170,6 +170,11 @@ def top_candidates(logits: Logits, o: SamplingOptions) -> Candidates:
 
     GgrunError when all logits are -inf.
     """
+    if o.top_n_sigma <= 0 and 0 < o.top_k < len(logits):
+        # All tokens are looked at only here, and only as often as must be.
+        least = np.partition(logits, -o.top_k)[-o.top_k]
+        if least > -np.inf:
+            return _sorted(logits, np.flatnonzero(logits >= least)).keep(slice(o.top_k))
     ids = np.flatnonzero(logits > -np.inf)
     if not len(ids):
         raise GgrunError("no token can come next: the model's logits and the options leave none")
@@ -178,9 +183,12 @@ def top_candidates(logits: Logits, o: SamplingOptions) -> Candidates:
         ids = ids[finite >= finite.max() - o.top_n_sigma * finite.std()]
     if 0 < o.top_k < len(ids):
         values = logits[ids]
-        least = np.partition(values, -o.top_k)[-o.top_k]
-        above = ids[values > least]
-        ids = np.concatenate([above, ids[values == least][: o.top_k - len(above)]])
+        ids = ids[values >= np.partition(values, -o.top_k)[-o.top_k]]
+        return _sorted(logits, ids).keep(slice(o.top_k))
+    return _sorted(logits, ids)
+
+
+def _sorted(logits: Logits, ids: NDArray[np.intp]) -> Candidates:
     ids = ids[np.argsort(-logits[ids], kind="stable")]
     return Candidates(ids, logits[ids])
 
@@ -244,6 +252,9 @@ class Sampler:
         self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if options.seed < 0 else options.seed
         self._rng = np.random.default_rng(self.seed)
         self._token_text, self._grammar = token_text, grammar
+        # Most texts need none of these, and a look at all tokens takes time.
+        penalties = (options.repeat_penalty - 1.0, options.frequency_penalty, options.presence_penalty)
+        self._penalizes = any(penalties) or options.dry_multiplier > 0.0
         self._history: list[int] = []
         self._breakers: dict[int, bool] = {}
 
@@ -265,7 +276,9 @@ class Sampler:
     def sample(self, logits: Logits) -> int:
         """The next token, from its logits [vocab]; GgrunError when they are no numbers, or all -inf."""
         c = self.candidates(logits)
-        return int(self._rng.choice(c.ids, p=c.probabilities()))
+        total = np.cumsum(c.probabilities())
+        # As Generator.choice does it, which looks at much first.
+        return int(c.ids[np.searchsorted(total / total[-1], self._rng.random(), side="right")])
 
     def candidates(self, logits: Logits) -> Candidates:
         """What `sample` draws from: the tokens that all links of the chain left, and how probable each is."""
@@ -279,19 +292,22 @@ class Sampler:
     def _adjusted(self, logits: Logits) -> Logits:
         """A copy with biases, grammar and penalties; at most FLOAT_MAX, for an infinite bias means always."""
         o = self.options
-        if np.isnan(logits).any():
+        if np.isnan(most := np.max(logits)):
             raise GgrunError("the model computed values that are no numbers: its file may be damaged")
+        if most <= FLOAT_MAX and not (o.logit_bias or self._grammar or self._penalizes):
+            return logits
         logits = np.minimum(logits, FLOAT_MAX)
-        self._add_biases(logits)
+        if o.logit_bias:
+            self._add_biases(logits)
         if self._grammar:
             self._grammar.allow(logits)
         penalize(logits, self._recent(o.repeat_last_n), o)
         if o.dry_multiplier > 0.0:
             recent = self._recent(o.dry_penalty_last_n)
             dry(logits, recent, frozenset(t for t in set(recent) if self._breaks(t)), o)
-        if np.isnan(logits).any():
+        if np.isnan(np.max(logits)):
             raise GgrunError("the penalties make logits that are no numbers: they are too large")
-        return np.minimum(logits, FLOAT_MAX)
+        return np.minimum(logits, FLOAT_MAX, out=logits)
 
     def _add_biases(self, logits: Logits) -> None:
         for token, bias in self.options.logit_bias.items():
