@@ -124,9 +124,10 @@ class ThreadPool:
             try:
                 self._crew.wake()
                 control, active, start = self._crew.control, self._turnout.active, time.perf_counter()
-                if self._runtime.post(control, active, table.ctypes.data, len(table)):
+                lost = self._runtime.post(control, active, table.ctypes.data, len(table))
+                if lost < 0:
                     raise Interrupted("the computation was interrupted")
-                self._turnout.note(time.perf_counter() - start, self._runtime.lost(control) / 1e9)
+                self._turnout.note(time.perf_counter() - start, lost / 1e9)
             finally:
                 self._crew.rest()
 
