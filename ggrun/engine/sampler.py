@@ -199,7 +199,8 @@ def _least(logits: Logits, k: int) -> np.float32:
     columns = max(16 * k, _COLUMNS)
     if rows := len(logits) // columns:
         logits = logits[: rows * columns].reshape(rows, columns).max(axis=0)
-    return np.partition(logits, -k)[-k]
+    least: np.float32 = np.partition(logits, -k)[-k]
+    return least
 
 
 def _sorted(logits: Logits, ids: NDArray[np.intp]) -> Candidates:
