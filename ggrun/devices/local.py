@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import time
 from collections.abc import Iterable
 from contextlib import closing, suppress
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
+from ggrun.devices.host_memory import host_memory
+from ggrun.devices.names import DeviceName, refuse_twins
 from ggrun.devices.threads import physical_cores
 from ggrun.gguf import FORMATS, Tensor
 from ggrun.kernels import cache_home
@@ -20,13 +22,16 @@ from ggrun.plan.facts import ModelFacts
 from ggrun.plan.hardware import DeviceInfo, cpu_info, parse_devices
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planner import Planned, make_plan
-from ggrun.plan.report import require_fit, with_plan
+from ggrun.plan.report import DoesNotFit, require_fit, size, with_plan
 
 _BANDWIDTH = 20e9  # bytes a second, where none was measured: only ratios of it matter to a plan
 
 _OF_A_PROMPT = 0.78
 """What a whole prompt reaches of its products' rate: the rest is norms, attention and the ways between."""
 _MEASUREMENTS, _PAUSE = 4, 0.25  # seconds between them: others may be using the memory for a while
+
+_PRETENDS = re.compile(r"(cpu|emulated):\d")
+"""Names of what pretends to be a card, and has its memory from this machine."""
 
 _BESIDE_A_PLAN = (
     "n_ctx", "n_ubatch", "sequences", "cache_type_k", "cache_type_v", "fit", "fit_margin", "fit_ctx",
@@ -40,7 +45,8 @@ def local_devices(text: str, threads: int | None = None) -> list[DeviceInfo]:
 
 def named_devices(names: Iterable[str], threads: int | None = None) -> list[DeviceInfo]:
     """The devices of a plan, called as it calls them; UsageError for one that there is not."""
-    here = local_cpu(threads)
+    here, names = local_cpu(threads), list(names)
+    refuse_twins([DeviceName.parse(name) for name in names])
     return [replace(parse_devices(name, here)[0], name=name) for name in names]
 
 
@@ -52,8 +58,23 @@ def planned_here(
         planned = make_plan(facts, local_devices(devices, threads), options)
     else:
         planned = planned_as_written(facts, devices_of(plan, threads), options, plan)
-    require_fit(planned)
+    if options.fit:
+        require_fit(planned)
+        require_host(planned)
     return planned
+
+
+def require_host(planned: Planned) -> None:
+    """DoesNotFit, when devices that pretend to be cards take more of this machine's memory than there is."""
+    here = {name: use.total for name, use in planned.uses.items() if _PRETENDS.match(name)}
+    here |= {"cpu": planned.uses["cpu"].total} if here and "cpu" in planned.uses else {}
+    may = max(0, host_memory().available - (planned.options.fit_margin << 20))
+    if (needed := sum(here.values())) > may:
+        raise DoesNotFit(
+            f"{planned.facts.name}: does not fit: {' and '.join(here)} need {size(needed)} together, and of "
+            f"this machine's memory they may take {size(may)}: give a smaller context with -c, or take a "
+            "smaller quantization"
+        )
 
 
 def devices_of(plan: Plan, threads: int | None = None) -> list[DeviceInfo]:
@@ -75,13 +96,13 @@ def planned_as_written(
 
 def local_cpu(threads: int | None = None, measure: bool = False) -> DeviceInfo:
     """This machine's CPU and memory. measure: find out its speeds, if that was not done before."""
-    memory = psutil.virtual_memory()
+    memory = host_memory()
     known = _kept(threads)
     if known is None and measure:
         known = _measured(threads)
         _keep(threads, known)
     bandwidth, operations = known or (_BANDWIDTH, 0.0)
-    return cpu_info("cpu", int(memory.total), int(memory.available), bandwidth, operations)
+    return cpu_info("cpu", memory.total, memory.available, bandwidth, operations)
 
 
 def here_is_known(threads: int | None) -> bool:

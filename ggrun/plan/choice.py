@@ -27,7 +27,7 @@ class Choice:
         cards, idle = _cards(by_name, options)
         if not cards and host is None:
             raise UsageError("no device is left: give one with -dev, or cpu among --devices")
-        given = {item: by_name[_known(name, by_name)] for item, name in _overridden(facts, options).items()}
+        given = {item: by_name[name] for item, name in _overridden(facts, options, by_name).items()}
         for item in _on_cpu(facts, options):
             given.setdefault(item, _needed(host, "-cmoe, -ncmoe and -ncffn"))
         if not options.kv_offload:
@@ -60,9 +60,9 @@ def _cards(
             f"-ts gives {len(options.tensor_split)} numbers for {len(cards)} devices"
             + (f" ({', '.join(device.name for device in cards)})" if cards else "")
         )
+    if options.main_gpu >= max(1, len(cards)):
+        raise UsageError(f"-mg {options.main_gpu}: there are {len(cards)} cards, counted from 0")
     if options.split_mode == "none" and cards:
-        if options.main_gpu >= len(cards):
-            raise UsageError(f"-mg {options.main_gpu}: there are {len(cards)} cards, counted from 0")
         idle |= {device.name: "-sm none" for device in cards}
         cards = [cards[options.main_gpu]]
         del idle[cards[0].name]
@@ -84,10 +84,13 @@ def _needed(host: DeviceInfo | None, flag: str) -> DeviceInfo:
     return host
 
 
-def _overridden(facts: ModelFacts, options: PlanOptions) -> dict[int, str]:
+def _overridden(
+    facts: ModelFacts, options: PlanOptions, by_name: dict[str, DeviceInfo]
+) -> dict[int, str]:
     """The items with a tensor that a regex of -ot matches, and the device of the first that does."""
     found: dict[int, str] = {}
-    for pattern, device in options.overrides:
+    for pattern, name in options.overrides:
+        device = _known(name, by_name)
         try:
             regex = re.compile(pattern)
         except re.error as error:

@@ -105,10 +105,11 @@ class Clock:
     def _item(self, item: int, place: Place, tokens: int, depth: int) -> int:
         pairs = zip(place.members, place.devices, strict=True)
         longest = max(self._share(item, member, device, tokens, depth) for member, device in pairs)
-        if len(place.members) == 1:
+        if len(place.members) == 1 or item == len(self._facts.parts):  # the logits are not summed
             return longest
-        # An all-reduce: everybody sends its parts of the sum on, then the sum.
-        return longest + 2 * self._message(tokens, min(device.link for device in place.devices))
+        # An all-reduce: each sends what it has to all others, one copy after the other on its link.
+        others, link = len(place.members) - 1, min(device.link for device in place.devices)
+        return longest + self._message(others * tokens, link)
 
     def _share(self, item: int, member: Member, device: DeviceInfo, tokens: int, depth: int) -> int:
         facts, part, c = self._facts, self._facts.part(item), self._facts.config

@@ -10,7 +10,7 @@ from ggrun.plan.cost import Place, Speed, predict
 from ggrun.plan.facts import EMBEDDING, PAGE, ModelFacts
 from ggrun.plan.hardware import DeviceInfo
 from ggrun.plan.options import PlanOptions
-from ggrun.plan.rows import candidates, shared
+from ggrun.plan.rows import candidates, proportional, shared
 from ggrun.plan.solve import NEVER, Layout, Problem, solve
 from ggrun.plan.tables import Sums, Table
 from ggrun.plan.usage import Sizes, Use, plan_use
@@ -181,11 +181,12 @@ class _Planner:
 
     def _within(self, sums: Sums, share: int, slowest: int, spill: bool) -> Found | None:
         """The best when of each card only a share may be taken; None when that is too slow."""
+        best: Found | None = None
         for problem, cpu_ffn, ratios in self._problems(sums, spill):
             may = {n: b if n == "cpu" else b * share // _SHARES for n, b in problem.limits.items()}
-            if found := solve(replace(problem, limits=may), slowest + 1):
-                return found, cpu_ffn, ratios
-        return None
+            if found := solve(replace(problem, limits=may), best[0].pace if best else slowest + 1):
+                best = found, cpu_ffn, ratios
+        return best
 
     def _problems(self, sums: Sums, spill: bool) -> Iterator[tuple[Problem, int, tuple[float, ...]]]:
         """All that is tried: problems, with the feed-forwards that each leaves to the CPU, and ratios.
@@ -223,8 +224,8 @@ class _Planner:
 
         With rows only for shares in proportion to the cards: the product of both choices is too large.
         """
-        proportional = ratios in ((), tuple(card.bandwidth for card in self.choice.cards))
-        open_ = self.options.cpu_halves_open and self.options.fit and proportional
+        first = not ratios or ratios == proportional([card.bandwidth for card in self.choice.cards])
+        open_ = self.options.cpu_halves_open and self.options.fit and first
         both = self.choice.host is not None and self.choice.cards
         return range(self.layers + 1 if spill and open_ and both else 1)
 

@@ -98,16 +98,26 @@ def notes(planned: Planned) -> Iterator[str]:
         yield f"{name} is left out by {flag}"
     for position, card in enumerate(planned.choice.cards):
         if card.name not in used:
-            ratios = planned.options.tensor_split
-            why = "by -ts" if ratios and not ratios[position] else "with it, tokens would take longer"
-            yield f"{card.name} is left out" + (f" {why}" if why == "by -ts" else f": {why}")
+            yield f"{card.name} is left out{_why_left_out(planned, position)}"
     if any(len(stage.members) > 1 for stage in planned.plan.stages) and (what := uncut(planned.facts)):
         yield f"{what} cannot be cut: one device has all of it, the others share the rest"
 
 
+def _why_left_out(planned: Planned, position: int) -> str:
+    """Why the planner gave nothing to a card that it could use."""
+    ratios, choice = planned.options.tensor_split, planned.choice
+    if ratios and not ratios[position]:
+        return " by -ts"
+    if len([item for item in choice.given if item >= 0]) == planned.facts.items:
+        return ": flags give all layers to other devices"
+    if choice.first_on_cards(planned.options, planned.facts.config.layers) == planned.facts.items:
+        return " by -ngl 0"
+    return ": with it, tokens would take longer"
+
+
 def require_fit(planned: Planned) -> None:
-    """DoesNotFit, when it does not and the user wants to hear of it."""
-    if not planned.fits and planned.options.fit:
+    """DoesNotFit, when it does not."""
+    if not planned.fits:
         raise DoesNotFit(shortage(planned))
 
 
@@ -162,6 +172,10 @@ def _remedies(o: PlanOptions) -> Iterator[tuple[str, PlanOptions]]:
         yield "no -nkvo", replace(o, kv_offload=True)
     if o.overrides:
         yield "no -ot, or another one", replace(o, overrides=())
+    if o.cpu_moe or o.n_cpu_moe or o.n_cpu_ffn:
+        yield "no -cmoe, -ncmoe or -ncffn", replace(o, cpu_moe=False, n_cpu_moe=None, n_cpu_ffn=None)
+    if o.order is not None:
+        yield "no -dev, which uses all devices", replace(o, order=None, main_gpu=0, tensor_split=None)
     if o.fit_margin:
         yield "-fitt 0, which leaves nothing for others", replace(o, fit_margin=0)
 

@@ -221,7 +221,6 @@ def test_the_message_names_the_flag_that_helps(
         require_fit(planned)
     assert error.value.exit_status == 1
     assert "\n" not in str(error.value)
-    require_fit(replace(planned, options=replace(planned.options, fit=False)))
     assert remedy(planned) in str(error.value)
 
 
