@@ -112,6 +112,6 @@ def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
         with compile_progress():
             here = local_cpu(threads, measure=True)
     if own is None:
-        return make_plan(facts, parse_devices(hardware or "cpu", here), wishes)
+        return make_plan(facts, parse_devices("cpu" if hardware is None else hardware, here), wishes)
     devices = devices_of(own, threads) if hardware is None else parse_devices(hardware, here)
     return planned_as_written(facts, devices, wishes, own)

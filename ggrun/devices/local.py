@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Iterable
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ggrun.gguf import FORMATS, Tensor
 from ggrun.kernels import cache_home
 from ggrun.plan import Plan
 from ggrun.plan.facts import ModelFacts
-from ggrun.plan.hardware import DeviceInfo, cpu_info, parse_devices
+from ggrun.plan.hardware import CpuSpeeds, DeviceInfo, cpu_info, parse_devices
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planner import Planned, make_plan
 from ggrun.plan.report import DoesNotFit, require_fit, size, with_plan
@@ -101,8 +101,7 @@ def local_cpu(threads: int | None = None, measure: bool = False) -> DeviceInfo:
     if known is None and measure:
         known = _measured(threads)
         _keep(threads, known)
-    bandwidth, operations = known or (_BANDWIDTH, 0.0)
-    return cpu_info("cpu", memory.total, memory.available, bandwidth, operations)
+    return cpu_info("cpu", memory.total, memory.available, known or CpuSpeeds(_BANDWIDTH))
 
 
 def here_is_known(threads: int | None) -> bool:
@@ -113,28 +112,29 @@ def here_is_known(threads: int | None) -> bool:
 def remember(threads: int | None, bandwidth: float) -> None:
     """Keep what was measured, if it is more than what is kept: less was of a moment when others ran."""
     kept = _kept(threads)
-    if kept is not None and kept[0] < bandwidth:
-        _keep(threads, (bandwidth, kept[1]))
+    if kept is not None and kept.bandwidth < bandwidth:
+        _keep(threads, replace(kept, bandwidth=bandwidth))
 
 
-def _measured(threads: int | None) -> tuple[float, float]:
+def _measured(threads: int | None) -> CpuSpeeds:
     from ggrun.devices.cpu import Cpu  # which needs the kernels
 
-    bandwidths, rates = [], []
+    bandwidths, quantized, floats = [], [], []
     with closing(Cpu(threads)) as cpu:
         for _ in range(_MEASUREMENTS):
             bandwidths.append(cpu.bandwidth())
-            rates.append(_operations(cpu))
+            quantized.append(_operations(cpu, "Q8_0"))
+            floats.append(_operations(cpu, "F16"))
             time.sleep(_PAUSE)
-    return max(bandwidths), _OF_A_PROMPT * max(rates)
+    return CpuSpeeds(max(bandwidths), _OF_A_PROMPT * max(quantized), _OF_A_PROMPT * max(floats))
 
 
-def _operations(cpu: Any) -> float:
-    """Operations a second of a product such as prompts have: 256 rows with a matrix of Q8_0."""
+def _operations(cpu: Any, kind: str) -> float:
+    """Operations a second of a product such as prompts have: 256 rows with a matrix of a format."""
     from ggrun.devices.base import Limits, Rows
 
-    n, size, q8_0 = 256, 2048, FORMATS["Q8_0"]
-    zeros = Tensor("", (size, size), q8_0, np.zeros(q8_0.nbytes(size) * size, np.uint8))
+    n, size, weights = 256, 2048, FORMATS[kind]
+    zeros = Tensor("", (size, size), weights, np.zeros(weights.nbytes(size) * size, np.uint8))
     ops = cpu.recorder(Limits(n, 1, 1, 1))
     ops.linear(ops.input(size), cpu.weight(zeros, (0, size), (0, size)))
     program = ops.finish()
@@ -152,17 +152,17 @@ def _file(threads: int | None) -> Path:
     return cache_home() / "hardware" / name
 
 
-def _kept(threads: int | None) -> tuple[float, float] | None:
+def _kept(threads: int | None) -> CpuSpeeds | None:
     with suppress(OSError, ValueError, KeyError, TypeError):
         kept: dict[str, Any] = json.loads(_file(threads).read_text())
-        bandwidth, operations = float(kept["bandwidth"]), float(kept["operations"])
-        if bandwidth > 0 and operations >= 0:
-            return bandwidth, operations
+        speeds = CpuSpeeds(*(float(kept[field.name]) for field in fields(CpuSpeeds)))
+        if speeds.bandwidth > 0 and speeds.operations >= 0 and speeds.float_operations >= 0:
+            return speeds
     return None
 
 
-def _keep(threads: int | None, speeds: tuple[float, float]) -> None:
+def _keep(threads: int | None, speeds: CpuSpeeds) -> None:
     with suppress(OSError):  # measured again the next time
         file = _file(threads)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"bandwidth": speeds[0], "operations": speeds[1]}))
+        file.write_text(json.dumps(asdict(speeds)))

@@ -1,8 +1,9 @@
 """Makes plans: fills what the user left open, keeps what he set, and takes the fastest that fits."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from ggrun.plan import Plan, Stage, whole
 from ggrun.plan.choice import Choice
@@ -11,7 +12,7 @@ from ggrun.plan.facts import EMBEDDING, PAGE, ModelFacts
 from ggrun.plan.hardware import DeviceInfo
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.rows import candidates, proportional, shared
-from ggrun.plan.solve import NEVER, Layout, Problem, solve
+from ggrun.plan.solve import NEVER, Layout, Problem, solvable, solve
 from ggrun.plan.tables import Sums, Table
 from ggrun.plan.usage import Sizes, Use, plan_use
 
@@ -62,17 +63,19 @@ class Planned:
         return not self.over
 
     @cached_property
-    def largest_context(self) -> int:
+    def context_as_laid_out(self) -> int:
         """The most positions that there is memory for, with all layers where they are; 0: for none."""
-        low, high = 0, _LARGEST_CONTEXT // PAGE
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._holds(middle * PAGE):
-                low = middle
-            else:
-                high = middle - 1
+        found = PAGE * _most(lambda pages: self._holds(pages * PAGE))
         # A whole page more may bring a larger micro-batch with it.
-        return max(low * PAGE, self.sizes.n_ctx if self.fits else 0)
+        return max(found, self.sizes.n_ctx if self.fits else 0)
+
+    @cached_property
+    def largest_context(self) -> int:
+        """The most positions that there is memory for, with any layout that the user's flags allow."""
+        if self.own:
+            return self.context_as_laid_out
+        planner = _Planner(self.facts, self.devices, self.options)
+        return max(planner.largest_context(), self.context_as_laid_out)
 
     def _holds(self, n_ctx: int) -> bool:
         sizes = replace(self.sizes, n_ctx=n_ctx)
@@ -142,6 +145,24 @@ class _Planner:
             middle = (low + high) // 2
             low, high = (middle, high) if self._possible(middle * PAGE) else (low, middle)
         return max(least, low * PAGE)
+
+    def largest_context(self) -> int:
+        """The most positions for which any of the problems can be solved; 0: for none."""
+        best = 0
+        for i in itertools.count():
+            # One try tells whether the i-th problem can do better than those before it; most cannot.
+            solved = self._solvable(i, best + 1)
+            if solved is None:
+                return best * PAGE
+            if solved:
+                best = _most(partial(self._solvable, i), best + 1)
+        raise AssertionError("counted to the end")
+
+    def _solvable(self, i: int, pages: int) -> bool | None:
+        """Whether there is a layout for the i-th problem; None where there are not so many problems."""
+        problems = self._problems(self._sums(pages * PAGE), spill=True)
+        numbered = next(itertools.islice(problems, i, None), None)
+        return None if numbered is None else solvable(numbered[0])
 
     def _possible(self, n_ctx: int) -> bool:
         sums = self._sums(n_ctx)
@@ -309,6 +330,15 @@ class _Planner:
         stand_in = _Planner(self.facts, self.devices, fallback)
         stand_in.first = self.first if self.first is not None else (0 if self.choice.cards else None)
         return next(stand_in._problems(sums, spill=False))
+
+
+def _most(holds: Callable[[int], bool | None], low: int = 0) -> int:
+    """The most pages for which something holds that holds for `low`."""
+    high = _LARGEST_CONTEXT // PAGE
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle - 1)
+    return low
 
 
 def _bound(problem: Problem) -> int:

@@ -99,6 +99,8 @@ def notes(planned: Planned) -> Iterator[str]:
     for position, card in enumerate(planned.choice.cards):
         if card.name not in used:
             yield f"{card.name} is left out{_why_left_out(planned, position)}"
+    for pattern in planned.choice.shadowed:
+        yield f"-ot {pattern} changes nothing: those before it match all that it does"
     if any(len(stage.members) > 1 for stage in planned.plan.stages) and (what := uncut(planned.facts)):
         yield f"{what} cannot be cut: one device has all of it, the others share the rest"
 
@@ -206,7 +208,7 @@ def with_plan(planned: Planned, plan: Plan) -> Planned:
     if planned.options.n_ctx:
         return other
     o, largest = planned.options, planned.facts.config.context
-    n_ctx = min(largest, max(o.fit_ctx, other.largest_context)) if o.fit else largest
+    n_ctx = min(largest, max(o.fit_ctx, other.context_as_laid_out)) if o.fit else largest
     return replace(other, sizes=replace(planned.sizes, n_ctx=n_ctx))
 
 
