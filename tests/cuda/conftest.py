@@ -1,7 +1,7 @@
 """`card`: runs kernels of kernels/cuda on the emulator, or on a real card with --device cuda.
 
-The emulator's cards differ in architecture and in the order of threads, so a test runs once for each of CARDS;
-one that takes long names fewer: @pytest.mark.parametrize("card", ["800-random"], indirect=True).
+The emulator's cards differ in architecture and in the order of threads, and a test runs on each of CARDS.
+One that takes long names fewer: @pytest.mark.parametrize("card", ["800-random"], indirect=True).
 """
 
 from collections.abc import Iterator, Sequence
@@ -84,8 +84,8 @@ class Card:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    chosen = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
-    if "card" in metafunc.fixturenames and "card" not in chosen:
+    chosen = any("card" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "card" in metafunc.fixturenames and not chosen:
         cards = CARDS if metafunc.config.getoption("device") == "emulator" else ("cuda",)
         metafunc.parametrize("card", cards, indirect=True)
 

@@ -22,6 +22,8 @@ _KERNEL = [
     *("-O1", "-march=native", "-fvisibility=hidden"),
     # As NVRTC: multiply-adds are made where they can be, and memory may be looked at as any type.
     *("-ffp-contract=fast", "-fno-strict-aliasing"),
+    # A frame that is larger than the guard page must not step over it.
+    "-fstack-clash-protection",
     # A variable that has no value must not look as if it were zero.
     "-ftrivial-auto-var-init=pattern",
     # Undefined behaviour ends the launch; runtime/undefined.cpp has what the checks call.
@@ -30,7 +32,7 @@ _KERNEL = [
         "-fno-sanitize=null,vptr,return,float-cast-overflow",
         "-fno-sanitize-recover=all",
     ),
-    *("-Wno-unused", "-Wno-attributes"),
+    *("-Wno-unused", "-Wno-attributes", "-Werror=uninitialized"),
 ]
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ class Kernel:
                 f"{name}: parameter {self.signature.index('?')} is no pointer, int, long long or float"
             )
         self.max_dynamic_shared = _OPT_IN
-        self._library, self._entry, self._max_threads = library, export.entry, export.max_threads
+        self._library, self._entry, self._max_threads = library, export.entry, export.max_threads or 1024
         self._most_shared = _MOST_SHARED[arch] << 10
 
     def __call__(
@@ -92,13 +93,11 @@ class Kernel:
     ) -> None:
         """Run to the end. args: ints for pointers, numpy scalars for the rest; shared in bytes."""
         self.check(grid, block, args, shared)
-        values = (c.c_uint64 * len(args))()
-        for i, value in enumerate(args):
-            raw = c.c_uint64(value) if isinstance(value, int) else value.tobytes()
-            c.memmove(
-                c.byref(values, 8 * i), c.byref(raw) if isinstance(value, int) else raw, value_size(value)
-            )
-        addresses = (c.c_void_p * len(args))(*(c.addressof(values) + 8 * i for i in range(len(args))))
+        values = b"".join(
+            np.uint64(v).tobytes() if isinstance(v, int) else v.tobytes().ljust(8) for v in args
+        )
+        kept = c.create_string_buffer(values)
+        addresses = (c.c_void_p * len(args))(*range(c.addressof(kept), c.addressof(kept) + 8 * len(args), 8))
         parameters = _Parameters(
             _three(grid), _three(block), shared, self._most_shared, workers or _processors(), order
         )
@@ -108,27 +107,26 @@ class Kernel:
 
     def check(self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int) -> None:
         """What a launch can be seen to be wrong by before it begins; KernelError."""
-        for what, sizes, most in (("grid", grid, _MOST_BLOCKS), ("block", block, _MOST_THREADS)):
-            if not 1 <= len(sizes) <= 3 or any(not 1 <= n <= m for n, m in zip(sizes, most, strict=False)):
-                raise KernelError(f"{self.name}: a {what} of {tuple(sizes)} is not possible")
-        threads = int(np.prod(block))
-        if threads > (self._max_threads or 1024):
-            raise KernelError(
-                f"{self.name}: {threads} threads a block are more than {self._max_threads or 1024}"
-            )
-        if shared > min(self.max_dynamic_shared, self._most_shared):
-            raise KernelError(
-                f"{self.name}: {shared} bytes of dynamic shared memory; "
-                f"{min(self.max_dynamic_shared, self._most_shared)} are allowed"
-            )
+        self._check_sizes(grid, block)
+        allowed = min(self.max_dynamic_shared, self._most_shared)
+        if shared > allowed:
+            raise self._error(f"{shared} bytes of dynamic shared memory; {allowed} are allowed")
         if len(args) != len(self.signature):
-            raise KernelError(f"{self.name} has {len(self.signature)} parameters, not {len(args)}")
+            raise self._error(f"there are {len(self.signature)} parameters, not {len(args)}")
         for i, (value, letter) in enumerate(zip(args, self.signature, strict=True)):
             wanted = int if letter == "P" else _TYPES[letter]
             if type(value) is not wanted:
-                raise KernelError(
-                    f"{self.name}: argument {i} must be {wanted.__name__}, not {type(value).__name__} {value!r}"
-                )
+                raise self._error(f"argument {i} must be {wanted.__name__}, not {value!r}")
+
+    def _check_sizes(self, grid: Sequence[int], block: Sequence[int]) -> None:
+        for what, sizes, most in (("grid", grid, _MOST_BLOCKS), ("block", block, _MOST_THREADS)):
+            if not 1 <= len(sizes) <= 3 or any(not 1 <= n <= m for n, m in zip(sizes, most, strict=False)):
+                raise self._error(f"a {what} of {tuple(sizes)} is not possible")
+        if (threads := prod(block)) > self._max_threads:
+            raise self._error(f"{threads} threads a block are more than {self._max_threads}")
+
+    def _error(self, text: str) -> KernelError:
+        return KernelError(f"{self.name}: {text}")
 
     def _explain(self, failure: _Failure) -> str:
         file, line = failure.file.decode(), failure.line
@@ -157,11 +155,6 @@ def _processors() -> int:
 
 def _three(sizes: Sequence[int]) -> c.Array[c.c_uint]:
     return (c.c_uint * 3)(*sizes, *(1,) * (3 - len(sizes)))
-
-
-def value_size(value: Any) -> int:
-    """Bytes of an argument."""
-    return 8 if isinstance(value, int) else value.itemsize
 
 
 def _line_of(path: str, library: c.CDLL, address: int) -> tuple[str, int]:

@@ -12,12 +12,12 @@ namespace {
 constexpr unsigned char FRESH = 0xff, SLACK = 0xfe;  // as floats and halves NaN and a huge number, so sums show them
 constexpr size_t WATCHED = 64;                       // bytes in front of a shared array
 
-char* guarded(size_t bytes) {  // whole pages between two that fault
+char* guarded(size_t bytes) {  // whole pages, with pages that fault on both sides
     char* memory = static_cast<char*>(
-        mmap(nullptr, bytes + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+        mmap(nullptr, bytes + 2 * GUARD, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (memory == MAP_FAILED) return nullptr;
-    mprotect(memory + PAGE, bytes, PROT_READ | PROT_WRITE);
-    return memory + PAGE;
+    mprotect(memory + GUARD, bytes, PROT_READ | PROT_WRITE);
+    return memory + GUARD;
 }
 
 size_t rounded(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
@@ -72,7 +72,7 @@ EMU_API int emu_free(void* address) {
     char* memory = begin + taken - pages;
     ASAN_UNPOISON_MEMORY_REGION(memory, pages);
     const bool overrun = !all(begin + bytes, begin + taken, SLACK);
-    munmap(memory - PAGE, pages + 2 * PAGE);
+    munmap(memory - GUARD, pages + 2 * GUARD);
     return overrun;
 }
 
@@ -88,13 +88,13 @@ void describe_address(const void* address, char* text, size_t size) {
     if (next != allocations().sizes.begin()) {
         const auto before = std::prev(next);
         const size_t past = p - (before->first + before->second);
-        if (past < PAGE + ALIGN) {
+        if (past < GUARD + ALIGN) {
             snprintf(text, size, "address %p is %zu bytes past the end of an array of %zu bytes", address, past,
                      before->second);
             return;
         }
     }
-    if (next != allocations().sizes.end() && size_t(next->first - p) <= 2 * PAGE)
+    if (next != allocations().sizes.end() && size_t(next->first - p) <= GUARD + PAGE)
         snprintf(text, size, "address %p is %zu bytes before an array of %zu bytes", address, size_t(next->first - p),
                  next->second);
     else snprintf(text, size, "address %p is in no array", address);
@@ -138,7 +138,7 @@ void* Worker::dynamic_shared(size_t align, Where where) {
 const SharedRegion* Worker::shared_near(const void* address) const {
     for (const SharedRegion& region : shared_) {
         if (!region.memory || !region.bytes) continue;
-        if (address >= region.memory - PAGE && address < region.end() + PAGE) return &region;
+        if (address >= region.memory - GUARD && address < region.end() + GUARD) return &region;
     }
     return nullptr;
 }

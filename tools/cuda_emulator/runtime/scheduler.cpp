@@ -30,20 +30,15 @@ Worker::Worker() {
     pthread_attr_getstack(&attributes, &bottom, &host_stack_bytes_);
     pthread_attr_destroy(&attributes);
     host_stack_ = bottom;
-    sigaltstack(nullptr, &others_signal_stack_);
-    if (!(others_signal_stack_.ss_flags & SS_DISABLE)) return;
-    stack_t own = {};
-    own.ss_sp = signal_stack_, own.ss_size = sizeof signal_stack_;
-    sigaltstack(&own, nullptr);
 }
 
-Worker::~Worker() {
-    if (others_signal_stack_.ss_flags & SS_DISABLE) sigaltstack(&others_signal_stack_, nullptr);
-    munmap(stacks_, STACK * MAX_THREADS);
-}
+Worker::~Worker() { munmap(stacks_, STACK * MAX_THREADS); }
 
 void Worker::run(Launch& launch) {
     watch_faults();
+    stack_t own = {}, others;
+    own.ss_sp = signal_stack_, own.ss_size = sizeof signal_stack_;
+    sigaltstack(&own, &others);
     launch_ = &launch;
     const Parameters& p = launch.parameters;
     block_.size = dim3(p.block[0], p.block[1], p.block[2]);
@@ -51,6 +46,7 @@ void Worker::run(Launch& launch) {
     for (uint64_t i; !launch.failed && (i = launch.next_block++) < launch.blocks;)
         run_block(launch.block_order.empty() ? i : launch.block_order[i]);
     block = nullptr, thread = nullptr;
+    sigaltstack(&others, nullptr);
 }
 
 void Worker::run_block(uint64_t number) {

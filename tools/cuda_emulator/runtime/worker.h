@@ -19,7 +19,7 @@
 namespace emu {
 
 constexpr unsigned MAX_THREADS = 1024, LANES = 32;
-constexpr size_t PAGE = 4096, STACK = 1 << 17, MAX_SHARED = 57 * PAGE;
+constexpr size_t PAGE = 4096, GUARD = 1 << 20, STACK = 1 << 17, MAX_SHARED = 57 * PAGE;
 constexpr size_t STATIC_SHARED = 48 << 10, DYNAMIC_ALIGN = 16;
 
 struct Parameters {  // of a launch, as the host gives them
@@ -151,7 +151,6 @@ class Worker {
     void* host_stack_pointer_;
     const void* host_stack_ = nullptr;  // for AddressSanitizer
     size_t host_stack_bytes_ = 0;
-    stack_t others_signal_stack_;
     char signal_stack_[1 << 16];  // a stack that is full cannot run the handler of its fault
 
     std::deque<SharedRegion> shared_;  // the first is the dynamic one
