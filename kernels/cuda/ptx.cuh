@@ -64,6 +64,8 @@ LDMATRIX(ldmatrix_x2_trans, 2, "x2.trans", "%0, %1", "%2", "=r"(r[0]), "=r"(r[1]
 LDMATRIX(ldmatrix_x4_trans, 4, "x4.trans", "%0, %1, %2, %3", "%4", "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]))
 #undef LDMATRIX
 
+DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 #if __CUDA_ARCH__ >= 800
 // 16 bytes, of which the last 16 - bytes are zeros and not read.
 DEVICE void cp_async_16(void* shared, const void* global, int bytes) {
@@ -83,6 +85,7 @@ using ptx::ldmatrix_x2;
 using ptx::ldmatrix_x2_trans;
 using ptx::ldmatrix_x4;
 using ptx::ldmatrix_x4_trans;
+using ptx::prefetch_l2;
 
 // D += A * B of 16 x 32 and 32 x 8 bytes.
 DEVICE void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {

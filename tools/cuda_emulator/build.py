@@ -45,7 +45,7 @@ def compiler() -> str:
     return os.environ.get("CXX", "g++")
 
 
-def build_kernels(path: Path, arch: int, defines: dict[str, str | int]) -> Path:
+def build_kernels(path: Path, arch: int, defines: dict[str, str]) -> Path:
     """The library of a .cu file; arch as in __CUDA_ARCH__."""
     macros = [f"-D__CUDA_ARCH__={arch}", *(f"-D{name}={value}" for name, value in sorted(defines.items()))]
     text = to_cpp(_preprocess(path, macros))
@@ -97,7 +97,7 @@ def _keep(name: str, flags: list[str], source: str, libraries: list[Path | str])
 def _run(command: list[Path | str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BuildError(f"{command[0]} cannot compile {command[-1]}:\n{done.stderr[:8000]}")
+        raise BuildError(f"{command[0]} cannot compile this:\n{done.stderr[:8000]}")
     return done.stdout
 
 

@@ -1,4 +1,4 @@
-// The instructions of kernels/cuda/ptx.cuh, one function each: tensor cores, ldmatrix, asynchronous copies.
+// The instructions of kernels/cuda/ptx.cuh, one function each: tensor cores, ldmatrix, copies, prefetches.
 #pragma once
 #include "thread.h"
 
@@ -47,5 +47,7 @@ EMU_LDMATRIX(ldmatrix_x1_trans, 1, true)
 EMU_LDMATRIX(ldmatrix_x2_trans, 2, true)
 EMU_LDMATRIX(ldmatrix_x4_trans, 4, true)
 #undef EMU_LDMATRIX
+
+inline void prefetch_l2(const void*) {}
 
 }  // namespace ptx
