@@ -81,6 +81,13 @@ extern "C" __global__ void misaligned(const float* x, float4* y) {
     y[threadIdx.x] = *reinterpret_cast<const float4*>(x + 1 + 4 * threadIdx.x);
 }
 
+extern "C" __global__ void past_local(float* y, int n) {
+    float a[10];
+    for (int i = 0; i < 10; i++) a[i] = i;
+    float* p = a + n;
+    y[threadIdx.x] = p[threadIdx.x];
+}
+
 extern "C" __global__ void fresh_shared(float* y) {
     __shared__ float s[32];
     y[threadIdx.x] = s[threadIdx.x] * 0.0f;
