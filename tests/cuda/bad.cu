@@ -1,4 +1,4 @@
-// Kernels with one mistake each, and some that look like mistakes and are none. tests/cuda/test_emulator.py runs them.
+// For tests of the emulator: kernels with one mistake each, and some that only look like it.
 #include "ptx.cuh"
 
 // Mistakes with barriers.
@@ -169,7 +169,8 @@ extern "C" __global__ void early_exit(int* y, int n) {  // before a barrier of t
     y[threadIdx.x] = s[n - 1 - threadIdx.x];
 }
 
-extern "C" __global__ void last_block(float* y, int* count, float* sum) {  // the last block sums what all wrote
+// The last block sums what all wrote.
+extern "C" __global__ void last_block(float* y, int* count, float* sum) {
     __shared__ bool last;
     if (threadIdx.x == 0) {
         y[blockIdx.x] = blockIdx.x + 1;

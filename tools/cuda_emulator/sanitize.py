@@ -2,7 +2,7 @@
 
     python -m tools.cuda_emulator.sanitize tests/cuda/test_norm.py -k 800-forward
 
-The emulator's guard pages see what is past an array by more than its slack; this sees every byte. What it finds
+Guard pages see what is past an array by more than its slack; this sees every byte. What it finds
 ends the process with its report. The arguments are pytest's.
 """
 

@@ -56,7 +56,8 @@ void* instruction(void* context) {
 void on_fault(int signal, siginfo_t* info, void* context) {
     if (block) {
         char text[200];
-        if (Worker::mine().owns_stack(info->si_addr)) snprintf(text, sizeof text, "the thread's stack is full");
+        if (Worker::mine().owns_stack(info->si_addr))
+            snprintf(text, sizeof text, "the thread's stack is full");
         else describe_address(info->si_addr, text, sizeof text);
         Worker::mine().fail({}, instruction(context), text);
     }

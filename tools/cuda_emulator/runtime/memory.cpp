@@ -9,8 +9,9 @@
 namespace emu {
 namespace {
 
-constexpr unsigned char FRESH = 0xff, SLACK = 0xfe;  // as floats and halves NaN and a huge number, so sums show them
-constexpr size_t WATCHED = 64;                       // bytes in front of a shared array
+// As floats and halves NaN, and a huge number: sums show them.
+constexpr unsigned char FRESH = 0xff, SLACK = 0xfe;
+constexpr size_t WATCHED = 64;  // bytes in front of a shared array
 
 char* guarded(size_t bytes) {  // whole pages, with pages that fault on both sides
     char* memory = static_cast<char*>(
@@ -89,14 +90,14 @@ void describe_address(const void* address, char* text, size_t size) {
         const auto before = std::prev(next);
         const size_t past = p - (before->first + before->second);
         if (past < GUARD + ALIGN) {
-            snprintf(text, size, "address %p is %zu bytes past the end of an array of %zu bytes", address, past,
-                     before->second);
+            snprintf(text, size, "address %p is %zu bytes past the end of an array of %zu bytes", address,
+                     past, before->second);
             return;
         }
     }
     if (next != allocations().sizes.end() && size_t(next->first - p) <= GUARD + PAGE)
-        snprintf(text, size, "address %p is %zu bytes before an array of %zu bytes", address, size_t(next->first - p),
-                 next->second);
+        snprintf(text, size, "address %p is %zu bytes before an array of %zu bytes", address,
+                 size_t(next->first - p), next->second);
     else snprintf(text, size, "address %p is in no array", address);
 }
 
@@ -131,7 +132,8 @@ void* Worker::shared_array(const void* tag, size_t bytes, size_t align, Where wh
 
 void* Worker::dynamic_shared(size_t align, Where where) {
     if (!shared_[0].bytes) emu::fail(where, "the launch gives no dynamic shared memory");
-    if (align > DYNAMIC_ALIGN) emu::fail(where, "dynamic shared memory is aligned to %zu bytes", DYNAMIC_ALIGN);
+    if (align > DYNAMIC_ALIGN)
+        emu::fail(where, "dynamic shared memory is aligned to %zu bytes", DYNAMIC_ALIGN);
     return shared_[0].begin();
 }
 
@@ -148,14 +150,16 @@ void Worker::check_shared(const void* address, size_t bytes, const char* what, W
     const SharedRegion* region = shared_near(address);
     if (!region || begin < region->begin() || begin + bytes > region->begin() + region->bytes)
         emu::fail(where, "%s: %p is not in a shared array", what, address);
-    if (reinterpret_cast<uintptr_t>(address) % bytes) emu::fail(where, "%s: %p is not aligned", what, address);
+    if (reinterpret_cast<uintptr_t>(address) % bytes)
+        emu::fail(where, "%s: %p is not aligned", what, address);
 }
 
 void Worker::check_overruns() {
     for (size_t i = 0; i < shared_used_; i++) {
         if (!shared_[i].bytes || !shared_[i].overrun()) continue;
         char text[100];
-        snprintf(text, sizeof text, "something wrote before or past a shared array of %zu bytes", shared_[i].bytes);
+        snprintf(text, sizeof text, "something wrote before or past a shared array of %zu bytes",
+                 shared_[i].bytes);
         report({}, nullptr, text);
     }
 }

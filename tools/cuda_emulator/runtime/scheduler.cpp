@@ -67,7 +67,8 @@ void Worker::run_block(uint64_t number) {
     free_stacks_.clear();
     stacks_used_ = 0;
     shared_used_ = 1, static_bytes_ = 0;
-    if (launch_->parameters.dynamic_shared) shared_[0].take(nullptr, launch_->parameters.dynamic_shared, DYNAMIC_ALIGN);
+    if (launch_->parameters.dynamic_shared)
+        shared_[0].take(nullptr, launch_->parameters.dynamic_shared, DYNAMIC_ALIGN);
     else shared_[0].bytes = 0;
 
     started_ = 0;
@@ -109,7 +110,8 @@ void Worker::switch_to(Fiber* from, Fiber* to, bool forever) {  // null: the sch
     const void* bottom = to ? stack_bottom(to->stack) : host_stack_;
     __sanitizer_start_switch_fiber(forever ? nullptr : &fake_stack, bottom, to ? STACK : host_stack_bytes_);
     if (to) thread = to;
-    emu_switch(from ? &from->stack_pointer : &host_stack_pointer_, to ? to->stack_pointer : host_stack_pointer_);
+    emu_switch(from ? &from->stack_pointer : &host_stack_pointer_,
+               to ? to->stack_pointer : host_stack_pointer_);
     __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
 }
 
@@ -149,8 +151,8 @@ void Worker::make_ready(Fiber* fiber, Fiber* running) {
 int Worker::block_barrier(Vote vote, bool predicate, Where where) {
     Fiber& fiber = *static_cast<Fiber*>(thread);
     if (barrier_.arrived && (barrier_.where.line != where.line || barrier_.where.file != where.file))
-        emu::fail(where, "divergent __syncthreads: other threads of the block wait at %s:%d", barrier_.where.file,
-                  barrier_.where.line);
+        emu::fail(where, "divergent __syncthreads: other threads of the block wait at %s:%d",
+                  barrier_.where.file, barrier_.where.line);
     barrier_.where = where, barrier_.vote = vote;
     barrier_.count += predicate, barrier_.all &= predicate, barrier_.any |= predicate;
     barrier_.arrived++;
@@ -187,17 +189,17 @@ void Worker::exit(Fiber& fiber) {
 
 void Worker::stalled() {
     char text[400];
-    size_t used = snprintf(text, sizeof text, "no thread can go on; %u of %u have ended", launch_->threads - living_,
-                           launch_->threads);
+    size_t used = snprintf(text, sizeof text, "no thread can go on; %u of %u have ended",
+                           launch_->threads - living_, launch_->threads);
     const Fiber* last = nullptr;
     for (unsigned i = 0; i < started_ && used < sizeof text; i++) {
         const Fiber& fiber = fibers_[thread_at(i)];
         if (fiber.state == Fiber::RUNNING) continue;
         if (last && last->where.line == fiber.where.line && last->state == fiber.state) continue;
         last = &fiber;
-        used += snprintf(text + used, sizeof text - used, "; thread %u and others wait in %s at line %d", fiber.rank,
-                         fiber.state == Fiber::AT_BLOCK ? "__syncthreads" : "an operation of the warp",
-                         fiber.where.line);
+        used += snprintf(
+            text + used, sizeof text - used, "; thread %u and others wait in %s at line %d", fiber.rank,
+            fiber.state == Fiber::AT_BLOCK ? "__syncthreads" : "an operation of the warp", fiber.where.line);
     }
     fail(last ? last->where : Where{}, nullptr, text);
 }

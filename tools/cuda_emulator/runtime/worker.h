@@ -1,4 +1,4 @@
-// A worker is a thread of the host that runs blocks, one after the other: each CUDA thread of a block is a fiber.
+// A worker is a thread of the host that runs blocks, one at a time: each CUDA thread of a block is a fiber.
 #pragma once
 #include <csignal>
 
