@@ -13,7 +13,9 @@ DEVICE float sum_of(float4 v) { return (v.x + v.y) + (v.z + v.w); }
 
 // The vector that begins at p[i].
 template <class V> DEVICE V& at(float* p, int64_t i) { return *reinterpret_cast<V*>(p + i); }
-template <class V> DEVICE const V& at(const float* p, int64_t i) { return *reinterpret_cast<const V*>(p + i); }
+template <class V> DEVICE const V& at(const float* p, int64_t i) {
+    return *reinterpret_cast<const V*>(p + i);
+}
 
 // The first of this thread's four elements, of as many as there are threads times four.
 DEVICE int64_t first_element() { return 4 * (blockIdx.x * int64_t(blockDim.x) + threadIdx.x); }

@@ -1,13 +1,13 @@
 // Mixture of experts: who goes to which expert. -DEXPERTS is how many there are.
 //
-// A pair is one of a token's chosen experts: pair = token * used + choice. Pairs are sorted by expert, so that
-// an expert's rows lie side by side. Both kernels have blocks of (WARP, any number of warps).
+// A pair is one of a token's chosen experts: pair = token * used + choice. Pairs are sorted by expert, so
+// that an expert's rows lie side by side. Both kernels have blocks of (WARP, any number of warps).
 #include "reductions.cuh"
 
 constexpr int PER_LANE = (EXPERTS + WARP - 1) / WARP;
 
-// A probability and its expert as one number: larger is more probable, or of equals the lower expert. 0 is less
-// than all; what is no number is more than all, so that `used` experts are found whatever the logits are.
+// A probability and its expert as one number: larger is more probable, or of equals the lower expert. 0 is
+// less than all; what is no number is more than all, so `used` experts are found whatever the logits are.
 DEVICE uint64_t candidate(float probability, int expert) {
     return uint64_t(__float_as_uint(probability)) << 32 | uint32_t(~expert);
 }

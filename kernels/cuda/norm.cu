@@ -1,8 +1,8 @@
 // Norms of rows, or of the groups of a row: the host counts rows * groups, and all is rows here.
 //
 // A row is a block's, or a warp's when it is short: then a block has blockDim.y of them.
-// Norm r of a launch is multiplied by row r % weight_rows of the weights: 1 where all are alike, the number of
-// heads where each has its own. Weight and bias may be null.
+// Norm r of a launch is multiplied by row r % weight_rows of the weights: 1 where all are alike, the number
+// of heads where each has its own. Weight and bias may be null.
 #include "elements.cuh"
 #include "reductions.cuh"
 

@@ -64,7 +64,8 @@ extern "C" __global__ void narrow(const float* x, uint16_t* y, long long total) 
     int64_t i = first_element();
     if (i + 4 <= total) {
         const float4 v = at<float4>(x, i);
-        *reinterpret_cast<ushort4*>(y + i) = make_ushort4(to_bf16(v.x), to_bf16(v.y), to_bf16(v.z), to_bf16(v.w));
+        const ushort4 h = make_ushort4(to_bf16(v.x), to_bf16(v.y), to_bf16(v.z), to_bf16(v.w));
+        *reinterpret_cast<ushort4*>(y + i) = h;
     } else {
         for (; i < total; i++) y[i] = to_bf16(x[i]);
     }

@@ -1,7 +1,6 @@
 // A value of each thread to one, which all threads get, by any operation and over blocks of any size.
 //
-// The order of operations does not depend on anything but the number of threads: results have the same bits in
-// every run.
+// The order of operations depends on the number of threads only: results have the same bits in every run.
 #pragma once
 #include "common.cuh"
 

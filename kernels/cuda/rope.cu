@@ -1,7 +1,8 @@
-// Rotary embedding (Su et al. 2021): the angles of a batch's positions once, then queries and keys in each layer.
+// Rotary embedding (Su et al. 2021): the angles of a batch's positions once, then queries and keys in each
+// layer.
 #include "elements.cuh"
 
-// The cosine and sine of an angle of at most an eighth of a turn: Taylor series, what is left out is below 2e-9.
+// The cosine and sine of an angle of at most an eighth of a turn: Taylor series, less than 2e-9 is left out.
 DEVICE float2 cosine_sine(float r) {
     const float s = r * r;
     const float c0 = -1.0f / 2, c1 = 1.0f / 24, c2 = -1.0f / 720, c3 = 1.0f / 40320, c4 = -1.0f / 3628800;
@@ -10,8 +11,8 @@ DEVICE float2 cosine_sine(float r) {
     return make_float2(cosine, r + r * s * (s0 + s * (s1 + s * (s2 + s * s3))));
 }
 
-// The cosine and sine of position * frequency. In float32 an angle of 1e5 has no digits left behind the point,
-// so quarter turns are taken off in float64. That is a few operations, where float64 cosines would take many.
+// The cosine and sine of position * frequency. In float32 an angle of 1e5 has two digits left behind the
+// point, so quarter turns are taken off in float64. That takes few operations, where cosines take many.
 DEVICE float2 direction(int position, float frequency) {
     const double quarters = double(position) * double(frequency) * 0.63661977236758134308;  // 2 / pi
     const double whole = rint(quarters);
@@ -24,8 +25,8 @@ DEVICE float2 direction(int position, float frequency) {
     }
 }
 
-// table[n, dims / 2, 2]: cosine and sine of position * frequencies[pair], times a magnitude. A slope other than
-// 0 makes it grow with the position: 1 + slope * log(1 + floor(position / period)). A block a position.
+// table[n, dims / 2, 2]: cosine and sine of position * frequencies[pair], times a magnitude. A slope other
+// than 0 makes it grow with the position: 1 + slope * log(1 + floor(position / period)). A block a position.
 extern "C" __global__ void rope_table(const int* positions, const float* frequencies, float* table, int n,
                                       int dims, float magnitude, float slope, float period) {
     const int token = blockIdx.x, half = dims / 2;
@@ -36,7 +37,8 @@ extern "C" __global__ void rope_table(const int* positions, const float* frequen
     }
     for (int i = threadIdx.x; i < half; i += blockDim.x) {
         const float2 turn = direction(position, frequencies[i]);
-        at<float2>(table, int64_t(token) * dims + 2 * i) = make_float2(turn.x * magnitude, turn.y * magnitude);
+        const float2 scaled = make_float2(turn.x * magnitude, turn.y * magnitude);
+        at<float2>(table, int64_t(token) * 2 * half + 2 * i) = scaled;
     }
 }
 
@@ -68,11 +70,13 @@ DEVICE void rotate_four(float* head, const float* angles, int half, bool neighbo
 }
 
 DEVICE void rotate_one(float* head, const float* angles, int half, bool neighbours, int i) {
-    rotate(head[neighbours ? 2 * i : i], head[neighbours ? 2 * i + 1 : half + i], angles[2 * i], angles[2 * i + 1]);
+    float& a = head[neighbours ? 2 * i : i];
+    float& b = head[neighbours ? 2 * i + 1 : half + i];
+    rotate(a, b, angles[2 * i], angles[2 * i + 1]);
 }
 
-// Rotates pairs of the first `dims` values of each head of q[n, q_heads, head_dim], and of k in the same launch,
-// in place; each has a table, as queries may grow with the position. k_heads may be 0.
+// Rotates pairs of the first `dims` values of each head of q[n, q_heads, head_dim], and of k in the same
+// launch, in place; each has a table, as queries may grow with the position. k_heads may be 0.
 // A pair is two neighbours (llama.cpp's NORM), or one of each half of the dims (NEOX).
 // Blocks [n, pieces of a token]; a thread rotates four pairs where `dims` allows, else one.
 extern "C" __global__ void rope(float* q, const float* q_table, int q_heads, float* k, const float* k_table,

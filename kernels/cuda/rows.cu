@@ -27,11 +27,11 @@ extern "C" __global__ void pick(const float* x, const int* which, float* y, int 
     }
 }
 
-// y[token] = the sum over its pairs, in their order, of weights[pair] * x[places[pair]]; pair = token * used +
-// choice. Blocks [n tokens, pieces of a row].
+// y[token] = the sum over its pairs, in their order, of weights[pair] * x[places[pair]], where a pair is
+// token * used + choice. Blocks [n tokens, pieces of a row].
 template <class V>
-DEVICE void combine_row(const float* x, const float* weights, const int* places, float* y, int token, int width,
-                        int used) {
+DEVICE void combine_row(const float* x, const float* weights, const int* places, float* y, int token,
+                        int width, int used) {
     const int i = first_of_row<V>();
     if (i >= width) return;
     V sum{};

@@ -8,8 +8,8 @@
 
 constexpr int SLICE = 2048;
 
-// A logit and its id as one number: larger is better, of equal logits the lower id. So there are no two equals,
-// and the order in which threads look does not matter. What is no number comes first: the host must see it.
+// A logit and its id as one number: larger is better, of equal logits the lower id. So no two are equal, and
+// the order in which threads look does not matter. What is no number comes first: the host must see it.
 // 0 is none, which is worse than all.
 typedef uint64_t Key;
 
@@ -87,8 +87,8 @@ DEVICE void sort_keys(Key* keys, int size) {
     __syncthreads();
 }
 
-// Sorts the block's `count` keys of a row, and writes the first k: as keys, or, when this is the row's only slice, as
-// ids and logits. Where there are fewer than k the rest is none: -1 and -infinity.
+// Sorts the block's `count` keys of a row, and writes the first k: as keys, or, when this is the row's only
+// slice, as ids and logits. Where there are fewer than k the rest is none: -1 and -infinity.
 DEVICE void write_best(Key* keys, int count, int row, int k, Key* best, int* ids, float* values) {
     int size = 2;
     while (size < count) size *= 2;
