@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from ggrun.devices.cuda_driver import Driver
+from ggrun.devices.cuda.driver import Driver
 
 CARDS = ("750-forward", "800-forward", "800-reverse", "800-random")
 _ORDERS = {"forward": 0, "reverse": 1, "random": 7}
@@ -93,7 +93,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def card(request: pytest.FixtureRequest) -> Iterator[Card]:
     if request.config.getoption("device") == "cuda":
-        from ggrun.devices.cuda_cupy import CupyDriver
+        from ggrun.devices.cuda.cupy_driver import CupyDriver
 
         yield Card(CupyDriver(0))
         return

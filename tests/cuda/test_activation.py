@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ggrun.devices import cuda_grids as grids
+from ggrun.devices.cuda import grids
 
 Function = Callable[[np.ndarray], np.ndarray]
 

@@ -274,7 +274,7 @@ def test_what_a_card_can_reach() -> None:
         lambda: one.upload(1 << 16, host),
     ):
         copy()
-        with told("a copy: ", "are in no array of one"):
+        with told("a copy", "are in no array of one"):
             one.stream.synchronize()
 
 

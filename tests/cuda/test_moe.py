@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ggrun.devices import cuda_grids as grids
+from ggrun.devices.cuda import grids
 
 GARBAGE = -12345
 

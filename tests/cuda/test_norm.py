@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ggrun.devices import cuda_grids as grids
+from ggrun.devices.cuda import grids
 
 EPS = np.float32(1e-5)
 # A head, odd ones, one warp's last, a block's first, an odd block, more than a block of odd floats keeps.

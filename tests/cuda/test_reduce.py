@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ggrun.devices import cuda_grids as grids
+from ggrun.devices.cuda import grids
 
 
 def parts_of(count: int, total: int) -> list[np.ndarray]:

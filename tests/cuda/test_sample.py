@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ggrun.devices import cuda_grids as grids
+from ggrun.devices.cuda import grids
 
 GARBAGE = -12345
 # One token, less than a slice, a slice and one more, an odd row, several slices, and a big vocabulary.

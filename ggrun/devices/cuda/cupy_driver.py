@@ -18,7 +18,7 @@ from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.cuda.found import Cards
 from ggrun.devices.cuda.staging import Staging
 from ggrun.errors import GgrunError
-from ggrun.kernels import CUDA, cuda_sources
+from ggrun.kernels import CUDA_OPTIONS, cuda_source, cuda_state
 
 _STATIC_SHARED = 48 << 10
 """Bytes of shared memory that a block has without asking."""
@@ -104,8 +104,9 @@ class CupyDriver:
 
     def _compiled(self, file: str, defines: dict[str, str | int]) -> Any:
         macros = [f"-D{name}={value}" for name, value in sorted(defines.items())]
-        options = ("-std=c++17", f"-I{CUDA}", f"-DSOURCES=0x{cuda_sources()}", *macros)
-        return self._cupy.RawModule(code=(CUDA / file).read_text(), options=options)
+        state = cuda_state().hex()[:16]
+        options = (*CUDA_OPTIONS, f"-I{cuda_source('')}", f"-DSOURCES=0x{state}", *macros)
+        return self._cupy.RawModule(code=cuda_source(file).read_text(), options=options)
 
     def launch(
         self,
