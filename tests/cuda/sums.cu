@@ -3,7 +3,8 @@
 
 constexpr int WARPS = 4;
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP) sums(const float* x, float* sum, float* most, int k) {
+extern "C" __global__ void __launch_bounds__(WARPS* WARP)
+    sums(const float* x, float* sum, float* most, int k) {
     const float* row = x + blockIdx.x * k;
     float total = 0.0f, largest = -infinity();
     for (int i = threadIdx.x; i < k; i += WARPS * WARP) total += row[i], largest = fmaxf(largest, row[i]);
