@@ -16,12 +16,35 @@
 // put on top of a byte and its sign is turned. So q is a multiple of the value, and nothing has to be taken
 // off.
 //
+// IQ1, IQ2 and IQ3 formats need -DCODE_BOOK: see formats/code_book.cuh.
+//
 // F32, F16 and BF16 have value(row, i) and unpack(16 bytes, floats).
 #pragma once
 #include "formats/floats.cuh"
+#include "formats/iq4_nl.cuh"
+#include "formats/iq4_xs.cuh"
+#include "formats/mxfp4.cuh"
+#include "formats/q2_k.cuh"
+#include "formats/q3_k.cuh"
 #include "formats/q4_0.cuh"
+#include "formats/q4_1.cuh"
 #include "formats/q4_k.cuh"
+#include "formats/q5_0.cuh"
+#include "formats/q5_1.cuh"
+#include "formats/q5_k.cuh"
 #include "formats/q6_k.cuh"
 #include "formats/q8_0.cuh"
+#include "formats/tq1_0.cuh"
+#include "formats/tq2_0.cuh"
+
+#ifdef CODE_BOOK
+#include "formats/iq1_m.cuh"
+#include "formats/iq1_s.cuh"
+#include "formats/iq2_s.cuh"
+#include "formats/iq2_xs.cuh"
+#include "formats/iq2_xxs.cuh"
+#include "formats/iq3_s.cuh"
+#include "formats/iq3_xxs.cuh"
+#endif
 
 using Weights = FORMAT;

@@ -9,7 +9,23 @@ DEVICE float half_of(uint32_t bits) { return __half2float(__ushort_as_half(uint1
 
 DEVICE uint32_t load_16(const uint8_t* p) { return __ldg(reinterpret_cast<const uint16_t*>(p)); }
 
-// Words from an address that is aligned to 16 bytes.
+// 4 bytes from an address that is aligned to 2.
+DEVICE uint32_t load_2x16(const uint8_t* p) { return load_16(p) | load_16(p + 2) << 16; }
+
+// Words from an address that is aligned to 4, to 8, to 16 bytes.
+template <int N> DEVICE void load_32(const uint8_t* p, uint32_t (&words)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) words[i] = __ldg(reinterpret_cast<const uint32_t*>(p) + i);
+}
+
+template <int N> DEVICE void load_64(const uint8_t* p, uint32_t (&words)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+        const uint2 v = __ldg(reinterpret_cast<const uint2*>(p + 4 * i));
+        words[i] = v.x, words[i + 1] = v.y;
+    }
+}
+
 template <int N> DEVICE void load_128(const uint8_t* p, uint32_t (&words)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i += 4) {
