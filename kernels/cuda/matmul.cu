@@ -1,0 +1,40 @@
+// Quantized weights times many quantized columns, with the tensor cores' int8 products: see int8_tiles.cuh.
+//
+// Compiled with -DFORMAT=..., -DTILE_ROWS=64 or 128, -DTILE_COLUMNS=16, 32, 64 or 128; a block has 2 * TILE_ROWS
+// threads. See ggrun/devices/cuda_tiles.py for the choice of tiles and the grids.
+#include "expert_tiles.cuh"
+#include "int8_tiles.cuh"
+
+// y[n, rows] = x[n, k] . w[rows, k]^T * scale + bias[rows], which may be null.
+// Grid: tiles of columns, tiles of rows, splits of k. With several splits each writes its sums, [splits, n, rows] at y,
+// for sum_splits to add: scale is 1 then, and bias null.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    matmul(const uint8_t* __restrict__ w, int rows, int k, const uint8_t* __restrict__ x, int n, float* __restrict__ y,
+           float scale, const float* __restrict__ bias) {
+    const int row = blockIdx.y * TILE_ROWS, first = blockIdx.x * TILE_COLUMNS;
+    if (first >= n) return;
+    const long long steps = ceil_div(k, STEP), split = blockIdx.z, splits = gridDim.z;
+    const int begin = int(steps * split / splits), end = int(steps * (split + 1) / splits);
+    Sums sums = {};
+    multiply_tile(sums, RowLoader(w, rows, k, row), ColumnLoader({x, nullptr, first, n - first, k}), begin, end);
+    y += (split * n + first) * rows + row;
+    write_tile(sums, y, rows, rows - row, n - first, scale, bias ? bias + row : nullptr);
+}
+
+// y[pair, rows] = x[pair] . w[expert, rows, k]^T * scales[expert], which may be null: of the pairs starts[expert] to
+// starts[expert + 1]. The pair's column is number tokens[pair] of x, or the pair's own where tokens is null.
+// Grid: at least as many tiles of pairs as there can be, tiles of rows.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    matmul_experts(const uint8_t* __restrict__ w, int rows, int k, const uint8_t* __restrict__ x,
+                   const int* __restrict__ starts, int experts, const int* __restrict__ tokens, float* __restrict__ y,
+                   const float* __restrict__ scales) {
+    const ExpertTile tile = find_expert_tile(starts, experts, blockIdx.x, TILE_COLUMNS);
+    if (tile.expert < 0) return;
+    const int row = blockIdx.y * TILE_ROWS;
+    w += (long long)tile.expert * rows * (k / Weights::VALUES) * Weights::BYTES;
+    Sums sums = {};
+    const ColumnLoader columns({x, tokens, tile.first, tile.count, k});
+    multiply_tile(sums, RowLoader(w, rows, k, row), columns, 0, ceil_div(k, STEP));
+    y += (long long)tile.first * rows + row;
+    write_tile(sums, y, rows, rows - row, tile.count, scales ? scales[tile.expert] : 1.0f, nullptr);
+}
