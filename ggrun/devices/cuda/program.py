@@ -21,6 +21,7 @@ class Counts:
     tokens: int
     outputs: int
     pairs: int
+    sequences: int
     context: int
 
     def rows(self, over: Rows) -> int:

@@ -13,8 +13,9 @@ import numpy as np
 
 from ggrun.devices.base import Cells, Inputs, Limits, Rows
 from ggrun.devices.cuda import grids
-from ggrun.devices.cuda.attention import Attention
+from ggrun.devices.cuda.attention import Shape, bucket, row_bytes
 from ggrun.devices.cuda.driver import Driver
+from ggrun.devices.cuda.flash import Attention
 from ggrun.devices.cuda.memory import CudaBuffer, CudaMemory, CudaPlace, CudaWeight, Pool, address_of
 from ggrun.devices.cuda.products import Products
 from ggrun.devices.cuda.program import Counts, CudaProgram, Launch, Step
@@ -22,8 +23,6 @@ from ggrun.devices.streams import Event
 
 _AHEAD = 4
 """Batches that are enqueued at most: so soon a stream ends that was interrupted."""
-_CONTEXT = 256
-"""The least of the contexts that attention is launched for; the others are twice the one before."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +76,10 @@ class CudaRecorder:
         empty = Inputs(limits)
         self._offsets = empty.offsets
         self._inputs = self._memory.new(empty.words.nbytes)
-        self._counts = Counts(0, 0, 0, _CONTEXT)
+        self._counts = Counts(0, 0, 0, 0, bucket(1))
         self._fed: deque[Event] = deque()
         self._products = Products(driver)
-        self._attention = Attention(driver)
+        self._attention = Attention(driver, limits, {name: self._input(name) for name in empty.offsets})
 
     # ---------------------------------------------------------------- recording
 
@@ -120,6 +119,14 @@ class CudaRecorder:
         limits = (self._limits.tokens, self._limits.outputs, self._limits.tokens * self._pairs_a_token)
         return CudaBuffer(self._memory, rows, width, row_bytes or 4 * width, limits[rows])
 
+    def _scratch(self, *sizes: int) -> tuple[int, ...]:
+        """Memory for one step alone: the next may use it again. 0 for none."""
+        taken = [self._memory.take(nbytes) if nbytes else None for nbytes in sizes]
+        for memory in taken:
+            if memory:
+                self._memory.give(memory)
+        return tuple(address_of(memory) for memory in taken)
+
     def _input(self, name: str) -> int:
         """Where a part of the inputs lies."""
         return self._inputs.address + 4 * self._offsets[name]
@@ -148,10 +155,10 @@ class CudaRecorder:
         inputs = Inputs(self._limits)
         write(inputs)
         self._driver.upload(self._inputs.address, inputs.words)
-        n = int(inputs.counts[Rows.TOKENS])
+        n, outputs, pairs = (int(inputs.counts[rows]) for rows in Rows)
         longest = int(inputs.positions[:n].max(initial=0)) + 1
-        context = max(_CONTEXT, 1 << (longest - 1).bit_length())
-        self._counts = Counts(n, int(inputs.counts[Rows.OUTPUTS]), int(inputs.counts[Rows.PAIRS]), context)
+        sequences = len(np.unique(inputs.sequences[:n]))
+        self._counts = Counts(n, outputs, pairs, sequences, bucket(longest))
 
     # ---------------------------------------------------------------- rows in and out
 
@@ -190,7 +197,9 @@ class CudaRecorder:
         y = self._buffer(x.rows, w.rows)
         self._keep += [w.memory, bias]
         columns = self._columns(x, w)
-        self._add(self._products.linear(x.rows, columns, w, y.address, scale, address_of(bias)), y)
+        limit = self._limits.outputs if x.rows == Rows.OUTPUTS else self._limits.tokens
+        (scratch,) = self._scratch(self._products.scratch_bytes(w, limit))
+        self._add(self._products.linear(x.rows, columns, w, y.address, scale, address_of(bias), scratch), y)
         return y
 
     def experts(
@@ -277,7 +286,11 @@ class CudaRecorder:
     def attend(self, q: CudaBuffer, keys: Cells, values: Cells, heads: int, scale: float) -> CudaBuffer:
         """Attention of each token over its sequence, up to its own position."""
         y = self._buffer(q.rows, heads * values.dim)
-        raise NotImplementedError
+        shape = Shape(heads, keys.heads, keys.dim, values.dim, keys.kind, values.kind)
+        self._keep += [keys.memory, values.memory]
+        scratch = self._scratch(*self._attention.scratch_bytes(shape))
+        self._add(self._attention.attend(shape, q.address, y.address, keys, values, scale, scratch), y)
+        return y
 
     # ---------------------------------------------------------------- experts
 
