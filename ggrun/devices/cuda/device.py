@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 
 from ggrun.devices.base import Device, Limits, Place
 from ggrun.devices.budget import Budget
+from ggrun.devices.cuda import grids
+from ggrun.devices.cuda.attention import row_bytes
 from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.cuda.memory import CudaMemory, CudaPlace, CudaWeight
-from ggrun.devices.cuda.recorder import CudaRecorder, row_bytes
+from ggrun.devices.cuda.recorder import CudaRecorder
 from ggrun.devices.streams import Stream
 from ggrun.errors import GgrunError, Interrupted
 from ggrun.gguf import Tensor
@@ -107,13 +109,21 @@ class Cuda:
         if isinstance(device, Cuda):
             self.driver.copy(target.address, source.address, nbytes, device.driver)
             return
-        staged = np.empty((rows, source.width), np.float32)
-        self.driver.download(staged, source.address)
-        self.stream.enqueue(lambda: device.write(target, staged))
+        by_way_of = np.empty((rows, source.width), np.float32)
+        self.driver.download(by_way_of, source.address)
+        self.stream.enqueue(lambda: device.write(target, by_way_of))
 
     def sum(self, places: Sequence[CudaPlace], rows: int, target: CudaPlace) -> None:
-        """One kernel, which reads each place once."""
-        raise NotImplementedError
+        """A kernel that reads each place once; two or more of them where there are many places."""
+        total, kernel = rows * target.width, self.driver.kernel("reduce.cu", "sum")
+        left = [place.address for place in places]
+        while len(left) > 1 or left != [target.address]:
+            taken, left = left[: grids.PLACES], left[grids.PLACES :]
+            addresses = taken + [0] * (grids.PLACES - len(taken))
+            into = taken[0] if left else target.address
+            args = (*addresses, np.int32(len(taken)), into, np.int64(total))
+            self.driver.launch(kernel, *grids.elements(total), args)
+            left = [into, *left]
 
     def download(self, source: CudaPlace, rows: int, out: NDArray[np.float32]) -> None:
         """A copy that the stream makes."""
@@ -138,6 +148,7 @@ class Cuda:
         self.driver.close()
 
     def _take(self, nbytes: int, what: str) -> CudaMemory:
+        self._budget.check(nbytes, what)
         try:
             allocation = self.driver.allocate(nbytes)
         except GgrunError as error:
