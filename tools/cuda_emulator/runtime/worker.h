@@ -113,9 +113,10 @@ class Races {
         epoch_++;
         memset(written_, 0, sizeof written_);
     }
-    bool maybe_written(uintptr_t address) const {  // in this block, or another of that bit
-        const uintptr_t word = address / WORD % WRITES;
-        return written_[word / 64] >> word % 64 & 1;
+    bool maybe_written(uintptr_t address, size_t bytes) const {  // in this block; or others of these bits
+        for (uintptr_t word = address / WORD; word <= (address + bytes - 1) / WORD; word++)
+            if (written_[word % WRITES / 64] >> word % 64 & 1) return true;
+        return false;
     }
     void touch_shared(size_t offset, size_t bytes, bool write, const Fiber& fiber, const void* instruction);
     void touch_global(uintptr_t address, size_t bytes, bool write, const Fiber& fiber,
@@ -131,7 +132,7 @@ class Races {
     struct Byte {
         Access read, written;
     };
-    static constexpr size_t WRITES = 1 << 12, WORD = 8;
+    static constexpr size_t WRITES = 1 << 12, WORD = 4;
     struct Write {  // of some bytes of a word of the card's memory
         uintptr_t word;
         Access access;
