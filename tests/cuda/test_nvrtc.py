@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.cuda_variants import may_have_stack, variants
+from tools.cuda_variants import allows, may_have_stack, variants
 from tools.nvrtc_check import ARCHS, Job, check, check_all, jobs_of, nvrtc, sources
 
 
@@ -98,3 +98,13 @@ def test_variants(tmp_path: Path) -> None:
         {"A": "3", "B": "x"},
     ]
     assert variants(write(tmp_path, "int x;\n")) == [{}]
+
+
+def test_a_macro_with_data_has_any_value(tmp_path: Path) -> None:
+    text = 'extern "C" __global__ void f(int* x) { const int a[] = {DATA}; x[0] = a[0] + A; }\n'
+    path = write(tmp_path, f"// variants: A=1 DATA=*\n{text}")
+    assert allows(path, {"DATA": "1,2,3", "A": "1"})
+    assert not allows(path, {"DATA": "1", "A": "2"})
+    assert not allows(path, {"A": "1"})
+    [job] = jobs_of(path, (75,))
+    assert check(job)[1] == []
