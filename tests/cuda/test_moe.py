@@ -65,7 +65,8 @@ def sort(card: Any, chosen: np.ndarray, experts: int) -> tuple[np.ndarray, np.nd
     n, used = chosen.shape
     sizes = experts + 1, max(1, chosen.size), max(1, chosen.size)
     results = [card.array(np.full(size, GARBAGE, np.int32)) for size in sizes]
-    on_card = card.array(chosen if chosen.size else np.zeros(1, np.int32))
+    # The buffer has more rows than the batch: what an earlier one has left there does not count.
+    on_card = card.array(np.concatenate([chosen.ravel(), np.arange(64, dtype=np.int32) % experts]))
     card.run(
         "moe.cu",
         "sort",
