@@ -7,6 +7,11 @@ extern "C" __global__ void order_of_warps(float* y) {  // in global memory
     y[threadIdx.x % WARP] = threadIdx.x;
 }
 
+extern "C" __global__ void no_barrier_after_writes(float* y) {
+    y[threadIdx.x] = threadIdx.x;
+    if (threadIdx.x == 0) y[0] += y[127];
+}
+
 extern "C" __global__ void too_early(float* y) {  // the second round overwrites what others may still read
     __shared__ float s[128];
     for (int i = 0; i < 2; i++) {

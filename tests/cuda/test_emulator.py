@@ -70,7 +70,7 @@ def test_a_missing_barrier_is_found_in_any_order_of_threads(name: str) -> None:
     for order in ORDERS:
         card = Card(EmulatedDriver(order=order))
         args = [card.zeros(128, np.float32) for _ in range(2 if "copies" in name else 1)]
-        with told(f"{name} at bad.cu:", " shared memory with no barrier since thread "):
+        with told(f"{name} at bad.cu:", " with no barrier since thread "):
             run(card, name, *args, block=block)
 
 
@@ -81,6 +81,14 @@ def test_a_race_names_both_lines(emulated: Card) -> None:
         f"bad.cu:{line_of('(threadIdx.x + 37)')}",
     ):
         run(emulated, "no_barrier", emulated.zeros(128, np.float32), block=128)
+
+
+def test_reading_what_another_thread_wrote_is_found_where_it_is_later() -> None:
+    card = Card(EmulatedDriver(order=1))
+    with told(
+        "no_barrier_after_writes at bad.cu:", "reads memory with no barrier since thread 127 wrote it at"
+    ):
+        run(card, "no_barrier_after_writes", card.zeros(128, np.float32), block=128)
 
 
 def test_order_in_global_memory_changes_the_result_with_the_order_of_threads() -> None:

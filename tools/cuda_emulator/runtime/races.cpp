@@ -1,9 +1,10 @@
-// Finds accesses to shared memory that no barrier orders, whatever the order of threads made of them.
+// Finds accesses that no barrier orders, whatever the order of threads made of them.
 //
 // The compiler's ThreadSanitizer pass calls the functions at the end for each access; its library is not
 // used. Two accesses of a byte, one of them a write, by two threads of a block are ordered if a barrier of
 // the block came between, or, within a warp, any operation of the warp: of partial masks that is more than is
 // true.
+#include <algorithm>
 #include <cstdio>
 
 #include <sys/mman.h>
@@ -35,15 +36,17 @@ void Races::note_read(Access& read, const Access& now) const {
     else if (read.thread != now.thread) read.by = Access::LANES_OF_A_WARP;
 }
 
-void Races::touch(size_t offset, size_t bytes, bool write, const Fiber& fiber, const void* instruction) {
+void Races::touch_shared(size_t offset, size_t bytes, bool write, const Fiber& fiber,
+                         const void* instruction) {
     const Access now = {instruction, epoch_, fiber.warp->epoch, uint16_t(fiber.rank), Access::ONE};
     for (Byte* byte = bytes_ + offset; byte < bytes_ + offset + bytes; byte++) {
         const bool after_write = ordered(byte->written, fiber);
         if (!after_write || (write && !ordered(byte->read, fiber))) {
             const Access& before = after_write ? byte->read : byte->written;
             char text[160];
-            snprintf(text, sizeof text, "%s shared memory with no barrier since thread %u %s it at",
-                     write ? "writes" : "reads", before.thread, after_write ? "read" : "wrote");
+            snprintf(text, sizeof text, "%s shared memory with no barrier since thread %u%s %s it at",
+                     write ? "writes" : "reads", before.thread, before.by == Access::ONE ? "" : " and others",
+                     after_write ? "read" : "wrote");
             Worker::mine().fail({{}, instruction, before.instruction}, text);
         }
         if (write) byte->written = now;
@@ -51,20 +54,52 @@ void Races::touch(size_t offset, size_t bytes, bool write, const Fiber& fiber, c
     }
 }
 
-void Worker::touch_shared(const void* address, size_t bytes, bool write, const void* instruction) {
+// In memory of the card only what a thread reads of another one's writes is looked at: several that write the
+// same are often meant. A write is forgotten when another one needs its entry.
+void Races::touch_global(uintptr_t address, size_t bytes, bool write, const Fiber& fiber,
+                         const void* instruction) {
+    for (uintptr_t word = address / WORD; word <= (address + bytes - 1) / WORD; word++) {
+        Write& entry = writes_[word % WRITES];
+        const uintptr_t first = std::max(address, word * WORD) % WORD;
+        const uintptr_t last = std::min(address + bytes - 1, word * WORD + WORD - 1) % WORD;
+        const uint8_t mask = (2u << last) - (1u << first);
+        if (write) {
+            written_[word % WRITES / 64] |= uint64_t(1) << word % 64;
+            if (entry.word != word || entry.access.thread != fiber.rank || entry.access.epoch != epoch_)
+                entry.mask = 0;
+            entry.word = word, entry.mask |= mask;
+            entry.access = {instruction, epoch_, fiber.warp->epoch, uint16_t(fiber.rank), Access::ONE};
+        } else if (entry.word == word && entry.mask & mask && !ordered(entry.access, fiber)) {
+            char text[160];
+            snprintf(text, sizeof text, "reads memory with no barrier since thread %u wrote it at",
+                     entry.access.thread);
+            Worker::mine().fail({{}, instruction, entry.access.instruction}, text);
+        }
+    }
+}
+
+inline void Worker::touch(const void* address, size_t bytes, bool write, const void* instruction) {
     const size_t offset = static_cast<const char*>(address) - arena_, region = offset / SHARED_STRIDE;
-    if (region >= SHARED_REGIONS || offset % SHARED_STRIDE + bytes > MAX_SHARED) return;
-    const size_t byte = region * MAX_SHARED + offset % SHARED_STRIDE;
-    races_.touch(byte, bytes, write, *static_cast<Fiber*>(thread), instruction);
+    const uintptr_t first = reinterpret_cast<uintptr_t>(address);
+    if (region < SHARED_REGIONS) {
+        if (offset % SHARED_STRIDE + bytes > MAX_SHARED) return;
+        const size_t byte = region * MAX_SHARED + offset % SHARED_STRIDE;
+        races_.touch_shared(byte, bytes, write, *static_cast<Fiber*>(thread), instruction);
+    } else if ((write || races_.maybe_written(first) || races_.maybe_written(first + bytes - 1)) &&
+               !owns_stack(address)) {
+        races_.touch_global(first, bytes, write, *static_cast<Fiber*>(thread), instruction);
+    }
+}
+
+void touch(const void* address, size_t bytes, bool write, const void* instruction) {
+    Worker::mine().touch(address, bytes, write, instruction);
 }
 
 }  // namespace emu
 
-// Most accesses are none of shared memory, and must cost little.
-#define EMU_HOOK(NAME, BYTES, WRITE)                                                              \
-    extern "C" void __tsan_##NAME(void* address) {                                                \
-        if (emu::in_shared_arena(address))                                                        \
-            emu::Worker::mine().touch_shared(address, BYTES, WRITE, __builtin_return_address(0)); \
+#define EMU_HOOK(NAME, BYTES, WRITE)                                                   \
+    extern "C" void __tsan_##NAME(void* address) {                                     \
+        emu::Worker::mine().touch(address, BYTES, WRITE, __builtin_return_address(0)); \
     }
 #define EMU_HOOKS(BYTES)                          \
     EMU_HOOK(read##BYTES, BYTES, false)           \
@@ -78,10 +113,10 @@ EMU_HOOKS(8)
 EMU_HOOKS(16)
 
 extern "C" void __tsan_read_range(void* address, size_t bytes) {
-    emu::Worker::mine().touch_shared(address, bytes, false, __builtin_return_address(0));
+    emu::Worker::mine().touch(address, bytes, false, __builtin_return_address(0));
 }
 extern "C" void __tsan_write_range(void* address, size_t bytes) {
-    emu::Worker::mine().touch_shared(address, bytes, true, __builtin_return_address(0));
+    emu::Worker::mine().touch(address, bytes, true, __builtin_return_address(0));
 }
 extern "C" void __tsan_init() {}
 extern "C" void __tsan_atomic_thread_fence(int) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }

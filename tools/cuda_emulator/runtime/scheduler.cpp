@@ -11,7 +11,6 @@ namespace emu {
 
 EMU_THREAD_LOCAL Thread* thread;
 EMU_THREAD_LOCAL Block* block;
-EMU_THREAD_LOCAL const char* shared_arena;
 
 EMU_THREAD_LOCAL Worker* Worker::mine_;
 
@@ -25,7 +24,7 @@ Worker::Worker() {
     void* memory = mmap(nullptr, STACK * MAX_THREADS, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     stacks_ = static_cast<char*>(memory);
-    shared_arena = arena_ = guarded_pages(SHARED_REGIONS * SHARED_STRIDE);
+    arena_ = guarded_pages(SHARED_REGIONS * SHARED_STRIDE);
     for (size_t i = 0; i < SHARED_REGIONS; i++) {
         shared_[i].memory = arena_ + i * SHARED_STRIDE;
         mprotect(shared_[i].memory + MAX_SHARED, GUARD, PROT_NONE);
@@ -71,7 +70,7 @@ void Worker::run_block(uint64_t number) {
         warp.exited = warp.arrived = 0;
     }
     barrier_ = {0, 0, true, false, Vote::NONE, {}, 0};
-    races_.next_epoch();
+    races_.next_block();
     ready_begin_ = ready_end_ = 0;
     living_ = threads;
     free_stacks_.clear();

@@ -102,13 +102,24 @@ struct SharedRegion {
     bool overrun() const;
 };
 
-// Who touched each byte of shared memory last, so that what no barrier orders is found.
+// Who touched each byte of shared memory last, and wrote some of the card's, so that what no barrier orders
+// is found.
 class Races {
   public:
     Races();
     ~Races();
     void next_epoch() { epoch_++; }
-    void touch(size_t offset, size_t bytes, bool write, const Fiber& fiber, const void* instruction);
+    void next_block() {
+        epoch_++;
+        memset(written_, 0, sizeof written_);
+    }
+    bool maybe_written(uintptr_t address) const {  // in this block, or another of that bit
+        const uintptr_t word = address / WORD % WRITES;
+        return written_[word / 64] >> word % 64 & 1;
+    }
+    void touch_shared(size_t offset, size_t bytes, bool write, const Fiber& fiber, const void* instruction);
+    void touch_global(uintptr_t address, size_t bytes, bool write, const Fiber& fiber,
+                      const void* instruction);
 
   private:
     struct Access {
@@ -120,10 +131,18 @@ class Races {
     struct Byte {
         Access read, written;
     };
+    static constexpr size_t WRITES = 1 << 12, WORD = 8;
+    struct Write {  // of some bytes of a word of the card's memory
+        uintptr_t word;
+        Access access;
+        uint8_t mask;
+    };
     bool ordered(const Access& before, const Fiber& now) const;
     void note_read(Access& read, const Access& now) const;
 
     Byte* bytes_;
+    Write writes_[WRITES] = {};
+    uint64_t written_[WRITES / 64];  // small enough to be looked at in each read
     uint32_t epoch_ = 1;
 };
 
@@ -143,7 +162,7 @@ class Worker {
     [[noreturn]] void fail(const Place& place, const char* text);
     bool owns_stack(const void* address) const;
     const SharedRegion* shared_near(const void* address) const;
-    void touch_shared(const void* address, size_t bytes, bool write, const void* instruction);
+    void touch(const void* address, size_t bytes, bool write, const void* instruction);
 
   private:
     static Worker& create();
@@ -194,14 +213,11 @@ class Worker {
     Races races_;
 };
 
-// Where the shared memory of this thread's worker lies.
-extern EMU_THREAD_LOCAL const char* shared_arena;
-inline bool in_shared_arena(const void* address) {
-    return size_t(static_cast<const char*>(address) - shared_arena) < SHARED_REGIONS * SHARED_STRIDE;
-}
-
 // Whole pages, with guard pages on both sides; null if there is no room.
 char* guarded_pages(size_t bytes);
+
+// The running thread reads or writes memory: what the compiler's hooks say for what is no kernel's code.
+void touch(const void* address, size_t bytes, bool write, const void* instruction);
 
 void watch_faults();
 void describe_address(const void* address, char* text, size_t size);
