@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.cuda_variants import may_have_stack, variants
+from tools.cuda_variants import allows, may_have_stack, variants
 from tools.nvrtc_check import ARCHS, Job, check, check_all, jobs_of, nvrtc, sources
 
 
@@ -22,9 +22,9 @@ def test_kernels_compile_and_do_not_spill(path: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_instructions_of_ptx() -> None:
-    """tests/cuda/instructions.cu has a kernel for each of them."""
-    path = Path(__file__).parent / "instructions.cu"
+@pytest.mark.parametrize("file", ["instructions.cu", "intrinsics.cu"])
+def test_what_the_emulator_has_is_what_nvrtc_has(file: str) -> None:
+    path = Path(__file__).parent / file
     for arch in ARCHS:
         assert check(Job(path, arch, {}))[1] == []
 
@@ -98,3 +98,13 @@ def test_variants(tmp_path: Path) -> None:
         {"A": "3", "B": "x"},
     ]
     assert variants(write(tmp_path, "int x;\n")) == [{}]
+
+
+def test_a_macro_with_data_has_any_value(tmp_path: Path) -> None:
+    text = 'extern "C" __global__ void f(int* x) { const int a[] = {DATA}; x[0] = a[0] + A; }\n'
+    path = write(tmp_path, f"// variants: A=1 DATA=*\n{text}")
+    assert allows(path, {"DATA": "1,2,3", "A": "1"})
+    assert not allows(path, {"DATA": "1", "A": "2"})
+    assert not allows(path, {"A": "1"})
+    [job] = jobs_of(path, (75,))
+    assert check(job)[1] == []

@@ -58,6 +58,7 @@ void Races::touch_shared(size_t offset, size_t bytes, bool write, const Fiber& f
 // same are often meant. A write is forgotten when another one needs its entry.
 void Races::touch_global(uintptr_t address, size_t bytes, bool write, const Fiber& fiber,
                          const void* instruction) {
+    const Access now = {instruction, epoch_, fiber.warp->epoch, uint16_t(fiber.rank), Access::ONE};
     for (uintptr_t word = address / WORD; word <= (address + bytes - 1) / WORD; word++) {
         Write& entry = writes_[word % WRITES];
         const uintptr_t first = std::max(address, word * WORD) % WORD;
@@ -65,10 +66,12 @@ void Races::touch_global(uintptr_t address, size_t bytes, bool write, const Fibe
         const uint8_t mask = (2u << last) - (1u << first);
         if (write) {
             written_[word % WRITES / 64] |= uint64_t(1) << word % 64;
-            if (entry.word != word || entry.access.thread != fiber.rank || entry.access.epoch != epoch_)
-                entry.mask = 0;
+            const Access& before = entry.access;
+            const bool goes_on = entry.word == word && before.thread == now.thread &&
+                                 before.epoch == now.epoch && before.warp_epoch == now.warp_epoch;
+            if (!goes_on) entry.mask = 0;
             entry.word = word, entry.mask |= mask;
-            entry.access = {instruction, epoch_, fiber.warp->epoch, uint16_t(fiber.rank), Access::ONE};
+            entry.access = now;
         } else if (entry.word == word && entry.mask & mask && !ordered(entry.access, fiber)) {
             char text[160];
             snprintf(text, sizeof text, "reads memory with no barrier since thread %u wrote it at",
@@ -85,8 +88,7 @@ inline void Worker::touch(const void* address, size_t bytes, bool write, const v
         if (offset % SHARED_STRIDE + bytes > MAX_SHARED) return;
         const size_t byte = region * MAX_SHARED + offset % SHARED_STRIDE;
         races_.touch_shared(byte, bytes, write, *static_cast<Fiber*>(thread), instruction);
-    } else if ((write || races_.maybe_written(first) || races_.maybe_written(first + bytes - 1)) &&
-               !owns_stack(address)) {
+    } else if ((write || races_.maybe_written(first, bytes)) && !owns_stack(address)) {
         races_.touch_global(first, bytes, write, *static_cast<Fiber*>(thread), instruction);
     }
 }
