@@ -1,6 +1,7 @@
 // Activations of the feed-forward, alone or times a second input (gated linear units, Shazeer 2020).
 //
-// -DACTIVATION is the name of one of the functions below.
+// ACTIVATION is the name of one of the functions below.
+// variants: ACTIVATION=silu|gelu|gelu_erf|relu2
 #include "elements.cuh"
 
 // x / (1 + e^-x); below -88 the exponential is infinite and the result -0, as it should be.

@@ -17,8 +17,9 @@ def route(card: Any, logits: np.ndarray, used: int, normalize: bool = False) -> 
     n, experts = logits.shape
     chosen = card.array(np.full((n, used), GARBAGE, np.int32))
     weights = card.array(np.full((n, used), np.nan, np.float32))
-    args = card.array(logits), chosen, weights, np.int32(n), np.int32(used), np.int32(normalize)
-    card.run("moe.cu", "route", *grids.route(n), args, EXPERTS=experts)
+    sizes = np.int32(n), np.int32(experts), np.int32(used), np.int32(normalize)
+    args = card.array(logits), chosen, weights, *sizes
+    card.run("moe.cu", "route", *grids.route(n), args, PER_LANE=grids.per_lane(experts))
     return card.read(chosen), card.read(weights)
 
 
@@ -65,14 +66,10 @@ def sort(card: Any, chosen: np.ndarray, experts: int) -> tuple[np.ndarray, np.nd
     n, used = chosen.shape
     sizes = experts + 1, max(1, chosen.size), max(1, chosen.size)
     results = [card.array(np.full(size, GARBAGE, np.int32)) for size in sizes]
-    on_card = card.array(chosen if chosen.size else np.zeros(1, np.int32))
-    card.run(
-        "moe.cu",
-        "sort",
-        *grids.sort(experts),
-        (on_card, *results, np.int32(n), np.int32(used)),
-        EXPERTS=experts,
-    )
+    # The buffer has more rows than the batch: what an earlier one has left there does not count.
+    on_card = card.array(np.concatenate([chosen.ravel(), np.arange(64, dtype=np.int32) % experts]))
+    args = on_card, *results, np.int32(n), np.int32(experts), np.int32(used)
+    card.run("moe.cu", "sort", *grids.sort(experts), args, PER_LANE=grids.per_lane(experts))
     starts, tokens, places = (card.read(x) for x in results)
     return starts, tokens[: chosen.size], places[: chosen.size]
 
@@ -108,11 +105,17 @@ def test_sort_of_anything(card: Any, data: st.DataObject) -> None:
     check_sort(card, chosen, experts)
 
 
+@pytest.mark.parametrize("experts", [0, grids.MOST_EXPERTS + 1])
+def test_no_other_number_of_experts(experts: int) -> None:
+    with pytest.raises(ValueError, match=f"{experts} experts"):
+        grids.per_lane(experts)
+
+
 def test_no_tokens(card: Any) -> None:
     """No expert has pairs: those who read starts must see that."""
     nothing = card.array(np.full(4, 7, np.float32))
-    args = nothing, nothing, nothing, np.int32(0), np.int32(2), np.int32(1)
-    card.run("moe.cu", "route", *grids.route(0), args, EXPERTS=8)
+    args = nothing, nothing, nothing, np.int32(0), np.int32(8), np.int32(2), np.int32(1)
+    card.run("moe.cu", "route", *grids.route(0), args, PER_LANE=1)
     assert (card.read(nothing) == 7).all()
     starts, _, _ = sort(card, np.zeros((0, 2), np.int32), 8)
     assert (starts == 0).all()

@@ -66,14 +66,14 @@ def test_angles_of_far_positions(card: Any) -> None:
     positions = np.array([0, 1, 2, 3, 1000, 131_071, 131_072, 1_048_575, 100_000_000], np.int32)
     frequencies = np.concatenate([frequencies_of(128), frequencies_of(128, 5e5), np.float32([1.0, 2.5])])
     error = np.abs(card.read(table(card, positions, frequencies)) - exact_table(positions, frequencies))
-    assert error.max() < 1.5e-7
+    assert error.max() < 1e-7
 
 
 def test_many_angles(card: Any) -> None:
     positions = np.random.default_rng(0).integers(0, 1 << 20, 200).astype(np.int32)
     frequencies = frequencies_of(130)
     error = np.abs(card.read(table(card, positions, frequencies)) - exact_table(positions, frequencies))
-    assert error.max() < 1.5e-7
+    assert error.max() < 1e-7
 
 
 @pytest.mark.parametrize("period", [8192.0, 3.0])
@@ -86,7 +86,7 @@ def test_queries_grow(card: Any, period: float) -> None:
 
 
 # head_dim, dims: whole and partial heads, four pairs a thread and one.
-SHAPES = [(64, 64), (128, 128), (96, 64), (80, 20), (36, 36), (10, 6), (2, 2)]
+SHAPES = [(64, 64), (128, 128), (96, 64), (80, 20), (30, 8), (36, 36), (10, 6), (2, 2)]
 
 
 @pytest.mark.parametrize("neighbours", [True, False])

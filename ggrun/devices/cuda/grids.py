@@ -13,6 +13,8 @@ SLICE = 2048
 """Logits, or candidates, that a block of sample.cu looks at."""
 MOST_K = SLICE // 2
 """The largest k of sample.cu's top_k: a launch must leave fewer candidates than it was given."""
+MOST_EXPERTS = 16 * WARP
+"""The most experts that moe.cu can choose from."""
 PLACES = 8
 """The most places that reduce.cu adds up in one launch."""
 
@@ -74,6 +76,13 @@ def rows(n: int, width: int) -> Launch:
 def route(n: int) -> Launch:
     """route: a warp a token."""
     return Launch((_ceil(n, 4),), (WARP, 4))
+
+
+def per_lane(experts: int) -> int:
+    """moe.cu's PER_LANE: the experts a lane of route looks at, a power of two, as few modules will do."""
+    if not 0 < experts <= MOST_EXPERTS:
+        raise ValueError(f"there are {experts} experts: there must be between 1 and {MOST_EXPERTS}")
+    return 1 << (_ceil(experts, WARP) - 1).bit_length()
 
 
 def sort(experts: int) -> Launch:
