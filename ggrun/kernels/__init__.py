@@ -14,6 +14,9 @@ from types import ModuleType
 
 from ggrun.errors import UsageError
 
+CUDA_OPTIONS = ("-std=c++17",)
+"""What kernels/cuda is compiled with, besides the card's architecture, macros and folders."""
+
 ROOT = Path(__file__).parent
 if not (ROOT / "cpu").is_dir():
     ROOT = ROOT.parents[1] / "kernels"

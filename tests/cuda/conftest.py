@@ -1,10 +1,11 @@
 """`card`: runs kernels of kernels/cuda on the emulator, or on a real card with --device cuda.
 
-The emulator's cards differ in architecture and in the order of threads, so a test runs once for each of CARDS;
-one that takes long names fewer: @pytest.mark.parametrize("card", ["800-random"], indirect=True).
+The emulator's cards differ in architecture and in the order of threads, and a test runs on each of CARDS.
+One that takes long names fewer: @pytest.mark.parametrize("card", ["800-random"], indirect=True).
 """
 
 from collections.abc import Iterator, Sequence
+from shutil import which
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from ggrun.devices.cuda_driver import Driver
+from tools.cuda_emulator.build import compiler
+from tools.cuda_emulator.driver import EmulatedDriver
 
 CARDS = ("750-forward", "800-forward", "800-reverse", "800-random")
 _ORDERS = {"forward": 0, "reverse": 1, "random": 7}
@@ -84,10 +87,16 @@ class Card:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    chosen = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
-    if "card" in metafunc.fixturenames and "card" not in chosen:
+    chosen = any("card" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "card" in metafunc.fixturenames and not chosen:
         cards = CARDS if metafunc.config.getoption("device") == "emulator" else ("cuda",)
         metafunc.parametrize("card", cards, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def _compiler(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("device") == "emulator" and not which(compiler()):
+        pytest.skip(f"the emulator needs {compiler()}")
 
 
 @pytest.fixture
@@ -97,8 +106,6 @@ def card(request: pytest.FixtureRequest) -> Iterator[Card]:
 
         yield Card(CupyDriver(0))
         return
-    from tools.cuda_emulator.driver import EmulatedDriver
-
     arch, order = request.param.split("-")
     emulated = Card(EmulatedDriver(int(arch) // 10, order=_ORDERS[order]))
     yield emulated

@@ -5,6 +5,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from ggrun.errors import GgrunError
 from ggrun.kernels import cuda_source
 from tools.cuda_emulator.build import build_kernels, build_runtime
+from tools.cuda_variants import variants
 
 FORWARD, REVERSE = 0, 1
 """Orders of the threads and blocks; any greater number is the seed of a random one."""
@@ -44,7 +46,8 @@ class _Failure(c.Structure):
         ("text", c.c_char * 512),
         ("file", c.c_char * 256),
         ("line", c.c_int),
-        ("address", c.c_void_p),
+        ("instruction", c.c_void_p),
+        ("other", c.c_void_p),
         ("block", c.c_uint * 3),
         ("thread", c.c_uint * 3),
     )
@@ -78,7 +81,7 @@ class Kernel:
                 f"{name}: parameter {self.signature.index('?')} is no pointer, int, long long or float"
             )
         self.max_dynamic_shared = _OPT_IN
-        self._library, self._entry, self._max_threads = library, export.entry, export.max_threads
+        self._library, self._entry, self._max_threads = library, export.entry, export.max_threads or 1024
         self._most_shared = _MOST_SHARED[arch] << 10
 
     def __call__(
@@ -92,13 +95,11 @@ class Kernel:
     ) -> None:
         """Run to the end. args: ints for pointers, numpy scalars for the rest; shared in bytes."""
         self.check(grid, block, args, shared)
-        values = (c.c_uint64 * len(args))()
-        for i, value in enumerate(args):
-            raw = c.c_uint64(value) if isinstance(value, int) else value.tobytes()
-            c.memmove(
-                c.byref(values, 8 * i), c.byref(raw) if isinstance(value, int) else raw, value_size(value)
-            )
-        addresses = (c.c_void_p * len(args))(*(c.addressof(values) + 8 * i for i in range(len(args))))
+        values = b"".join(
+            np.uint64(v).tobytes() if isinstance(v, int) else v.tobytes().ljust(8) for v in args
+        )
+        kept = c.create_string_buffer(values)
+        addresses = (c.c_void_p * len(args))(*range(c.addressof(kept), c.addressof(kept) + 8 * len(args), 8))
         parameters = _Parameters(
             _three(grid), _three(block), shared, self._most_shared, workers or _processors(), order
         )
@@ -108,35 +109,37 @@ class Kernel:
 
     def check(self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int) -> None:
         """What a launch can be seen to be wrong by before it begins; KernelError."""
-        for what, sizes, most in (("grid", grid, _MOST_BLOCKS), ("block", block, _MOST_THREADS)):
-            if not 1 <= len(sizes) <= 3 or any(not 1 <= n <= m for n, m in zip(sizes, most, strict=False)):
-                raise KernelError(f"{self.name}: a {what} of {tuple(sizes)} is not possible")
-        threads = int(np.prod(block))
-        if threads > (self._max_threads or 1024):
-            raise KernelError(
-                f"{self.name}: {threads} threads a block are more than {self._max_threads or 1024}"
-            )
-        if shared > min(self.max_dynamic_shared, self._most_shared):
-            raise KernelError(
-                f"{self.name}: {shared} bytes of dynamic shared memory; "
-                f"{min(self.max_dynamic_shared, self._most_shared)} are allowed"
-            )
+        self._check_sizes(grid, block)
+        allowed = min(self.max_dynamic_shared, self._most_shared)
+        if shared > allowed:
+            raise self._error(f"{shared} bytes of dynamic shared memory; {allowed} are allowed")
         if len(args) != len(self.signature):
-            raise KernelError(f"{self.name} has {len(self.signature)} parameters, not {len(args)}")
+            raise self._error(f"there are {len(self.signature)} parameters, not {len(args)}")
         for i, (value, letter) in enumerate(zip(args, self.signature, strict=True)):
             wanted = int if letter == "P" else _TYPES[letter]
             if type(value) is not wanted:
-                raise KernelError(
-                    f"{self.name}: argument {i} must be {wanted.__name__}, not {type(value).__name__} {value!r}"
-                )
+                raise self._error(f"argument {i} must be {wanted.__name__}, not {value!r}")
+
+    def _check_sizes(self, grid: Sequence[int], block: Sequence[int]) -> None:
+        for what, sizes, most in (("grid", grid, _MOST_BLOCKS), ("block", block, _MOST_THREADS)):
+            if not 1 <= len(sizes) <= 3 or any(not 1 <= n <= m for n, m in zip(sizes, most, strict=False)):
+                raise self._error(f"a {what} of {tuple(sizes)} is not possible")
+        if (threads := prod(block)) > self._max_threads:
+            raise self._error(f"{threads} threads a block are more than {self._max_threads}")
+
+    def _error(self, text: str) -> KernelError:
+        return KernelError(f"{self.name}: {text}")
 
     def _explain(self, failure: _Failure) -> str:
         file, line = failure.file.decode(), failure.line
-        if failure.address:
-            file, line = _line_of(self._library._name, self._library, failure.address)
+        if failure.instruction:
+            file, line = _line_of(self._library._name, failure.instruction)
+        text = failure.text.decode(errors="replace")
+        if failure.other:
+            text += " {}:{}".format(*_line_of(self._library._name, failure.other))
         place = f" at {os.path.basename(file)}:{line}" if file else ""
         block, thread = tuple(failure.block), tuple(failure.thread)
-        return f"{self.name}{place}, block {block}, thread {thread}: {failure.text.decode(errors='replace')}"
+        return f"{self.name}{place}, block {block}, thread {thread}: {text}"
 
 
 def load_kernel(file: str, name: str, arch: int, defines: dict[str, str | int]) -> Kernel:
@@ -146,8 +149,11 @@ def load_kernel(file: str, name: str, arch: int, defines: dict[str, str | int]) 
 
 @cache
 def _load(file: str, arch: int, defines: tuple[tuple[str, str | int], ...]) -> c.CDLL:
+    path, choice = cuda_source(file), {name: str(value) for name, value in defines}
+    if path.parent == cuda_source("") and choice not in variants(path):
+        raise KernelError(f"{file} has no line `// variants: ...` that allows {choice}")
     runtime()
-    return c.CDLL(str(build_kernels(cuda_source(file), arch * 10, dict(defines))))
+    return c.CDLL(str(build_kernels(path, arch * 10, choice)))
 
 
 @cache
@@ -159,12 +165,7 @@ def _three(sizes: Sequence[int]) -> c.Array[c.c_uint]:
     return (c.c_uint * 3)(*sizes, *(1,) * (3 - len(sizes)))
 
 
-def value_size(value: Any) -> int:
-    """Bytes of an argument."""
-    return 8 if isinstance(value, int) else value.itemsize
-
-
-def _line_of(path: str, library: c.CDLL, address: int) -> tuple[str, int]:
+def _line_of(path: str, address: int) -> tuple[str, int]:
     """The innermost line of the kernel's source at an address of its code; nothing where addr2line is not."""
     with open("/proc/self/maps") as maps:
         bases = [int(line.split("-")[0], 16) for line in maps if line.rstrip().endswith(path)]
@@ -181,6 +182,6 @@ def _line_of(path: str, library: c.CDLL, address: int) -> tuple[str, int]:
         return "", 0
     for place in done.stdout.split():
         file, _, line = place.rpartition(":")
-        if file.endswith((".cu", ".cuh")) and line.isdecimal():
-            return file, int(line)
+        if file.endswith((".cu", ".cuh")) and not file.endswith("ptx.cuh") and line.isdecimal():
+            return os.path.basename(file), int(line)
     return "", 0

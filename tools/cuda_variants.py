@@ -1,0 +1,34 @@
+"""What a .cu file says of itself, in lines of its header comment:
+
+    // variants: FORMAT=Q4_K|Q8_0 COLUMNS=1|2|4|8
+    // stack: sample top_k
+
+A device compiles it with each of these choices of macros and no others: the emulator refuses them. Several
+lines of variants add up; a file without any is compiled as it is. The kernels named behind `stack` may have a
+stack frame; in all others one is a mistake, as are registers that spill.
+"""
+
+import re
+from itertools import product
+from pathlib import Path
+
+_VARIANTS = re.compile(r"^// variants: (.*)$", re.MULTILINE)
+_STACK = re.compile(r"^// stack: (.*)$", re.MULTILINE)
+
+Defines = dict[str, str]
+
+
+def variants(path: Path) -> list[Defines]:
+    """Every choice of macros that a file is compiled with."""
+    lines = _VARIANTS.findall(path.read_text())
+    return [choice for line in lines for choice in _choices(line)] if lines else [{}]
+
+
+def may_have_stack(path: Path) -> set[str]:
+    """The kernels that may have a stack frame."""
+    return {name for line in _STACK.findall(path.read_text()) for name in line.split()}
+
+
+def _choices(line: str) -> list[Defines]:
+    names, values = zip(*(word.split("=", 1) for word in line.split()), strict=True)
+    return [dict(zip(names, choice, strict=True)) for choice in product(*(v.split("|") for v in values))]
