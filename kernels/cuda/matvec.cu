@@ -9,9 +9,15 @@
 #include "dots.cuh"
 
 constexpr int SUMS = ROWS * COLUMNS;
-constexpr int MOST_WARPS = 8;  // of a block
 static_assert(SUMS <= WARP, "each lane finishes one of the sums");
 static_assert(ROWS % 2 == 0, "of two matrices a warp has half of the rows each");
+
+constexpr int MOST_WARPS = 8;  // of a block
+
+// So many blocks want to be on a multiprocessor at once, to hide how long memory takes. Left to itself the compiler
+// saves registers for more, and loads one after the other to that end.
+constexpr int RESIDENT_BLOCKS = COLUMNS <= 2 ? 3 : COLUMNS == 4 ? 2 : 1;
+#define DECODE_KERNEL extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP, RESIDENT_BLOCKS)
 
 // The sum of lane row * COLUMNS + column; that of all other lanes, and of warps behind a team's first, is
 // nothing.
@@ -79,7 +85,7 @@ DEVICE int columns_left(int n) { return min(n - first_column(), COLUMNS); }
 
 // y[n, rows] = x[n, k] . w[rows, k]^T * scale + bias + residual, of which the last two may be null; residual
 // may be y. Blocks [teams of rows, columns / COLUMNS].
-extern "C" __global__ void __launch_bounds__(MOST_WARPS* WARP)
+DECODE_KERNEL
 matvec(const uint8_t* w, const uint8_t* x, float* y, int rows, int k, int n, float scale, const float* bias,
        const float* residual) {
     if (columns_left(n) <= 0) return;
@@ -95,7 +101,7 @@ matvec(const uint8_t* w, const uint8_t* x, float* y, int rows, int k, int n, flo
 }
 
 // y[n, rows] = silu(gate) * up, each a product as in matvec, with its own scale and bias.
-extern "C" __global__ void __launch_bounds__(MOST_WARPS* WARP)
+DECODE_KERNEL
 matvec_swiglu(const uint8_t* gate, const uint8_t* up, const uint8_t* x, float* y, int rows, int k, int n,
               float gate_scale, float up_scale, const float* gate_bias, const float* up_bias) {
     if (columns_left(n) <= 0) return;
@@ -119,7 +125,7 @@ DEVICE int expert_of(const int* starts, int experts, int pair) {
 // y[pair] = x[column] . w[expert]^T * scales[expert]: each pair of a token and its expert has a column.
 // tokens says which, or is null where the columns are the pairs'. Scales may be null. Blocks [teams of rows,
 // pairs].
-extern "C" __global__ void __launch_bounds__(MOST_WARPS* WARP)
+DECODE_KERNEL
 matvec_experts(const uint8_t* w, const uint8_t* x, float* y, const int* starts, const int* tokens,
                int experts, int rows, int k, int pairs, const float* scales) {
     const int pair = blockIdx.y;
@@ -132,7 +138,7 @@ matvec_experts(const uint8_t* w, const uint8_t* x, float* y, const int* starts, 
 }
 
 // y[pair] = silu(gate) * up, each as in matvec_experts.
-extern "C" __global__ void __launch_bounds__(MOST_WARPS* WARP)
+DECODE_KERNEL
 matvec_experts_swiglu(const uint8_t* gate, const uint8_t* up, const uint8_t* x, float* y, const int* starts,
                       const int* tokens, int experts, int rows, int k, int pairs, const float* gate_scales,
                       const float* up_scales) {

@@ -1,4 +1,4 @@
-"""Weights and columns for the tests of kernels: random blocks, what they stand for, columns as numpy has them."""
+"""Weights and columns for the tests of kernels: random blocks, what they stand for, columns by numpy."""
 
 import numpy as np
 from gguf import GGMLQuantizationType, quants
@@ -9,7 +9,7 @@ __all__ = ["FORMATS", "HALVES", "column_bytes", "exact", "extreme_rows", "quanti
 
 
 def extreme_rows(name: str, k: int) -> np.ndarray:
-    """Rows with the largest and smallest half-float scales, and blocks of all the same bytes: uint8 [12, bytes]."""
+    """Rows with extreme half-float scales, and blocks of all the same bytes: uint8 [12, bytes]."""
     rng = np.random.default_rng(5)
     data = random_rows(name, 12, k, rng)
     block = GGMLQuantizationType[name]
