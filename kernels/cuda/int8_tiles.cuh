@@ -25,8 +25,10 @@ constexpr int WARP_ROWS = TILE_ROWS * WARPS_ACROSS / WARPS, WARP_COLUMNS = TILE_
 constexpr int ROW_TILES = WARP_ROWS / 16, COLUMN_TILES = WARP_COLUMNS / 8;  // of an mma, in a warp
 static_assert(WARP_ROWS % 16 == 0 && WARP_COLUMNS % 16 == 0 && TILE_COLUMNS <= THREADS, "no such tile");
 
-// Blocks that share a multiprocessor: the registers of 65,536 that are left then are enough for the products of a step.
-constexpr int BLOCKS = (TILE_COLUMNS == 16 ? 5 : TILE_COLUMNS == 32 ? 4 : TILE_COLUMNS == 64 ? 3 : 2) * 64 / TILE_ROWS;
+// Blocks that share a multiprocessor: with so many, its 65,536 registers are enough for each, and nothing spills.
+constexpr int BLOCKS = TILE_ROWS == 128 ? 1 : TILE_COLUMNS == 16 ? 5 : TILE_COLUMNS == 32 ? 4 : HALVES == 1 ? 3 : 2;
+static_assert(TILE_ROWS == 64 ? TILE_COLUMNS <= 64 : HALVES == 1, "too many sums for a thread's registers");
+
 constexpr int STAGES = TILE_COLUMNS <= 64 ? 3 : 2;  // fits 48 KiB with TILE_ROWS = TILE_COLUMNS = 128
 constexpr unsigned AHEAD = 16;                      // groups that the L2 cache is told of before they are loaded
 
@@ -100,9 +102,10 @@ struct Columns {
     const int* index;
     int first, count, k;
 
-    DEVICE const uint8_t* at(int i) const {
+    // Where one begins, in chunks from x: a register, where an address would be two.
+    DEVICE unsigned at(int i) const {
         const int column = i >= count ? 0 : index ? index[first + i] : first + i;
-        return x + (long long)column * column_bytes(k);
+        return column * unsigned(column_bytes(k) / CHUNK);
     }
 };
 
@@ -111,30 +114,33 @@ struct Columns {
 class ColumnLoader {
     static constexpr int APART = THREADS / CHUNKS;  // from one of its columns to the next
     static constexpr int COUNT = ceil_div(TILE_COLUMNS, APART);
-    const uint8_t *bytes[COUNT], *pairs;
+    static_assert(sizeof(Pairs) == CHUNK, "of a step");
+    const uint4* x;
+    unsigned bytes[COUNT], pairs;
     int count, k;
 
   public:
-    DEVICE explicit ColumnLoader(const Columns& columns) : count(columns.count), k(columns.k) {
+    DEVICE explicit ColumnLoader(const Columns& columns)
+        : x(reinterpret_cast<const uint4*>(columns.x)), count(columns.count), k(columns.k) {
         const int first = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
 #pragma unroll
-        for (int i = 0; i < COUNT; i++) bytes[i] = columns.at(first + i * APART) + CHUNK * chunk;
-        pairs = columns.at(threadIdx.x) + k;
+        for (int i = 0; i < COUNT; i++) bytes[i] = columns.at(first + i * APART) + chunk;
+        pairs = columns.at(threadIdx.x) + k / CHUNK;
     }
 
     DEVICE void load(Buffers& buffers, int stage, int step) const {
-        const int first = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS, at = STEP * step;
+        const int first = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
             const int column = first + i * APART;
             if (TILE_COLUMNS % APART != 0 && column >= TILE_COLUMNS) break;
             uint8_t* to = buffers.columns[stage] + i * APART * STEP + chunk_at(first, chunk);
-            cp_async_16(to, bytes[i] + at, column < count && at + CHUNK * chunk < k);
+            cp_async_16(to, x + (bytes[i] + CHUNKS * step), column < count && STEP * step + CHUNK * chunk < k);
         }
         // Where the last step has but one group, the zeros that fill a column up are the other's pair.
         const int column = threadIdx.x;
         if (column < TILE_COLUMNS)
-            cp_async_16(&buffers.pairs[stage][column], pairs + sizeof(Pairs) * step, column < count && at < k);
+            cp_async_16(&buffers.pairs[stage][column], x + (pairs + step), column < count && STEP * step < k);
     }
 };
 
@@ -235,6 +241,7 @@ DEVICE void multiply(Sums& sums, const Buffers& buffers, int buffer, int stage, 
 #pragma unroll
     for (int c = 0; c < COLUMN_TILES; c += 2) {
         ColumnFragment columns[2];
+        __syncwarp();  // keeps the compiler from loading all columns at once, for which there are no registers
         ColumnFragment::load(columns, buffers, stage, warp_column() + 8 * c, g);
 #pragma unroll
         for (int i = 0; i < 2; i++) {

@@ -1,7 +1,10 @@
 // Quantized weights times many quantized columns, with the tensor cores' int8 products: see int8_tiles.cuh.
 //
-// Compiled with -DFORMAT=..., -DTILE_ROWS=64 or 128, -DTILE_COLUMNS=16, 32, 64 or 128; a block has 2 * TILE_ROWS
-// threads. See ggrun/devices/cuda_tiles.py for the choice of tiles and the grids.
+// A block of 2 * TILE_ROWS threads computes TILE_ROWS rows of TILE_COLUMNS columns: see ggrun/devices/cuda_tiles.py for
+// the choice.
+// variants: FORMAT=Q4_0|Q4_1|Q5_0|Q5_1|Q8_0|IQ4_NL|MXFP4 TILE_ROWS=64 TILE_COLUMNS=16|32|64
+// variants: FORMAT=Q2_K|Q3_K|Q4_K|Q5_K|Q6_K|IQ4_XS|TQ1_0|TQ2_0 TILE_ROWS=64 TILE_COLUMNS=16|32|64
+// variants: FORMAT=Q4_0|Q4_1|Q5_0|Q5_1|Q8_0|IQ4_NL|MXFP4|Q4_K|Q5_K|IQ4_XS|TQ1_0 TILE_ROWS=128 TILE_COLUMNS=128
 #include "expert_tiles.cuh"
 #include "int8_tiles.cuh"
 
@@ -28,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     matmul_experts(const uint8_t* __restrict__ w, int rows, int k, const uint8_t* __restrict__ x,
                    const int* __restrict__ starts, int experts, const int* __restrict__ tokens, float* __restrict__ y,
                    const float* __restrict__ scales) {
-    const ExpertTile tile = find_expert_tile(starts, experts, blockIdx.x, TILE_COLUMNS);
+    const ExpertTile& tile = expert_tile(starts, experts, TILE_COLUMNS);
     if (tile.expert < 0) return;
     const int row = blockIdx.y * TILE_ROWS;
     w += (long long)tile.expert * rows * (k / Weights::VALUES) * Weights::BYTES;

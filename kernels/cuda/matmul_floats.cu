@@ -5,10 +5,11 @@
 // sheets, a third of the rate of bfloat16 is less than that of float32 on the GeForce cards (RTX 3090: 71 / 3 to 36
 // TFLOPS, RTX 4090: 165 / 3 to 83), and where it is more (A100, H100), large batches are cuBLAS's.
 //
-// Compiled with -DFORMAT=F32, F16 or BF16, -DTILE_COLUMNS=16, 32 or 64; a block has 128 threads and takes 64 rows. Each
-// has eight of these and TILE_COLUMNS / 16 columns. Of every step of 16 values, the next one's are loaded to registers
+// A block of 128 threads computes 64 rows of TILE_COLUMNS columns, a thread eight of these and TILE_COLUMNS / 16. Of every step of 16 values, the next one's are loaded to registers
 // before the products, and stored to the other of two buffers after them: in shared memory, a value's rows lie side by
 // side, so neighbouring threads, which have neighbouring rows, store and load without bank conflicts.
+//
+// variants: FORMAT=F32|F16|BF16 TILE_COLUMNS=16|32|64
 #include "expert_tiles.cuh"
 #include "formats.cuh"
 
@@ -25,7 +26,7 @@ typedef float Sums[THREAD_COLUMNS][THREAD_ROWS];
 template <class F> DEVICE void load_unit(const uint8_t* row, int at, int k, float (&values)[16 / F::BYTES]) {
     constexpr int UNIT = 16 / F::BYTES;
     if (k % UNIT == 0 && at < k) {  // all rows are aligned
-        F::unpack(load_128(row + (long long)at * F::BYTES), values);
+        F::unpack(__ldg(reinterpret_cast<const uint4*>(row + (long long)at * F::BYTES)), values);
         return;
     }
 #pragma unroll
@@ -139,7 +140,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     matmul_floats_experts(const uint8_t* __restrict__ w, int rows, int k, const float* __restrict__ x,
                           const int* __restrict__ starts, int experts, const int* __restrict__ tokens,
                           float* __restrict__ y, const float* __restrict__ scales) {
-    const ExpertTile tile = find_expert_tile(starts, experts, blockIdx.x, TILE_COLUMNS);
+    const ExpertTile& tile = expert_tile(starts, experts, TILE_COLUMNS);
     if (tile.expert < 0) return;
     const int row = blockIdx.y * TILE_ROWS;
     const long long first_row = (long long)tile.expert * rows;
