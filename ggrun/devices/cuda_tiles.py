@@ -12,7 +12,7 @@ SPLIT_STEPS = 8
 WAVE = 2
 """Blocks a multiprocessor that are wanted: k is split where there are fewer."""
 LARGE = 128
-"""A large tile has so many rows and columns: it loads half as much a product, but one fills a multiprocessor."""
+"""Rows and columns of a large tile: it loads half as much a product, but one fills a multiprocessor."""
 ROWS, COLUMNS = 64, (16, 32, 64)
 """Those of the others."""
 TWO_SCALES = ("Q2_K", "Q3_K", "Q6_K", "TQ2_0", "IQ2_XS", "IQ2_S", "IQ1_M")
@@ -57,8 +57,8 @@ def float_tiles(rows: int, k: int, n: int, multiprocessors: int) -> Tiles:
 def expert_tiles(rows: int, pairs: int, experts: int) -> Tiles:
     """For `matmul_experts` and `matmul_floats_experts`: `pairs` columns, each times its expert's [rows, k].
 
-    How many are each expert's, only the device knows. The grid is for the worst case, where as many experts as can be
-    have a pair, and all others are one expert's: blocks that have no tile end at once.
+    How many are each expert's, only the device knows. The grid is for the worst case, where as many experts
+    as can be have a pair, and all others are one expert's: blocks that have no tile end at once.
     """
     columns = _columns(-(-pairs // experts))
     some = min(experts, pairs)

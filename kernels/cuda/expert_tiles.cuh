@@ -1,4 +1,5 @@
-// Which tile of which expert a block computes, found on the device: how many pairs an expert has, the host never knows.
+// Which tile of which expert a block computes, found on the device: how many pairs an expert has, the host
+// never knows.
 #pragma once
 #include "common.cuh"
 
@@ -7,8 +8,8 @@ struct ExpertTile {
     int first, count;  // pairs
 };
 
-// Tile number `tile` when each expert's pairs, starts[expert] to starts[expert + 1], are cut into tiles of `size`: found
-// by a warp, which counts 32 experts at a time.
+// Tile number `tile` when each expert's pairs, starts[expert] to starts[expert + 1], are cut into tiles of
+// `size`: found by a warp, which counts 32 experts at a time.
 DEVICE ExpertTile find_expert_tile(const int* starts, int experts, int tile, int size) {
     const int lane = threadIdx.x % WARP;
     for (int base = 0; base < experts; base += WARP) {

@@ -126,7 +126,11 @@ def test_what_is_no_number_stays_where_it_is(card: Card) -> None:
 
 
 def run_experts(
-    card: Card, case: Case, counts: list[int], tokens: NDArray[np.int32] | None, scales: NDArray[np.float32] | None
+    card: Card,
+    case: Case,
+    counts: list[int],
+    tokens: NDArray[np.int32] | None,
+    scales: NDArray[np.float32] | None,
 ) -> NDArray[np.float32]:
     starts = np.cumsum([0, *counts]).astype(np.int32)
     pairs = int(starts[-1])
