@@ -32,7 +32,8 @@ template <int WIDTH = WARP, typename T> DEVICE T warp_sum(T value) {
 
 template <int WIDTH = WARP> DEVICE float warp_max(float value) {
 #pragma unroll
-    for (int step = WIDTH / 2; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(ALL_LANES, value, step));
+    for (int step = WIDTH / 2; step > 0; step /= 2)
+        value = fmaxf(value, __shfl_xor_sync(ALL_LANES, value, step));
     return value;
 }
 

@@ -18,7 +18,7 @@
 //
 // IQ1, IQ2 and IQ3 formats need -DCODE_BOOK: see formats/code_book.cuh.
 //
-// F32, F16 and BF16 have value(row, i) and unpack(16 bytes, floats).
+// F32, F16 and BF16 have value(row, i), and unpack(words, values) for the UNIT values in 32 aligned bytes.
 #pragma once
 #include "formats/floats.cuh"
 #include "formats/iq4_nl.cuh"
@@ -48,3 +48,8 @@
 #endif
 
 using Weights = FORMAT;
+
+template <class F> constexpr bool IS_FLOATS = F::VALUES == 1;
+
+// The bytes of a row of k values, which is whole blocks.
+template <class F> DEVICE int64_t row_bytes(int k) { return int64_t(k / F::VALUES) * F::BYTES; }

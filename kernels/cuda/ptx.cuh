@@ -1,7 +1,7 @@
 // The only inline PTX: tensor cores, ldmatrix, asynchronous copies to shared memory.
 //
-// Functions in namespace ptx are one instruction each; the emulator has its own of the same names. What stands below
-// them is made of them, runs on every card from Turing on, and is what kernels call.
+// Functions in namespace ptx are one instruction each; the emulator has its own of the same names. What
+// stands below them is made of them, runs on every card from Turing on, and is what kernels call.
 //
 // Fragments: with g = lane / 4 and t = lane % 4, and E values in a register (4 bytes or 2 halves),
 //   A, register r: row g + 8 * (r % 2), values E * t + 4 * E * (r / 2) ... of it
@@ -21,24 +21,26 @@ DEVICE void mma_m8n8k16_s8(int (&d)[2], const uint32_t (&a)[1], const uint32_t (
 }
 
 DEVICE void mma_m16n8k8_f16(float (&d)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]) {
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b[0]));
 }
 
 #if __CUDA_ARCH__ >= 800
 DEVICE void mma_m16n8k16_s8(int (&d)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b[0]));
 }
 
-#define MMA_16(NAME, SHAPE, C, REGISTER)                                                                \
-    DEVICE void NAME(C (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {                       \
-        asm volatile("mma.sync.aligned." SHAPE                                                          \
-                     " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                 \
-                     : REGISTER(d[0]), REGISTER(d[1]), REGISTER(d[2]), REGISTER(d[3])                   \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));               \
+#define MMA_16(NAME, SHAPE, C, REGISTER)                                                  \
+    DEVICE void NAME(C(&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {          \
+        asm volatile("mma.sync.aligned." SHAPE                                            \
+                     " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"   \
+                     : REGISTER(d[0]), REGISTER(d[1]), REGISTER(d[2]), REGISTER(d[3])     \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])); \
     }
 MMA_16(mma_m16n8k32_s8, "m16n8k32.row.col.s32.s8.s8.s32", int, "+r")
 MMA_16(mma_m16n8k16_f16, "m16n8k16.row.col.f32.f16.f16.f32", float, "+f")
@@ -49,19 +51,20 @@ MMA_16(mma_m16n8k16_bf16, "m16n8k16.row.col.f32.bf16.bf16.f32", float, "+f")
 DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
 // Lane i gives the address of row i % 8 of matrix i / 8: eight rows of 16 bytes, aligned to 16, a matrix.
-#define LDMATRIX(NAME, COUNT, TYPE, REGISTERS, ADDRESS, ...)                                            \
-    DEVICE void NAME(uint32_t (&r)[COUNT], const void* row) {                                           \
-        asm volatile("ldmatrix.sync.aligned.m8n8." TYPE ".shared.b16 {" REGISTERS "}, [" ADDRESS "];"   \
-                     : __VA_ARGS__                                                                      \
-                     : "r"(shared_address(row))                                                         \
-                     : "memory");                                                                       \
+#define LDMATRIX(NAME, COUNT, TYPE, REGISTERS, ADDRESS, ...)                                          \
+    DEVICE void NAME(uint32_t (&r)[COUNT], const void* row) {                                         \
+        asm volatile("ldmatrix.sync.aligned.m8n8." TYPE ".shared.b16 {" REGISTERS "}, [" ADDRESS "];" \
+                     : __VA_ARGS__                                                                    \
+                     : "r"(shared_address(row))                                                       \
+                     : "memory");                                                                     \
     }
 LDMATRIX(ldmatrix_x1, 1, "x1", "%0", "%1", "=r"(r[0]))
 LDMATRIX(ldmatrix_x2, 2, "x2", "%0, %1", "%2", "=r"(r[0]), "=r"(r[1]))
 LDMATRIX(ldmatrix_x4, 4, "x4", "%0, %1, %2, %3", "%4", "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]))
 LDMATRIX(ldmatrix_x1_trans, 1, "x1.trans", "%0", "%1", "=r"(r[0]))
 LDMATRIX(ldmatrix_x2_trans, 2, "x2.trans", "%0, %1", "%2", "=r"(r[0]), "=r"(r[1]))
-LDMATRIX(ldmatrix_x4_trans, 4, "x4.trans", "%0, %1, %2, %3", "%4", "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]))
+LDMATRIX(ldmatrix_x4_trans, 4, "x4.trans", "%0, %1, %2, %3", "%4", "=r"(r[0]), "=r"(r[1]), "=r"(r[2]),
+         "=r"(r[3]))
 #undef LDMATRIX
 
 DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
@@ -69,11 +72,14 @@ DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];"
 #if __CUDA_ARCH__ >= 800
 // 16 bytes, of which the last 16 - bytes are zeros and not read.
 DEVICE void cp_async_16(void* shared, const void* global, int bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(bytes)
                  : "memory");
 }
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int GROUPS> DEVICE void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory"); }
+template <int GROUPS> DEVICE void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
+}
 #endif
 
 }  // namespace ptx

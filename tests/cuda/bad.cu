@@ -1,7 +1,25 @@
-// Kernels with one mistake each, and some that look like mistakes and are none. tests/cuda/test_emulator.py runs them.
+// For tests of the emulator: kernels with one mistake each, and some that only look like it.
 #include "ptx.cuh"
 
 // Mistakes with barriers.
+
+extern "C" __global__ void order_of_warps(float* y) {  // in global memory
+    y[threadIdx.x % WARP] = threadIdx.x;
+}
+
+extern "C" __global__ void no_barrier_after_writes(float* y) {
+    y[threadIdx.x] = threadIdx.x;
+    if (threadIdx.x == 0) y[0] += y[127];
+}
+
+extern "C" __global__ void too_early(float* y) {  // the second round overwrites what others may still read
+    __shared__ float s[128];
+    for (int i = 0; i < 2; i++) {
+        s[threadIdx.x] = threadIdx.x;
+        __syncthreads();
+        y[threadIdx.x] = s[127 - threadIdx.x];
+    }
+}
 
 extern "C" __global__ void no_barrier(float* y) {
     __shared__ float s[128];
@@ -55,6 +73,7 @@ extern "C" __global__ void past_shared(float* y, int n) {
     __shared__ float s[32];
     float* p = s;
     p[threadIdx.x + n] = 1;
+    __syncthreads();
     y[threadIdx.x] = s[threadIdx.x];
 }
 
@@ -68,6 +87,7 @@ extern "C" __global__ void before_shared(float* y) {
 extern "C" __global__ void past_dynamic(float* y) {
     extern __shared__ float s[];
     s[threadIdx.x + 1] = 1;
+    __syncthreads();
     y[threadIdx.x] = s[threadIdx.x];
 }
 
@@ -79,6 +99,13 @@ extern "C" __global__ void index_outside(float* y, int n) {
 
 extern "C" __global__ void misaligned(const float* x, float4* y) {
     y[threadIdx.x] = *reinterpret_cast<const float4*>(x + 1 + 4 * threadIdx.x);
+}
+
+extern "C" __global__ void past_local(float* y, int n) {
+    float a[10];
+    for (int i = 0; i < 10; i++) a[i] = i;
+    float* p = a + n;
+    y[threadIdx.x] = p[threadIdx.x];
 }
 
 extern "C" __global__ void fresh_shared(float* y) {
@@ -118,6 +145,14 @@ extern "C" __global__ void copies_not_awaited(const float* x, float* y) {
     __syncthreads();
     for (int i = 0; i < 4; i++) y[4 * threadIdx.x + i] = s[4 * threadIdx.x + i];
     cp_async_wait<0>();
+}
+
+extern "C" __global__ void copies_not_synchronized(const float* x, float* y) {
+    __shared__ __align__(16) float s[128];
+    cp_async_16(s + 4 * threadIdx.x, x + 4 * threadIdx.x);
+    cp_async_commit();
+    cp_async_wait<0>();
+    y[threadIdx.x] = s[threadIdx.x];
 }
 
 extern "C" __global__ void copies_left(const float* x, float* y) {
@@ -162,7 +197,8 @@ extern "C" __global__ void early_exit(int* y, int n) {  // before a barrier of t
     y[threadIdx.x] = s[n - 1 - threadIdx.x];
 }
 
-extern "C" __global__ void last_block(float* y, int* count, float* sum) {  // the last block sums what all wrote
+// The last block sums what all wrote.
+extern "C" __global__ void last_block(float* y, int* count, float* sum) {
     __shared__ bool last;
     if (threadIdx.x == 0) {
         y[blockIdx.x] = blockIdx.x + 1;

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ggrun.devices.late import Schedule
 from ggrun.errors import GgrunError
 from tests.cuda.conftest import Card, OnCard
 from tools.cuda_emulator.driver import EmulatedDriver
@@ -60,10 +61,39 @@ def y(emulated: Card) -> OnCard:
     return emulated.zeros(32, np.float32)
 
 
-@pytest.mark.parametrize("name", ["no_barrier", "no_warp_barrier"])
-def test_a_missing_barrier_changes_the_result_with_the_order_of_threads(name: str) -> None:
-    first, *others = results(name, 128 if name == "no_barrier" else 32)
-    assert not all(np.array_equal(first, other, equal_nan=True) for other in others)
+RACES = ("no_barrier", "no_warp_barrier", "too_early", "copies_not_synchronized")
+
+
+@pytest.mark.parametrize("name", RACES)
+def test_a_missing_barrier_is_found_in_any_order_of_threads(name: str) -> None:
+    block = 32 if "warp" in name or "copies" in name else 128
+    for order in ORDERS:
+        card = Card(EmulatedDriver(order=order))
+        args = [card.zeros(128, np.float32) for _ in range(2 if "copies" in name else 1)]
+        with told(f"{name} at bad.cu:", " with no barrier since thread "):
+            run(card, name, *args, block=block)
+
+
+def test_a_race_names_both_lines(emulated: Card) -> None:
+    with told(
+        f"no_barrier at bad.cu:{line_of('(threadIdx.x + 37)') - 1}, ",
+        "thread (37, 0, 0): writes shared memory with no barrier since thread 0 read it at "
+        f"bad.cu:{line_of('(threadIdx.x + 37)')}",
+    ):
+        run(emulated, "no_barrier", emulated.zeros(128, np.float32), block=128)
+
+
+def test_reading_what_another_thread_wrote_is_found_where_it_is_later() -> None:
+    card = Card(EmulatedDriver(order=1))
+    with told(
+        "no_barrier_after_writes at bad.cu:", "reads memory with no barrier since thread 127 wrote it at"
+    ):
+        run(card, "no_barrier_after_writes", card.zeros(128, np.float32), block=128)
+
+
+def test_order_in_global_memory_changes_the_result_with_the_order_of_threads() -> None:
+    first, *others = results("order_of_warps", 128)
+    assert not all(np.array_equal(first, other) for other in others)
 
 
 DIVERGENT = {
@@ -128,6 +158,8 @@ def test_shared_memory_has_ends(emulated: Card, y: OnCard, far: int) -> None:
 def test_indices_alignment_and_numbers(emulated: Card, y: OnCard) -> None:
     with told("index_outside at bad.cu", "index 8 is outside of 'float [8]'"):
         run(emulated, "index_outside", y, np.int32(1))
+    with told("past_local at bad.cu", "no room for a 'float'"):
+        run(emulated, "past_local", y, np.int32(1))
     x, four = emulated.zeros(256, np.float32), emulated.zeros((32, 4), np.float32)
     line = line_of("reinterpret_cast<const float4*>")
     with told(f"bad.cu:{line},", "of a 'const struct float4' is not aligned to 16 bytes"):
@@ -151,7 +183,7 @@ def test_what_is_fresh_is_not_zero(emulated: Card, y: OnCard) -> None:
 
 def test_shared_memory_is_fresh_in_every_block(emulated: Card) -> None:
     y = emulated.zeros(32, np.float32)
-    run(emulated, "no_warp_barrier", y)
+    run(emulated, "early_exit", emulated.zeros(128, np.int32), np.int32(128), block=128)
     run(emulated, "fresh_shared", y, grid=4)
     assert np.isnan(emulated.read(y)).all()
 
@@ -253,3 +285,57 @@ def test_memory_of_a_card_has_an_end() -> None:
     del first
     assert driver.free_memory() == (1000, 1000)
     assert driver.allocate(1000).address % 256 == 0
+
+
+def test_what_a_card_can_reach() -> None:
+    one, other = EmulatedDriver(name="one"), EmulatedDriver(name="other")
+    here, there = one.allocate(256), other.allocate(256)
+    kernel = one.kernel(str(BAD), "fresh_shared")
+    one.launch(kernel, (1,), (32,), (there.address,))
+    with told("argument 0 of fresh_shared: 0 bytes at", "are in no array of one"):
+        one.stream.synchronize()
+    host = np.zeros(65, np.float32)
+    for copy in (
+        lambda: one.upload(here.address, host),
+        lambda: one.download(host, here.address),
+        lambda: one.copy(here.address, there.address, 4),
+        lambda: one.copy(here.address + 4, here.address, 256),
+        lambda: one.upload(1 << 16, host),
+    ):
+        copy()
+        with told("a copy: ", "are in no array of one"):
+            one.stream.synchronize()
+
+
+def test_memory_that_was_freed_too_early() -> None:
+    driver = EmulatedDriver()
+    memory = driver.allocate(256)
+    driver.launch(driver.kernel(str(BAD), "fresh_shared"), (1,), (32,), (memory.address,))
+    del memory
+    with told("are in no array of emulated CUDA"):
+        driver.stream.synchronize()
+
+
+def test_work_is_late_and_a_missing_event_shows() -> None:
+    """One card's numbers go by way of the host to another: for some seeds too early, if it does not wait."""
+    host = np.zeros(32, np.float32)
+
+    def sent(seed: int, wait: bool) -> bool:
+        schedule = Schedule(seed)
+        one, other = (EmulatedDriver(schedule=schedule) for _ in range(2))
+        here, there = one.allocate(128), other.allocate(128)
+        between, back = np.zeros(32, np.float32), np.zeros(32, np.float32)
+        host[:] = 7
+        one.upload(here.address, host)
+        one.download(between, here.address)
+        if wait:
+            other.stream.wait(one.stream.record())
+        other.upload(there.address, between)
+        other.download(back, there.address)
+        assert not back.any()  # nothing is done yet
+        for driver in (other, one):
+            driver.stream.synchronize()
+        return bool((back == 7).all())
+
+    assert all(sent(seed, wait=True) for seed in range(8))
+    assert not all(sent(seed, wait=False) for seed in range(8))

@@ -22,9 +22,9 @@ def test_kernels_compile_and_do_not_spill(path: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_instructions_of_ptx() -> None:
-    """tests/cuda/instructions.cu has a kernel for each of them."""
-    path = Path(__file__).parent / "instructions.cu"
+@pytest.mark.parametrize("file", ["instructions.cu", "intrinsics.cu"])
+def test_what_the_emulator_has_is_what_nvrtc_has(file: str) -> None:
+    path = Path(__file__).parent / file
     for arch in ARCHS:
         assert check(Job(path, arch, {}))[1] == []
 

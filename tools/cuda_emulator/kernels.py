@@ -46,7 +46,8 @@ class _Failure(c.Structure):
         ("text", c.c_char * 512),
         ("file", c.c_char * 256),
         ("line", c.c_int),
-        ("address", c.c_void_p),
+        ("instruction", c.c_void_p),
+        ("other", c.c_void_p),
         ("block", c.c_uint * 3),
         ("thread", c.c_uint * 3),
     )
@@ -131,11 +132,14 @@ class Kernel:
 
     def _explain(self, failure: _Failure) -> str:
         file, line = failure.file.decode(), failure.line
-        if failure.address:
-            file, line = _line_of(self._library._name, self._library, failure.address)
+        if failure.instruction:
+            file, line = _line_of(self._library._name, failure.instruction)
+        text = failure.text.decode(errors="replace")
+        if failure.other:
+            text += " {}:{}".format(*_line_of(self._library._name, failure.other))
         place = f" at {os.path.basename(file)}:{line}" if file else ""
         block, thread = tuple(failure.block), tuple(failure.thread)
-        return f"{self.name}{place}, block {block}, thread {thread}: {failure.text.decode(errors='replace')}"
+        return f"{self.name}{place}, block {block}, thread {thread}: {text}"
 
 
 def load_kernel(file: str, name: str, arch: int, defines: dict[str, str | int]) -> Kernel:
@@ -161,7 +165,7 @@ def _three(sizes: Sequence[int]) -> c.Array[c.c_uint]:
     return (c.c_uint * 3)(*sizes, *(1,) * (3 - len(sizes)))
 
 
-def _line_of(path: str, library: c.CDLL, address: int) -> tuple[str, int]:
+def _line_of(path: str, address: int) -> tuple[str, int]:
     """The innermost line of the kernel's source at an address of its code; nothing where addr2line is not."""
     with open("/proc/self/maps") as maps:
         bases = [int(line.split("-")[0], 16) for line in maps if line.rstrip().endswith(path)]
@@ -178,6 +182,6 @@ def _line_of(path: str, library: c.CDLL, address: int) -> tuple[str, int]:
         return "", 0
     for place in done.stdout.split():
         file, _, line = place.rpartition(":")
-        if file.endswith((".cu", ".cuh")) and line.isdecimal():
-            return file, int(line)
+        if file.endswith((".cu", ".cuh")) and not file.endswith("ptx.cuh") and line.isdecimal():
+            return os.path.basename(file), int(line)
     return "", 0

@@ -1,4 +1,4 @@
-// emu_switch: saves what a callee must save, and no more. The system's swapcontext would cost a system call each.
+// emu_switch: saves what a callee must save, and no more. swapcontext would cost a system call each.
 #include "context.h"
 
 #if defined(__x86_64__)

@@ -63,11 +63,13 @@ class Helpers {
 
 // 0: done. 1: `failure` says why not.
 extern "C" __attribute__((visibility("default"))) int emu_launch(Entry entry, void** arguments,
-                                                                 const Parameters* parameters, Failure* failure) {
+                                                                 const Parameters* parameters,
+                                                                 Failure* failure) {
     static Helpers* helpers = new Helpers;  // never destroyed: its threads are never joined
     const unsigned *grid = parameters->grid, *size = parameters->block;
     Launch launch;
-    launch.entry = entry, launch.arguments = arguments, launch.parameters = *parameters, launch.failure = failure;
+    launch.entry = entry, launch.arguments = arguments;
+    launch.parameters = *parameters, launch.failure = failure;
     launch.threads = size[0] * size[1] * size[2];
     launch.blocks = uint64_t(grid[0]) * grid[1] * grid[2];
     launch.thread_order = order_of(launch.threads, parameters->order);

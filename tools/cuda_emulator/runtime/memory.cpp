@@ -9,16 +9,9 @@
 namespace emu {
 namespace {
 
-constexpr unsigned char FRESH = 0xff, SLACK = 0xfe;  // as floats and halves NaN and a huge number, so sums show them
-constexpr size_t WATCHED = 64;                       // bytes in front of a shared array
-
-char* guarded(size_t bytes) {  // whole pages, with pages that fault on both sides
-    char* memory = static_cast<char*>(
-        mmap(nullptr, bytes + 2 * GUARD, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    if (memory == MAP_FAILED) return nullptr;
-    mprotect(memory + GUARD, bytes, PROT_READ | PROT_WRITE);
-    return memory + GUARD;
-}
+// As floats and halves NaN, and a huge number: sums show them.
+constexpr unsigned char FRESH = 0xff, SLACK = 0xfe;
+constexpr size_t WATCHED = 64;  // bytes in front of a shared array
 
 size_t rounded(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -41,12 +34,20 @@ constexpr size_t ALIGN = 256;  // as cudaMalloc's
 
 }  // namespace
 
+char* guarded_pages(size_t bytes) {
+    char* memory = static_cast<char*>(
+        mmap(nullptr, bytes + 2 * GUARD, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    if (memory == MAP_FAILED) return nullptr;
+    mprotect(memory + GUARD, bytes, PROT_READ | PROT_WRITE);
+    return memory + GUARD;
+}
+
 #define EMU_API extern "C" __attribute__((visibility("default")))
 
 // Flush with the guard page behind, but for the slack that alignment makes; null if the host has no memory.
 EMU_API void* emu_allocate(uint64_t bytes) {
     const size_t taken = rounded(bytes, ALIGN), pages = rounded(taken, PAGE);
-    char* memory = guarded(pages);
+    char* memory = guarded_pages(pages);
     if (!memory) return nullptr;
     char* begin = memory + pages - taken;
     memset(begin, FRESH, bytes);
@@ -89,19 +90,18 @@ void describe_address(const void* address, char* text, size_t size) {
         const auto before = std::prev(next);
         const size_t past = p - (before->first + before->second);
         if (past < GUARD + ALIGN) {
-            snprintf(text, size, "address %p is %zu bytes past the end of an array of %zu bytes", address, past,
-                     before->second);
+            snprintf(text, size, "address %p is %zu bytes past the end of an array of %zu bytes", address,
+                     past, before->second);
             return;
         }
     }
     if (next != allocations().sizes.end() && size_t(next->first - p) <= GUARD + PAGE)
-        snprintf(text, size, "address %p is %zu bytes before an array of %zu bytes", address, size_t(next->first - p),
-                 next->second);
+        snprintf(text, size, "address %p is %zu bytes before an array of %zu bytes", address,
+                 size_t(next->first - p), next->second);
     else snprintf(text, size, "address %p is in no array", address);
 }
 
 void* SharedRegion::take(const void* new_tag, size_t new_bytes, size_t new_align) {
-    if (!memory) memory = guarded(MAX_SHARED);
     tag = new_tag, bytes = new_bytes, align = new_align;
     ASAN_UNPOISON_MEMORY_REGION(memory, MAX_SHARED);
     memset(begin(), FRESH, bytes);
@@ -125,22 +125,20 @@ void* Worker::shared_array(const void* tag, size_t bytes, size_t align, Where wh
     if (static_bytes_ > STATIC_SHARED || static_bytes_ + p.dynamic_shared > p.max_shared)
         emu::fail(where, "%zu bytes of static and %u of dynamic shared memory are more than the card has",
                   static_bytes_, p.dynamic_shared);
-    if (shared_used_ == shared_.size()) shared_.emplace_back();
+    if (shared_used_ == SHARED_REGIONS) emu::fail(where, "more than %zu shared arrays", SHARED_REGIONS - 1);
     return shared_[shared_used_++].take(tag, bytes, align);
 }
 
 void* Worker::dynamic_shared(size_t align, Where where) {
     if (!shared_[0].bytes) emu::fail(where, "the launch gives no dynamic shared memory");
-    if (align > DYNAMIC_ALIGN) emu::fail(where, "dynamic shared memory is aligned to %zu bytes", DYNAMIC_ALIGN);
+    if (align > DYNAMIC_ALIGN)
+        emu::fail(where, "dynamic shared memory is aligned to %zu bytes", DYNAMIC_ALIGN);
     return shared_[0].begin();
 }
 
 const SharedRegion* Worker::shared_near(const void* address) const {
-    for (const SharedRegion& region : shared_) {
-        if (!region.memory || !region.bytes) continue;
-        if (address >= region.memory - GUARD && address < region.end() + GUARD) return &region;
-    }
-    return nullptr;
+    const size_t offset = static_cast<const char*>(address) - arena_;
+    return offset < SHARED_REGIONS * SHARED_STRIDE ? &shared_[offset / SHARED_STRIDE] : nullptr;
 }
 
 void Worker::check_shared(const void* address, size_t bytes, const char* what, Where where) {
@@ -148,15 +146,17 @@ void Worker::check_shared(const void* address, size_t bytes, const char* what, W
     const SharedRegion* region = shared_near(address);
     if (!region || begin < region->begin() || begin + bytes > region->begin() + region->bytes)
         emu::fail(where, "%s: %p is not in a shared array", what, address);
-    if (reinterpret_cast<uintptr_t>(address) % bytes) emu::fail(where, "%s: %p is not aligned", what, address);
+    if (reinterpret_cast<uintptr_t>(address) % bytes)
+        emu::fail(where, "%s: %p is not aligned", what, address);
 }
 
 void Worker::check_overruns() {
     for (size_t i = 0; i < shared_used_; i++) {
         if (!shared_[i].bytes || !shared_[i].overrun()) continue;
         char text[100];
-        snprintf(text, sizeof text, "something wrote before or past a shared array of %zu bytes", shared_[i].bytes);
-        report({}, nullptr, text);
+        snprintf(text, sizeof text, "something wrote before or past a shared array of %zu bytes",
+                 shared_[i].bytes);
+        report({}, text);
     }
 }
 

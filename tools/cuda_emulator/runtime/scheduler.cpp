@@ -12,18 +12,23 @@ namespace emu {
 EMU_THREAD_LOCAL Thread* thread;
 EMU_THREAD_LOCAL Block* block;
 
-Worker& Worker::mine() {
-    static EMU_THREAD_LOCAL Worker* mine;
+EMU_THREAD_LOCAL Worker* Worker::mine_;
+
+Worker& Worker::create() {
     static thread_local std::unique_ptr<Worker> owner;  // on the heap: static thread-local memory is scarce
-    if (!mine) owner.reset(mine = new Worker);
-    return *mine;
+    owner.reset(mine_ = new Worker);
+    return *mine_;
 }
 
 Worker::Worker() {
     void* memory = mmap(nullptr, STACK * MAX_THREADS, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     stacks_ = static_cast<char*>(memory);
-    shared_.resize(1);
+    arena_ = guarded_pages(SHARED_REGIONS * SHARED_STRIDE);
+    for (size_t i = 0; i < SHARED_REGIONS; i++) {
+        shared_[i].memory = arena_ + i * SHARED_STRIDE;
+        mprotect(shared_[i].memory + MAX_SHARED, GUARD, PROT_NONE);
+    }
     pthread_attr_t attributes;
     void* bottom;
     pthread_getattr_np(pthread_self(), &attributes);
@@ -32,7 +37,10 @@ Worker::Worker() {
     host_stack_ = bottom;
 }
 
-Worker::~Worker() { munmap(stacks_, STACK * MAX_THREADS); }
+Worker::~Worker() {
+    munmap(stacks_, STACK * MAX_THREADS);
+    munmap(arena_ - GUARD, SHARED_REGIONS * SHARED_STRIDE + 2 * GUARD);
+}
 
 void Worker::run(Launch& launch) {
     watch_faults();
@@ -62,12 +70,14 @@ void Worker::run_block(uint64_t number) {
         warp.exited = warp.arrived = 0;
     }
     barrier_ = {0, 0, true, false, Vote::NONE, {}, 0};
+    races_.next_block();
     ready_begin_ = ready_end_ = 0;
     living_ = threads;
     free_stacks_.clear();
     stacks_used_ = 0;
     shared_used_ = 1, static_bytes_ = 0;
-    if (launch_->parameters.dynamic_shared) shared_[0].take(nullptr, launch_->parameters.dynamic_shared, DYNAMIC_ALIGN);
+    if (launch_->parameters.dynamic_shared)
+        shared_[0].take(nullptr, launch_->parameters.dynamic_shared, DYNAMIC_ALIGN);
     else shared_[0].bytes = 0;
 
     started_ = 0;
@@ -109,7 +119,8 @@ void Worker::switch_to(Fiber* from, Fiber* to, bool forever) {  // null: the sch
     const void* bottom = to ? stack_bottom(to->stack) : host_stack_;
     __sanitizer_start_switch_fiber(forever ? nullptr : &fake_stack, bottom, to ? STACK : host_stack_bytes_);
     if (to) thread = to;
-    emu_switch(from ? &from->stack_pointer : &host_stack_pointer_, to ? to->stack_pointer : host_stack_pointer_);
+    emu_switch(from ? &from->stack_pointer : &host_stack_pointer_,
+               to ? to->stack_pointer : host_stack_pointer_);
     __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
 }
 
@@ -149,8 +160,8 @@ void Worker::make_ready(Fiber* fiber, Fiber* running) {
 int Worker::block_barrier(Vote vote, bool predicate, Where where) {
     Fiber& fiber = *static_cast<Fiber*>(thread);
     if (barrier_.arrived && (barrier_.where.line != where.line || barrier_.where.file != where.file))
-        emu::fail(where, "divergent __syncthreads: other threads of the block wait at %s:%d", barrier_.where.file,
-                  barrier_.where.line);
+        emu::fail(where, "divergent __syncthreads: other threads of the block wait at %s:%d",
+                  barrier_.where.file, barrier_.where.line);
     barrier_.where = where, barrier_.vote = vote;
     barrier_.count += predicate, barrier_.all &= predicate, barrier_.any |= predicate;
     barrier_.arrived++;
@@ -165,6 +176,7 @@ void Worker::finish_barrier(Fiber* running) {
                        : barrier_.vote == Vote::ALL ? barrier_.all
                                                     : barrier_.any;
     barrier_ = {0, 0, true, false, Vote::NONE, {}, result};
+    races_.next_epoch();
     for (unsigned i = 0; i < launch_->threads; i++) {
         Fiber& fiber = fibers_[thread_at(i)];
         if (fiber.state == Fiber::AT_BLOCK) make_ready(&fiber, running);
@@ -187,19 +199,19 @@ void Worker::exit(Fiber& fiber) {
 
 void Worker::stalled() {
     char text[400];
-    size_t used = snprintf(text, sizeof text, "no thread can go on; %u of %u have ended", launch_->threads - living_,
-                           launch_->threads);
+    size_t used = snprintf(text, sizeof text, "no thread can go on; %u of %u have ended",
+                           launch_->threads - living_, launch_->threads);
     const Fiber* last = nullptr;
     for (unsigned i = 0; i < started_ && used < sizeof text; i++) {
         const Fiber& fiber = fibers_[thread_at(i)];
         if (fiber.state == Fiber::RUNNING) continue;
         if (last && last->where.line == fiber.where.line && last->state == fiber.state) continue;
         last = &fiber;
-        used += snprintf(text + used, sizeof text - used, "; thread %u and others wait in %s at line %d", fiber.rank,
-                         fiber.state == Fiber::AT_BLOCK ? "__syncthreads" : "an operation of the warp",
-                         fiber.where.line);
+        used += snprintf(
+            text + used, sizeof text - used, "; thread %u and others wait in %s at line %d", fiber.rank,
+            fiber.state == Fiber::AT_BLOCK ? "__syncthreads" : "an operation of the warp", fiber.where.line);
     }
-    fail(last ? last->where : Where{}, nullptr, text);
+    fail({last ? last->where : Where{}}, text);
 }
 
 int block_barrier(Vote vote, bool predicate, Where where) {

@@ -27,7 +27,8 @@ struct Bfloats : Halves {
 };
 
 void need_all(uint32_t lanes, const Warp& warp, const char* what) {
-    if (~lanes) fail(warp.slots[__builtin_ctz(lanes)].where, "%s needs all 32 lanes, and has %08x", what, lanes);
+    if (~lanes)
+        fail(warp.slots[__builtin_ctz(lanes)].where, "%s needs all 32 lanes, and has %08x", what, lanes);
 }
 
 // Where the values of a lane's registers belong: the comment at the head of kernels/cuda/ptx.cuh.
@@ -98,7 +99,8 @@ template <bool TRANSPOSED> void do_load(Warp& warp, uint32_t lanes) {
             for (int e = 0; e < 2; e++) {
                 const int along = 2 * (lane % 4) + e, across = lane / 4;
                 const int row = TRANSPOSED ? along : across, column = TRANSPOSED ? across : along;
-                memcpy(warp.slots[lane].out + 4 * matrix + 2 * e, warp.slots[8 * matrix + row].in + 2 * column, 2);
+                memcpy(warp.slots[lane].out + 4 * matrix + 2 * e,
+                       warp.slots[8 * matrix + row].in + 2 * column, 2);
             }
 }
 
@@ -109,6 +111,7 @@ void load_matrices(uint32_t* registers, int count, bool transposed, const void* 
     slot.source = count;
     if (static_cast<Fiber*>(thread)->lane < 8u * count) {  // the other lanes' addresses are not used
         Worker::mine().check_shared(row, 16, "ldmatrix", where);
+        touch(row, 16, false, __builtin_return_address(0));
         memcpy(slot.in, row, 16);
     }
     Worker::mine().warp_operation(~0u, transposed ? do_load<true> : do_load<false>, where);
@@ -118,7 +121,9 @@ void load_matrices(uint32_t* registers, int count, bool transposed, const void* 
 // What is copied is seen only when it has been waited for, so that a missing wait shows.
 void copy_async(void* target, const void* source, int bytes, int source_bytes, Where where) {
     Worker::mine().check_shared(target, bytes, "cp.async", where);
-    if (reinterpret_cast<uintptr_t>(source) % bytes) fail(where, "cp.async from %p, which is not aligned", source);
+    if (reinterpret_cast<uintptr_t>(source) % bytes)
+        fail(where, "cp.async from %p, which is not aligned", source);
+    touch(target, bytes, true, __builtin_return_address(0));
     static_cast<Fiber*>(thread)->copies.push_back({target, source, bytes, source_bytes, 0});
 }
 
@@ -134,6 +139,7 @@ void wait_for_copies(int groups) {
             copies[left++] = copy;
             continue;
         }
+        touch(copy.target, copy.bytes, true, __builtin_return_address(0));
         memcpy(copy.target, copy.source, copy.source_bytes);
         memset(static_cast<char*>(copy.target) + copy.source_bytes, 0, copy.bytes - copy.source_bytes);
     }

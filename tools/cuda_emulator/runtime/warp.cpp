@@ -7,7 +7,8 @@ void Worker::warp_operation(uint32_t mask, Operation operation, Where where) {
     Fiber& fiber = *static_cast<Fiber*>(thread);
     Warp& warp = *fiber.warp;
     if (!(mask >> fiber.lane & 1))
-        emu::fail(where, "the mask %08x of an operation of the warp lacks the calling lane %u", mask, fiber.lane);
+        emu::fail(where, "the mask %08x of an operation of the warp lacks the calling lane %u", mask,
+                  fiber.lane);
     Slot& slot = fiber.slot();
     slot.operation = operation, slot.mask = mask, slot.where = where;
     fiber.state = Fiber::AT_WARP, fiber.where = where;
@@ -22,13 +23,16 @@ void Worker::finish_operation(Warp& warp, uint32_t lanes, Fiber* running) {
     for (uint32_t left = lanes; left; left &= left - 1) {
         const int lane = __builtin_ctz(left);
         const Slot& slot = warp.slots[lane];
-        if (slot.operation != first.operation || slot.mask != first.mask || slot.where.line != first.where.line)
-            emu::fail(slot.where, "divergent operation of the warp: lane %d is at line %d with mask %08x, "
-                      "lane %d at line %d with mask %08x", lane, slot.where.line, slot.mask, __builtin_ctz(lanes),
-                      first.where.line, first.mask);
+        if (slot.operation != first.operation || slot.mask != first.mask ||
+            slot.where.line != first.where.line)
+            emu::fail(slot.where,
+                      "divergent operation of the warp: lane %d is at line %d with mask %08x, "
+                      "lane %d at line %d with mask %08x",
+                      lane, slot.where.line, slot.mask, __builtin_ctz(lanes), first.where.line, first.mask);
     }
     if (first.operation) first.operation(warp, lanes);
     warp.arrived &= ~lanes;
+    warp.epoch++;
     const bool reverse = launch_->parameters.order == 1;
     for (uint32_t left = lanes; left;) {
         const int lane = reverse ? 31 - __builtin_clz(left) : __builtin_ctz(left);
@@ -77,7 +81,8 @@ void do_ballot(Warp& warp, uint32_t lanes) {
 void do_match(Warp& warp, uint32_t lanes) {
     each(lanes, [&](int lane) {
         uint32_t same = 0;
-        each(lanes, [&](int other) { same |= uint32_t(value_of(warp, other) == value_of(warp, lane)) << other; });
+        each(lanes,
+             [&](int other) { same |= uint32_t(value_of(warp, other) == value_of(warp, lane)) << other; });
         answer(warp, lane, same);
     });
 }

@@ -1,9 +1,8 @@
-// A worker is a thread of the host that runs blocks, one after the other: each CUDA thread of a block is a fiber.
+// A worker is a thread of the host that runs blocks, one at a time: each CUDA thread of a block is a fiber.
 #pragma once
 #include <csignal>
 
 #include <atomic>
-#include <deque>
 #include <mutex>
 #include <vector>
 
@@ -20,6 +19,7 @@ namespace emu {
 
 constexpr unsigned MAX_THREADS = 1024, LANES = 32;
 constexpr size_t PAGE = 4096, GUARD = 1 << 20, STACK = 1 << 17, MAX_SHARED = 57 * PAGE;
+constexpr size_t SHARED_REGIONS = 32, SHARED_STRIDE = MAX_SHARED + GUARD;
 constexpr size_t STATIC_SHARED = 48 << 10, DYNAMIC_ALIGN = 16;
 
 struct Parameters {  // of a launch, as the host gives them
@@ -31,8 +31,13 @@ struct Parameters {  // of a launch, as the host gives them
 struct Failure {  // what the host is told of the first error
     char text[512], file[256];
     int line;
-    void* address;  // of the instruction, where the line is not known
+    const void *instruction, *other;  // where the line is not known; and of another that `text` ends with
     unsigned block[3], thread[3];
+};
+
+struct Place {  // of an error: a line or an instruction
+    Where where;
+    const void *instruction = nullptr, *other = nullptr;
 };
 
 struct Launch {
@@ -63,6 +68,7 @@ struct Slot {  // what a lane brings to an operation of its warp, and takes from
 
 struct Warp {
     uint32_t existing, exited, arrived;
+    uint32_t epoch;  // grows with each operation
     Slot slots[LANES];
 };
 
@@ -84,9 +90,9 @@ struct Fiber : Thread {
     Slot& slot() { return warp->slots[lane]; }
 };
 
-// Shared arrays lie between guard pages, each in a region of its own, flush with the page behind it.
+// A shared array, in a region of its own, flush with the guard pages behind it.
 struct SharedRegion {
-    char* memory = nullptr;
+    char* memory;
     const void* tag = nullptr;
     size_t bytes = 0, align = 1;
 
@@ -96,11 +102,56 @@ struct SharedRegion {
     bool overrun() const;
 };
 
+// Who touched each byte of shared memory last, and wrote some of the card's, so that what no barrier orders
+// is found.
+class Races {
+  public:
+    Races();
+    ~Races();
+    void next_epoch() { epoch_++; }
+    void next_block() {
+        epoch_++;
+        memset(written_, 0, sizeof written_);
+    }
+    bool maybe_written(uintptr_t address, size_t bytes) const {  // in this block; or others of these bits
+        for (uintptr_t word = address / WORD; word <= (address + bytes - 1) / WORD; word++)
+            if (written_[word % WRITES / 64] >> word % 64 & 1) return true;
+        return false;
+    }
+    void touch_shared(size_t offset, size_t bytes, bool write, const Fiber& fiber, const void* instruction);
+    void touch_global(uintptr_t address, size_t bytes, bool write, const Fiber& fiber,
+                      const void* instruction);
+
+  private:
+    struct Access {
+        const void* instruction;
+        uint32_t epoch, warp_epoch;  // of the block, and of the thread's warp
+        uint16_t thread;
+        enum : uint16_t { ONE, LANES_OF_A_WARP, SEVERAL_WARPS } by;
+    };
+    struct Byte {
+        Access read, written;
+    };
+    static constexpr size_t WRITES = 1 << 12, WORD = 4;
+    struct Write {  // of some bytes of a word of the card's memory
+        uintptr_t word;
+        Access access;
+        uint8_t mask;
+    };
+    bool ordered(const Access& before, const Fiber& now) const;
+    void note_read(Access& read, const Access& now) const;
+
+    Byte* bytes_;
+    Write writes_[WRITES] = {};
+    uint64_t written_[WRITES / 64];  // small enough to be looked at in each read
+    uint32_t epoch_ = 1;
+};
+
 class Worker {
   public:
     Worker();
     ~Worker();
-    static Worker& mine();  // of the calling thread
+    static Worker& mine() { return mine_ ? *mine_ : create(); }  // of the calling thread
 
     void run(Launch& launch);
     int block_barrier(Vote vote, bool predicate, Where where);
@@ -108,12 +159,14 @@ class Worker {
     void* shared_array(const void* tag, size_t bytes, size_t align, Where where);
     void* dynamic_shared(size_t align, Where where);
     void check_shared(const void* address, size_t bytes, const char* what, Where where);
-    void report(Where where, const void* address, const char* text);
-    [[noreturn]] void fail(Where where, const void* address, const char* text);
+    void report(const Place& place, const char* text);
+    [[noreturn]] void fail(const Place& place, const char* text);
     bool owns_stack(const void* address) const;
     const SharedRegion* shared_near(const void* address) const;
+    void touch(const void* address, size_t bytes, bool write, const void* instruction);
 
   private:
+    static Worker& create();
     static void fiber_main();
     void run_block(uint64_t number);
     void start_fiber(unsigned number);
@@ -130,6 +183,7 @@ class Worker {
     unsigned thread_at(unsigned position) const;
     char* stack_bottom(unsigned stack) const { return stacks_ + STACK * stack; }
 
+    static EMU_THREAD_LOCAL Worker* mine_;
     Launch* launch_ = nullptr;
     Block block_;
     Fiber fibers_[MAX_THREADS];
@@ -153,10 +207,18 @@ class Worker {
     size_t host_stack_bytes_ = 0;
     char signal_stack_[1 << 16];  // a stack that is full cannot run the handler of its fault
 
-    std::deque<SharedRegion> shared_;  // the first is the dynamic one
-    size_t shared_used_;               // regions in this block
+    char* arena_;                          // the regions, with guard pages between them
+    SharedRegion shared_[SHARED_REGIONS];  // the first is the dynamic one
+    size_t shared_used_;                   // regions in this block
     size_t static_bytes_;
+    Races races_;
 };
+
+// Whole pages, with guard pages on both sides; null if there is no room.
+char* guarded_pages(size_t bytes);
+
+// The running thread reads or writes memory: what the compiler's hooks say for what is no kernel's code.
+void touch(const void* address, size_t bytes, bool write, const void* instruction);
 
 void watch_faults();
 void describe_address(const void* address, char* text, size_t size);

@@ -1,4 +1,4 @@
-// What the builder includes before a kernel's source: the CUDA that nvcc and NVRTC have built in, for a host compiler.
+// Included before a kernel's source: for a host compiler, what nvcc and NVRTC have built in.
 #pragma once
 #include "types.h"
 #include "thread.h"

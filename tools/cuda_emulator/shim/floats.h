@@ -34,7 +34,9 @@ namespace emu {
 inline int to_int(float a) {  // as the hardware: to the nearest end of the range, NaN to 0
     return a != a ? 0 : a >= 2147483648.0f ? INT32_MAX : a < -2147483648.0f ? INT32_MIN : int(a);
 }
-inline unsigned to_unsigned(float a) { return !(a > 0.0f) ? 0 : a >= 4294967296.0f ? UINT32_MAX : unsigned(a); }
+inline unsigned to_unsigned(float a) {
+    return !(a > 0.0f) ? 0 : a >= 4294967296.0f ? UINT32_MAX : unsigned(a);
+}
 }  // namespace emu
 inline int __float2int_rn(float a) { return emu::to_int(rintf(a)); }
 inline int __float2int_rz(float a) { return emu::to_int(a); }

@@ -23,42 +23,47 @@ inline uint16_t bfloat16_bits(float f) {
 }
 inline float bfloat16_value(uint16_t b) { return bits<float>(uint32_t(b) << 16); }
 
-// a * b + c, rounded once to float: two halves' product is exact in float, and double holds the sum's bits that count.
+// a * b + c of halves: double has room for all bits of the product and, of the sum, for those that count.
 inline float multiply_add(float a, float b, float c) { return float(double(a) * double(b) + double(c)); }
 
 }  // namespace emu
 
-#define EMU_HALF(H, H2, TO, FROM)                                                                     \
-    struct H {                                                                                        \
-        unsigned short x;                                                                             \
-        H() = default;                                                                                \
-        H(float f) : x(emu::TO(f)) {}                                                                 \
-        H(double f) : x(emu::TO(float(f))) {}                                                         \
-        H(int f) : x(emu::TO(float(f))) {}                                                            \
-        operator float() const { return emu::FROM(x); }                                               \
-        H& operator+=(H o) { return *this = H(float(*this) + float(o)); }                             \
-        H& operator-=(H o) { return *this = H(float(*this) - float(o)); }                             \
-        H& operator*=(H o) { return *this = H(float(*this) * float(o)); }                             \
-    };                                                                                                \
-    struct __attribute__((aligned(4))) H2 { H x, y; };                                                \
-    inline H operator+(H a, H b) { return H(float(a) + float(b)); }                                   \
-    inline H operator-(H a, H b) { return H(float(a) - float(b)); }                                   \
-    inline H operator*(H a, H b) { return H(float(a) * float(b)); }                                   \
-    inline H operator/(H a, H b) { return H(float(a) / float(b)); }                                   \
-    inline H operator-(H a) { a.x ^= 0x8000; return a; }                                              \
-    inline H __hadd(H a, H b) { return a + b; }                                                       \
-    inline H __hsub(H a, H b) { return a - b; }                                                       \
-    inline H __hmul(H a, H b) { return a * b; }                                                       \
-    inline H __hdiv(H a, H b) { return a / b; }                                                       \
-    inline H __hfma(H a, H b, H c) { return H(emu::multiply_add(float(a), float(b), float(c))); }     \
-    inline H __hmax(H a, H b) { return H(fmaxf(float(a), float(b))); }                                \
-    inline H __hmin(H a, H b) { return H(fminf(float(a), float(b))); }                                \
-    inline H2 __hadd2(H2 a, H2 b) { return {a.x + b.x, a.y + b.y}; }                                  \
-    inline H2 __hsub2(H2 a, H2 b) { return {a.x - b.x, a.y - b.y}; }                                  \
-    inline H2 __hmul2(H2 a, H2 b) { return {a.x * b.x, a.y * b.y}; }                                  \
-    inline H2 __hfma2(H2 a, H2 b, H2 c) { return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)}; }    \
-    inline H2 __hmax2(H2 a, H2 b) { return {__hmax(a.x, b.x), __hmax(a.y, b.y)}; }                    \
-    inline float __low2float(H2 a) { return float(a.x); }                                             \
+#define EMU_HALF(H, H2, TO, FROM)                                                                  \
+    struct H {                                                                                     \
+        unsigned short x;                                                                          \
+        H() = default;                                                                             \
+        H(float f) : x(emu::TO(f)) {}                                                              \
+        H(double f) : x(emu::TO(float(f))) {}                                                      \
+        H(int f) : x(emu::TO(float(f))) {}                                                         \
+        operator float() const { return emu::FROM(x); }                                            \
+        H& operator+=(H o) { return *this = H(float(*this) + float(o)); }                          \
+        H& operator-=(H o) { return *this = H(float(*this) - float(o)); }                          \
+        H& operator*=(H o) { return *this = H(float(*this) * float(o)); }                          \
+    };                                                                                             \
+    struct __attribute__((aligned(4))) H2 {                                                        \
+        H x, y;                                                                                    \
+    };                                                                                             \
+    inline H operator+(H a, H b) { return H(float(a) + float(b)); }                                \
+    inline H operator-(H a, H b) { return H(float(a) - float(b)); }                                \
+    inline H operator*(H a, H b) { return H(float(a) * float(b)); }                                \
+    inline H operator/(H a, H b) { return H(float(a) / float(b)); }                                \
+    inline H operator-(H a) {                                                                      \
+        a.x ^= 0x8000;                                                                             \
+        return a;                                                                                  \
+    }                                                                                              \
+    inline H __hadd(H a, H b) { return a + b; }                                                    \
+    inline H __hsub(H a, H b) { return a - b; }                                                    \
+    inline H __hmul(H a, H b) { return a * b; }                                                    \
+    inline H __hdiv(H a, H b) { return a / b; }                                                    \
+    inline H __hfma(H a, H b, H c) { return H(emu::multiply_add(float(a), float(b), float(c))); }  \
+    inline H __hmax(H a, H b) { return H(fmaxf(float(a), float(b))); }                             \
+    inline H __hmin(H a, H b) { return H(fminf(float(a), float(b))); }                             \
+    inline H2 __hadd2(H2 a, H2 b) { return {a.x + b.x, a.y + b.y}; }                               \
+    inline H2 __hsub2(H2 a, H2 b) { return {a.x - b.x, a.y - b.y}; }                               \
+    inline H2 __hmul2(H2 a, H2 b) { return {a.x * b.x, a.y * b.y}; }                               \
+    inline H2 __hfma2(H2 a, H2 b, H2 c) { return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)}; } \
+    inline H2 __hmax2(H2 a, H2 b) { return {__hmax(a.x, b.x), __hmax(a.y, b.y)}; }                 \
+    inline float __low2float(H2 a) { return float(a.x); }                                          \
     inline float __high2float(H2 a) { return float(a.y); }
 EMU_HALF(__half, __half2, half_bits, half_value)
 EMU_HALF(__nv_bfloat16, __nv_bfloat162, bfloat16_bits, bfloat16_value)

@@ -53,8 +53,12 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
     return result;
 }
 
-inline unsigned __vadd4(unsigned a, unsigned b) { return emu::each_byte(a, b, [](int x, int y) { return x + y; }); }
-inline unsigned __vsub4(unsigned a, unsigned b) { return emu::each_byte(a, b, [](int x, int y) { return x - y; }); }
+inline unsigned __vadd4(unsigned a, unsigned b) {
+    return emu::each_byte(a, b, [](int x, int y) { return x + y; });
+}
+inline unsigned __vsub4(unsigned a, unsigned b) {
+    return emu::each_byte(a, b, [](int x, int y) { return x - y; });
+}
 inline unsigned __vaddss4(unsigned a, unsigned b) {
     return emu::each_byte(a, b, [](int x, int y) { return emu::saturated(x + y); });
 }
@@ -68,7 +72,7 @@ inline unsigned __vcmpne4(unsigned a, unsigned b) {
     return emu::each_byte(a, b, [](int x, int y) { return x != y ? 255 : 0; });
 }
 
-#define EMU_MIN_MAX(T) \
+#define EMU_MIN_MAX(T)                               \
     inline T min(T a, T b) { return b < a ? b : a; } \
     inline T max(T a, T b) { return a < b ? b : a; }
 EMU_MIN_MAX(int)

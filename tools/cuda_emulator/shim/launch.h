@@ -8,7 +8,7 @@ typedef void (*Entry)(void** arguments);
 
 struct Export {
     Entry entry;
-    const char* signature;  // a letter a parameter: P pointer, i int, q long long, f float, ? what no kernel may have
+    const char* signature;  // a letter a parameter: P pointer, i int, q long long, f float, ? none of these
     unsigned max_threads;   // of __launch_bounds__; 0: not said
 };
 
@@ -23,7 +23,8 @@ template <class... A, void (*K)(A...)> struct Caller<K> {
     template <class T> static constexpr char letter() {
         if (std::is_pointer_v<T>) return 'P';
         if (std::is_same_v<T, float>) return 'f';
-        if (std::is_integral_v<T> && std::is_signed_v<T>) return sizeof(T) == 8 ? 'q' : sizeof(T) == 4 ? 'i' : '?';
+        if (std::is_integral_v<T> && std::is_signed_v<T>)
+            return sizeof(T) == 8 ? 'q' : sizeof(T) == 4 ? 'i' : '?';
         return '?';
     }
     static constexpr char signature[] = {letter<std::remove_cv_t<A>>()..., '\0'};
@@ -33,6 +34,6 @@ constexpr unsigned first(unsigned threads = 0, unsigned = 0, unsigned = 0) { ret
 
 }  // namespace emu
 
-#define EMU_EXPORT(kernel, ...)                                                        \
-    extern "C" __attribute__((visibility("default"))) const emu::Export emu_##kernel = \
-        {&emu::Caller<&kernel>::call, emu::Caller<&kernel>::signature, emu::first(__VA_ARGS__)};
+#define EMU_EXPORT(kernel, ...)                                                          \
+    extern "C" __attribute__((visibility("default"))) const emu::Export emu_##kernel = { \
+        &emu::Caller<&kernel>::call, emu::Caller<&kernel>::signature, emu::first(__VA_ARGS__)};

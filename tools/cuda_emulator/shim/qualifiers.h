@@ -1,4 +1,4 @@
-// What CUDA adds to declarations. Last of all: the host's own headers have other uses for some of these words.
+// What CUDA adds to declarations. Last of all: the host's headers have other uses for some of these words.
 #pragma once
 
 #define __device__

@@ -2,7 +2,8 @@
 #pragma once
 #include "thread.h"
 
-namespace emu __attribute__((visibility("default"))) {
+#pragma GCC visibility push(default)  // the runtime has them
+namespace emu {
 
 enum class Operand { S8, F16, BF16 };
 // Adds A[rows][depth] B[depth][8] to the accumulators, whatever fragments each lane has of the three.
@@ -13,12 +14,13 @@ void commit_copies();
 void wait_for_copies(int groups);
 
 }  // namespace emu
+#pragma GCC visibility pop
 
 namespace ptx {
 
-#define EMU_MMA(NAME, TYPE, C, ROWS, DEPTH, NC, NA, NB)                                                        \
-    inline void NAME(C (&d)[NC], const uint32_t (&a)[NA], const uint32_t (&b)[NB], EMU_WHERE) {                \
-        emu::multiply(emu::Operand::TYPE, ROWS, DEPTH, d, a, b, where);                                        \
+#define EMU_MMA(NAME, TYPE, C, ROWS, DEPTH, NC, NA, NB)                                        \
+    inline void NAME(C(&d)[NC], const uint32_t (&a)[NA], const uint32_t (&b)[NB], EMU_WHERE) { \
+        emu::multiply(emu::Operand::TYPE, ROWS, DEPTH, d, a, b, where);                        \
     }
 EMU_MMA(mma_m8n8k16_s8, S8, int, 8, 16, 2, 1, 1)
 EMU_MMA(mma_m16n8k8_f16, F16, float, 16, 8, 4, 2, 1)
@@ -36,9 +38,9 @@ template <int GROUPS> void cp_async_wait() { emu::wait_for_copies(GROUPS); }
 #endif
 #undef EMU_MMA
 
-#define EMU_LDMATRIX(NAME, COUNT, TRANSPOSED) \
+#define EMU_LDMATRIX(NAME, COUNT, TRANSPOSED)                            \
     inline void NAME(uint32_t (&r)[COUNT], const void* row, EMU_WHERE) { \
-        emu::load_matrices(r, COUNT, TRANSPOSED, row, where); \
+        emu::load_matrices(r, COUNT, TRANSPOSED, row, where);            \
     }
 EMU_LDMATRIX(ldmatrix_x1, 1, false)
 EMU_LDMATRIX(ldmatrix_x2, 2, false)

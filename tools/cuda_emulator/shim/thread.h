@@ -1,8 +1,9 @@
-// What a CUDA thread knows of itself, and what it asks of the runtime: barriers, shared memory, the end after an error.
+// What a CUDA thread knows of itself, and what it asks of the runtime: barriers, shared memory, an end.
 #pragma once
 #include "types.h"
 
-namespace emu __attribute__((visibility("default"))) {
+#pragma GCC visibility push(default)  // the runtime has them
+namespace emu {
 
 // A place in the kernel's source. As a default argument it is the caller's.
 struct Where {
@@ -31,7 +32,7 @@ extern EMU_THREAD_LOCAL Block* block;
 enum class Vote { NONE, COUNT, ALL, ANY };
 int block_barrier(Vote vote, bool predicate, Where where);
 
-// The same array for all threads of a block that ask with the same tag; full of NaNs when the first one asks.
+// The same array for all threads of a block that have the same tag; full of NaNs for the first of them.
 void* shared_array(const void* tag, size_t bytes, size_t align, Where where);
 void* dynamic_shared(size_t align, Where where);
 
@@ -43,6 +44,7 @@ template <class T, class Tag> T& shared(Tag, size_t align, Where where = Where::
 [[noreturn]] void fail(Where where, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
 }  // namespace emu
+#pragma GCC visibility pop
 
 #define threadIdx (::emu::thread->index)
 #define blockIdx (::emu::block->index)

@@ -7,12 +7,12 @@
 #include <type_traits>
 #include <utility>
 
-#define EMU_VECTOR(T, NAME, ALIGN2, ALIGN4)                                                     \
-    struct __attribute__((aligned(ALIGN2))) NAME##2 { T x, y; };                                \
-    struct NAME##3 { T x, y, z; };                                                              \
-    struct __attribute__((aligned(ALIGN4))) NAME##4 { T x, y, z, w; };                          \
-    inline constexpr NAME##2 make_##NAME##2(T x, T y) { return {x, y}; }                        \
-    inline constexpr NAME##3 make_##NAME##3(T x, T y, T z) { return {x, y, z}; }                \
+#define EMU_VECTOR(T, NAME, ALIGN2, ALIGN4)                                      \
+    struct __attribute__((aligned(ALIGN2))) NAME##2 { T x, y; };                 \
+    struct NAME##3 { T x, y, z; };                                               \
+    struct __attribute__((aligned(ALIGN4))) NAME##4 { T x, y, z, w; };           \
+    inline constexpr NAME##2 make_##NAME##2(T x, T y) { return {x, y}; }         \
+    inline constexpr NAME##3 make_##NAME##3(T x, T y, T z) { return {x, y, z}; } \
     inline constexpr NAME##4 make_##NAME##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 EMU_VECTOR(signed char, char, 2, 4)
 EMU_VECTOR(unsigned char, uchar, 2, 4)

@@ -2,7 +2,8 @@
 #pragma once
 #include "thread.h"
 
-namespace emu __attribute__((visibility("default"))) {
+#pragma GCC visibility push(default)  // the runtime has them
+namespace emu {
 
 // All lanes of `mask` meet; the last to come does the work for all.
 void warp_barrier(uint32_t mask, Where where);
@@ -20,6 +21,7 @@ template <class T> T shuffled(uint32_t mask, T value, int source, Where where) {
 }
 
 }  // namespace emu
+#pragma GCC visibility pop
 
 inline void __syncwarp(unsigned mask = 0xffffffffu, EMU_WHERE) { emu::warp_barrier(mask, where); }
 
@@ -48,8 +50,8 @@ inline unsigned __match_any_sync(unsigned mask, unsigned value, EMU_WHERE) {
 }
 
 #if __CUDA_ARCH__ >= 800
-#define EMU_REDUCE(NAME, T, OPERATION) \
-    inline T __reduce_##NAME##_sync(unsigned mask, T value, EMU_WHERE) { \
+#define EMU_REDUCE(NAME, T, OPERATION)                                               \
+    inline T __reduce_##NAME##_sync(unsigned mask, T value, EMU_WHERE) {             \
         return T(emu::reduce(mask, uint32_t(value), emu::Reduce::OPERATION, where)); \
     }
 EMU_REDUCE(add, int, ADD)
