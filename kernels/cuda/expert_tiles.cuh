@@ -1,4 +1,5 @@
-// Which tile of which expert a block computes, found on the device: how many pairs an expert has, the host never knows.
+// Which tile of which expert a block computes, found on the device: how many pairs an expert has, the host
+// never knows.
 #pragma once
 #include "common.cuh"
 
@@ -7,8 +8,8 @@ struct ExpertTile {
     int first, count;  // pairs
 };
 
-// Tile number `tile` when each expert's pairs, starts[expert] to starts[expert + 1], are cut into tiles of `size`.
-// Every warp counts for itself: 32 experts at a time.
+// Tile number `tile` when each expert's pairs, starts[expert] to starts[expert + 1], are cut into tiles of
+// `size`: found by a warp, which counts 32 experts at a time.
 DEVICE ExpertTile find_expert_tile(const int* starts, int experts, int tile, int size) {
     const int lane = threadIdx.x % WARP;
     for (int base = 0; base < experts; base += WARP) {
@@ -31,4 +32,15 @@ DEVICE ExpertTile find_expert_tile(const int* starts, int experts, int tile, int
         tile -= __shfl_sync(ALL_LANES, up_to, WARP - 1);
     }
     return {-1, 0, 0};
+}
+
+// The block's. It lies in shared memory, as registers are for the products that it is kept over.
+DEVICE const ExpertTile& expert_tile(const int* starts, int experts, int size) {
+    __shared__ ExpertTile found;
+    if (threadIdx.x < WARP) {
+        const ExpertTile tile = find_expert_tile(starts, experts, blockIdx.x, size);
+        if (threadIdx.x == 0) found = tile;
+    }
+    __syncthreads();
+    return found;
 }

@@ -1,15 +1,17 @@
-// A block's tile of int8 products on tensor cores: TILE_ROWS rows of weights times TILE_COLUMNS quantized columns.
+// A block's tile of int8 products on tensor cores: TILE_ROWS rows of weights times TILE_COLUMNS columns.
 //
-// Each step takes 64 values, two groups of 32. Of the weights a thread unpacks one group: it loads the next step's into
-// registers before the products of this step, and stores it to the other of two buffers after them. Columns come by
-// cp.async, STAGES - 1 steps ahead. There is one barrier a step.
+// Each step takes 64 values, two groups of 32. Of the weights a thread unpacks one group: it loads the next
+// step's into registers before the products of this step, and stores it to the other of two buffers after
+// them. Columns come by cp.async, STAGES - 1 steps ahead. There is one barrier a step.
 //
-// In shared memory a row and a column of a step are 64 bytes: four chunks of 16, swizzled (see `chunk_at`), so that what
-// eight neighbouring threads store or ldmatrix loads at once is in different banks. Nothing is padded.
+// In shared memory a row and a column of a step are 64 bytes: four chunks of 16, swizzled (see `chunk_at`),
+// so that what eight neighbouring threads store or ldmatrix loads at once is in different banks. Nothing is
+// padded.
 //
-// The int32 sums of a group start at MAGIC: read as a float, such a sum is 1.5 * 2^23 + sum, exactly, since |sum| is
-// below 2^22. A scale is an f16 times a small whole number, so MAGIC * scale is exact too, and one fma makes scale * sum
-// of it. So a group's sum costs two fma, three with an offset; four where each half of the group has its own scale.
+// The int32 sums of a group start at MAGIC: read as a float, such a sum is 1.5 * 2^23 + sum, exactly, since
+// |sum| is below 2^22. A scale is an f16 times a small whole number, so MAGIC * scale is exact too, and one
+// fma makes scale * sum of it. So a group's sum costs two fma, three with an offset; four where each half of
+// the group has its own scale.
 #pragma once
 #include "columns.cuh"
 #include "formats.cuh"
@@ -25,10 +27,12 @@ constexpr int WARP_ROWS = TILE_ROWS * WARPS_ACROSS / WARPS, WARP_COLUMNS = TILE_
 constexpr int ROW_TILES = WARP_ROWS / 16, COLUMN_TILES = WARP_COLUMNS / 8;  // of an mma, in a warp
 static_assert(WARP_ROWS % 16 == 0 && WARP_COLUMNS % 16 == 0 && TILE_COLUMNS <= THREADS, "no such tile");
 
-// Blocks that share a multiprocessor: the registers of 65,536 that are left then are enough for the products of a step.
-constexpr int BLOCKS = (TILE_COLUMNS == 16 ? 5 : TILE_COLUMNS == 32 ? 4 : TILE_COLUMNS == 64 ? 3 : 2) * 64 / TILE_ROWS;
+// Blocks that share a multiprocessor: its 65,536 registers are then enough for each, and nothing spills.
+constexpr int BLOCKS = TILE_ROWS == 128 ? 1 : TILE_COLUMNS == 64 ? 4 - HALVES : TILE_COLUMNS == 32 ? 4 : 5;
+static_assert(TILE_ROWS == 64 ? TILE_COLUMNS <= 64 : HALVES == 1, "too many sums for a thread's registers");
+
 constexpr int STAGES = TILE_COLUMNS <= 64 ? 3 : 2;  // fits 48 KiB with TILE_ROWS = TILE_COLUMNS = 128
-constexpr unsigned AHEAD = 16;                      // groups that the L2 cache is told of before they are loaded
+constexpr unsigned AHEAD = 16;  // groups that the L2 cache is told of before they are loaded
 
 constexpr int MAGIC = 0x4b400000;
 constexpr float MAGIC_FLOAT = 12582912.0f;
@@ -60,9 +64,9 @@ typedef float Sums[ROW_TILES][COLUMN_TILES][4];  // a thread's part of the tile,
 // Eight rows on, or a multiple of that, it is just eight rows further.
 DEVICE int chunk_at(int row, int chunk) { return row * STEP + (chunk ^ (row / 2 & 3)) * CHUNK; }
 
-// What one thread unpacks of the block's rows: the same group of each step of the same row. Beyond the last row and the
-// last group these are loaded again, so that no branch keeps loads and products apart. Nobody writes what comes of such
-// rows, and such groups meet columns of zeros.
+// What one thread unpacks of the block's rows: the same group of each step of the same row. Beyond the last
+// row and the last group these are loaded again, so that no branch keeps loads and products apart. Nobody
+// writes what comes of such rows, and such groups meet columns of zeros.
 class RowLoader {
     const uint8_t* row;
     unsigned last;  // group
@@ -100,41 +104,46 @@ struct Columns {
     const int* index;
     int first, count, k;
 
-    DEVICE const uint8_t* at(int i) const {
+    // Where one begins, in chunks from x: a register, where an address would be two.
+    DEVICE unsigned at(int i) const {
         const int column = i >= count ? 0 : index ? index[first + i] : first + i;
-        return x + (long long)column * column_bytes(k);
+        return column * unsigned(column_bytes(k) / CHUNK);
     }
 };
 
-// What one thread copies of them: the same chunk of each step of some columns, and one column's pairs. What is beyond the
-// last column or value is zeros.
+// What one thread copies of them: the same chunk of each step of some columns, and one column's pairs. What
+// is beyond the last column or value is zeros.
 class ColumnLoader {
     static constexpr int APART = THREADS / CHUNKS;  // from one of its columns to the next
     static constexpr int COUNT = ceil_div(TILE_COLUMNS, APART);
-    const uint8_t *bytes[COUNT], *pairs;
+    static_assert(sizeof(Pairs) == CHUNK, "of a step");
+    const uint4* x;
+    unsigned bytes[COUNT], pairs;
     int count, k;
 
   public:
-    DEVICE explicit ColumnLoader(const Columns& columns) : count(columns.count), k(columns.k) {
+    DEVICE explicit ColumnLoader(const Columns& columns)
+        : x(reinterpret_cast<const uint4*>(columns.x)), count(columns.count), k(columns.k) {
         const int first = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
 #pragma unroll
-        for (int i = 0; i < COUNT; i++) bytes[i] = columns.at(first + i * APART) + CHUNK * chunk;
-        pairs = columns.at(threadIdx.x) + k;
+        for (int i = 0; i < COUNT; i++) bytes[i] = columns.at(first + i * APART) + chunk;
+        pairs = columns.at(threadIdx.x) + k / CHUNK;
     }
 
     DEVICE void load(Buffers& buffers, int stage, int step) const {
-        const int first = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS, at = STEP * step;
+        const int first = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
             const int column = first + i * APART;
             if (TILE_COLUMNS % APART != 0 && column >= TILE_COLUMNS) break;
             uint8_t* to = buffers.columns[stage] + i * APART * STEP + chunk_at(first, chunk);
-            cp_async_16(to, bytes[i] + at, column < count && at + CHUNK * chunk < k);
+            cp_async_16(to, x + (bytes[i] + CHUNKS * step),
+                        column < count && STEP * step + CHUNK * chunk < k);
         }
         // Where the last step has but one group, the zeros that fill a column up are the other's pair.
         const int column = threadIdx.x;
         if (column < TILE_COLUMNS)
-            cp_async_16(&buffers.pairs[stage][column], pairs + sizeof(Pairs) * step, column < count && at < k);
+            cp_async_16(&buffers.pairs[stage][column], x + (pairs + step), column < count && STEP * step < k);
     }
 };
 
@@ -173,7 +182,8 @@ struct ColumnFragment {
 // The sum that starts at MAGIC times scale, rounded once.
 DEVICE float scaled(int sum, float scale) { return fmaf(__int_as_float(sum), scale, -MAGIC_FLOAT * scale); }
 
-// sums += scale * (q . column) - offset * (sum of the column), where a scale and an offset serve the whole group.
+// sums += scale * (q . column) - offset * (sum of the column), where a scale and an offset serve the whole
+// group.
 DEVICE void add_group(float (&sums)[4], const RowFragment& rows, const ColumnFragment& columns) {
     int dots[4] = {MAGIC, MAGIC, MAGIC, MAGIC};
     mma_m16n8k32_s8(dots, rows.q, columns.q);
@@ -204,9 +214,10 @@ DEVICE void add_halves(float (&sums)[4], const RowFragment& rows, const ColumnFr
     }
 }
 
-// sums -= offset * (sum of the column) of both halves, for 16 * ROW_TILES rows and 8 columns. What the bytes of a
-// column's first half sum up to, a product with ones says.
-DEVICE void subtract_offsets(Sums& sums, const RowFragment (&rows)[ROW_TILES], const ColumnFragment& columns, int c) {
+// sums -= offset * (sum of the column) of both halves, for 16 * ROW_TILES rows and 8 columns. What the bytes
+// of a column's first half sum up to, a product with ones says.
+DEVICE void subtract_offsets(Sums& sums, const RowFragment (&rows)[ROW_TILES], const ColumnFragment& columns,
+                             int c) {
     const uint32_t ones[2] = {0x01010101, 0x01010101}, b[1] = {columns.q[0]};
     int dots[4] = {};
     mma_m16n8k16_s8(dots, ones, b);
@@ -235,6 +246,7 @@ DEVICE void multiply(Sums& sums, const Buffers& buffers, int buffer, int stage, 
 #pragma unroll
     for (int c = 0; c < COLUMN_TILES; c += 2) {
         ColumnFragment columns[2];
+        __syncwarp();  // lest all columns are loaded at once: that takes more registers than there are
         ColumnFragment::load(columns, buffers, stage, warp_column() + 8 * c, g);
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -251,7 +263,8 @@ DEVICE void multiply(Sums& sums, const Buffers& buffers, int buffer, int stage, 
 }
 
 // The products of steps begin to end. All threads of the block call it, once.
-DEVICE void multiply_tile(Sums& sums, const RowLoader& rows, const ColumnLoader& columns, int begin, int end) {
+DEVICE void multiply_tile(Sums& sums, const RowLoader& rows, const ColumnLoader& columns, int begin,
+                          int end) {
     __shared__ Buffers buffers;
     Group next;
     rows.load(begin, next);
@@ -276,11 +289,12 @@ DEVICE void multiply_tile(Sums& sums, const RowLoader& rows, const ColumnLoader&
     cp_async_wait<0>();  // for what was copied ahead
 }
 
-// y[column, row] = sum * scale + bias[row], which may be null; y, row and bias begin at the tile, whose last rows and
-// columns may be beyond the matrix.
+// y[column, row] = sum * scale + bias[row], which may be null; y, row and bias begin at the tile, whose last
+// rows and columns may be beyond the matrix.
 DEVICE void write_tile(const Sums& sums, float* y, long long y_stride, int rows, int columns, float scale,
                        const float* bias) {
-    const int lane = threadIdx.x % WARP, first_row = warp_row() + lane / 4, first = warp_column() + lane % 4 * 2;
+    const int lane = threadIdx.x % WARP;
+    const int first_row = warp_row() + lane / 4, first_column = warp_column() + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 2 * ROW_TILES; i++) {
         const int row = first_row + 8 * i;
@@ -288,8 +302,9 @@ DEVICE void write_tile(const Sums& sums, float* y, long long y_stride, int rows,
         const float more = bias ? bias[row] : 0.0f;
 #pragma unroll
         for (int j = 0; j < 2 * COLUMN_TILES; j++) {
-            const int column = first + j / 2 * 8 + j % 2;
-            if (column < columns) y[column * y_stride + row] = sums[i / 2][j / 2][i % 2 * 2 + j % 2] * scale + more;
+            const int column = first_column + j / 2 * 8 + j % 2;
+            if (column < columns)
+                y[column * y_stride + row] = sums[i / 2][j / 2][i % 2 * 2 + j % 2] * scale + more;
         }
     }
 }

@@ -1,34 +1,43 @@
 // Quantized weights times many quantized columns, with the tensor cores' int8 products: see int8_tiles.cuh.
 //
-// Compiled with -DFORMAT=..., -DTILE_ROWS=64 or 128, -DTILE_COLUMNS=16, 32, 64 or 128; a block has 2 * TILE_ROWS
-// threads. See ggrun/devices/cuda_tiles.py for the choice of tiles and the grids.
+// A block of 2 * TILE_ROWS threads computes TILE_ROWS rows of TILE_COLUMNS columns: see
+// ggrun/devices/cuda_tiles.py for the choice.
+//
+// variants: FORMAT=Q4_0|Q4_1|Q5_0|Q5_1|Q8_0|IQ4_NL|MXFP4 TILE_ROWS=64 TILE_COLUMNS=16|32|64
+// variants: FORMAT=Q2_K|Q3_K|Q4_K|Q5_K|Q6_K|IQ4_XS|TQ1_0|TQ2_0 TILE_ROWS=64 TILE_COLUMNS=16|32|64
+// variants: FORMAT=Q4_0|Q4_1|Q5_0|Q5_1|Q8_0|IQ4_NL|MXFP4 TILE_ROWS=128 TILE_COLUMNS=128
+// variants: FORMAT=Q4_K|Q5_K|IQ4_XS|TQ1_0 TILE_ROWS=128 TILE_COLUMNS=128
 #include "expert_tiles.cuh"
 #include "int8_tiles.cuh"
 
 // y[n, rows] = x[n, k] . w[rows, k]^T * scale + bias[rows], which may be null.
-// Grid: tiles of columns, tiles of rows, splits of k. With several splits each writes its sums, [splits, n, rows] at y,
-// for sum_splits to add: scale is 1 then, and bias null.
+//
+// Grid: tiles of columns, tiles of rows, splits of k. With several splits each writes its sums, and y is
+// [splits, n, rows], which sum_splits adds up: scale is 1 then, and bias null.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    matmul(const uint8_t* __restrict__ w, int rows, int k, const uint8_t* __restrict__ x, int n, float* __restrict__ y,
-           float scale, const float* __restrict__ bias) {
+    matmul(const uint8_t* __restrict__ w, int rows, int k, const uint8_t* __restrict__ x, int n,
+           float* __restrict__ y, float scale, const float* __restrict__ bias) {
     const int row = blockIdx.y * TILE_ROWS, first = blockIdx.x * TILE_COLUMNS;
     if (first >= n) return;
     const long long steps = ceil_div(k, STEP), split = blockIdx.z, splits = gridDim.z;
     const int begin = int(steps * split / splits), end = int(steps * (split + 1) / splits);
     Sums sums = {};
-    multiply_tile(sums, RowLoader(w, rows, k, row), ColumnLoader({x, nullptr, first, n - first, k}), begin, end);
+    const ColumnLoader columns({x, nullptr, first, n - first, k});
+    multiply_tile(sums, RowLoader(w, rows, k, row), columns, begin, end);
     y += (split * n + first) * rows + row;
     write_tile(sums, y, rows, rows - row, n - first, scale, bias ? bias + row : nullptr);
 }
 
-// y[pair, rows] = x[pair] . w[expert, rows, k]^T * scales[expert], which may be null: of the pairs starts[expert] to
-// starts[expert + 1]. The pair's column is number tokens[pair] of x, or the pair's own where tokens is null.
+// y[pair, rows] = x[pair] . w[expert, rows, k]^T * scales[expert], which may be null: of the pairs
+// starts[expert] to starts[expert + 1]. The pair's column is number tokens[pair] of x, or the pair's own
+// where tokens is null.
+//
 // Grid: at least as many tiles of pairs as there can be, tiles of rows.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     matmul_experts(const uint8_t* __restrict__ w, int rows, int k, const uint8_t* __restrict__ x,
-                   const int* __restrict__ starts, int experts, const int* __restrict__ tokens, float* __restrict__ y,
-                   const float* __restrict__ scales) {
-    const ExpertTile tile = find_expert_tile(starts, experts, blockIdx.x, TILE_COLUMNS);
+                   const int* __restrict__ starts, int experts, const int* __restrict__ tokens,
+                   float* __restrict__ y, const float* __restrict__ scales) {
+    const ExpertTile& tile = expert_tile(starts, experts, TILE_COLUMNS);
     if (tile.expert < 0) return;
     const int row = blockIdx.y * TILE_ROWS;
     w += (long long)tile.expert * rows * (k / Weights::VALUES) * Weights::BYTES;

@@ -1,14 +1,17 @@
 // F32, F16 and BF16 weights times many columns of float32, in float32: nothing is rounded but sums.
 //
-// Plain multiply-adds, not tensor cores. With these, float32 would have to be split: three products of bfloat16 parts,
-// whose sums the tensor cores truncate, so that they would have to be added up outside after every few. By the data
-// sheets, a third of the rate of bfloat16 is less than that of float32 on the GeForce cards (RTX 3090: 71 / 3 to 36
-// TFLOPS, RTX 4090: 165 / 3 to 83), and where it is more (A100, H100), large batches are cuBLAS's.
+// Plain multiply-adds, not tensor cores. With these, float32 would have to be split: three products of
+// bfloat16 parts, whose sums the tensor cores truncate, so that they would have to be added up outside after
+// every few. By the data sheets, a third of the rate of bfloat16 is less than that of float32 on the GeForce
+// cards (RTX 3090: 71 / 3 to 36 TFLOPS, RTX 4090: 165 / 3 to 83), and where it is more (A100, H100), large
+// batches are cuBLAS's.
 //
-// Compiled with -DFORMAT=F32, F16 or BF16, -DTILE_COLUMNS=16, 32 or 64; a block has 128 threads and takes 64 rows. Each
-// has eight of these and TILE_COLUMNS / 16 columns. Of every step of 16 values, the next one's are loaded to registers
-// before the products, and stored to the other of two buffers after them: in shared memory, a value's rows lie side by
-// side, so neighbouring threads, which have neighbouring rows, store and load without bank conflicts.
+// A block of 128 threads computes 64 rows of TILE_COLUMNS columns, a thread eight of these and TILE_COLUMNS
+// / 16. Of every step of 16 values, the next one's are loaded to registers before the products, and stored to
+// the other of two buffers after them: in shared memory, a value's rows lie side by side, so neighbouring
+// threads, which have neighbouring rows, store and load without bank conflicts.
+//
+// variants: FORMAT=F32|F16|BF16 TILE_COLUMNS=16|32|64
 #include "expert_tiles.cuh"
 #include "formats.cuh"
 
@@ -25,7 +28,7 @@ typedef float Sums[THREAD_COLUMNS][THREAD_ROWS];
 template <class F> DEVICE void load_unit(const uint8_t* row, int at, int k, float (&values)[16 / F::BYTES]) {
     constexpr int UNIT = 16 / F::BYTES;
     if (k % UNIT == 0 && at < k) {  // all rows are aligned
-        F::unpack(load_128(row + (long long)at * F::BYTES), values);
+        F::unpack(__ldg(reinterpret_cast<const uint4*>(row + (long long)at * F::BYTES)), values);
         return;
     }
 #pragma unroll
@@ -71,7 +74,8 @@ DEVICE void multiply(Sums& sums, const Buffer& buffer) {
         float rows[THREAD_ROWS], columns[THREAD_COLUMNS];
 #pragma unroll
         for (int r = 0; r < THREAD_ROWS; r += 4)
-            *reinterpret_cast<float4*>(rows + r) = *reinterpret_cast<const float4*>(buffer.rows[i] + thread_row(r));
+            *reinterpret_cast<float4*>(rows + r) =
+                *reinterpret_cast<const float4*>(buffer.rows[i] + thread_row(r));
 #pragma unroll
         for (int c = 0; c < THREAD_COLUMNS; c++) columns[c] = buffer.columns[i][thread_column(c)];
 #pragma unroll
@@ -81,20 +85,22 @@ DEVICE void multiply(Sums& sums, const Buffer& buffer) {
     }
 }
 
-// The products of steps begin to end; row_at and column_at: where those of the tile begin. All threads call it, once.
+// The products of steps begin to end; row_at and column_at: where those of the tile begin. All threads of
+// the block call it, once.
 template <class RowAt, class ColumnAt>
 DEVICE void multiply_tile(Sums& sums, RowAt row_at, ColumnAt column_at, int k, int begin, int end) {
     __shared__ Buffer buffers[2];
     Loader<Weights, TILE_ROWS> rows(row_at);
     Loader<F32, TILE_COLUMNS> columns(column_at);
     int buffer = 0;
-    for (int step = begin; step <= end; step++) {
-        if (step < end) rows.load(step, k), columns.load(step, k);
-        if (step > begin) multiply(sums, buffers[buffer ^ 1]);
-        if (step == end) break;
-        rows.store(buffers[buffer].rows), columns.store(buffers[buffer].columns);
+    rows.load(begin, k), columns.load(begin, k);
+    rows.store(buffers[0].rows), columns.store(buffers[0].columns);
+    for (int step = begin; step < end; step++) {
+        rows.load(step + 1, k), columns.load(step + 1, k);
+        __syncthreads();  // this step's values are there, and all are done with the last step's
+        multiply(sums, buffers[buffer]);
         buffer ^= 1;
-        __syncthreads();  // this step's values are there, and all are done with those of the step before
+        rows.store(buffers[buffer].rows), columns.store(buffers[buffer].columns);
     }
 }
 
@@ -118,7 +124,8 @@ DEVICE const uint8_t* row_of(const void* x, long long i, int k, int bytes) {
     return static_cast<const uint8_t*>(x) + i * k * bytes;
 }
 
-// y[n, rows] = x[n, k] . w[rows, k]^T * scale + bias[rows], as `matmul` does with quantized weights: see matmul.cu.
+// y[n, rows] = x[n, k] . w[rows, k]^T * scale + bias[rows], as `matmul` does with quantized weights: see
+// matmul.cu.
 extern "C" __global__ void __launch_bounds__(THREADS)
     matmul_floats(const uint8_t* __restrict__ w, int rows, int k, const float* __restrict__ x, int n,
                   float* __restrict__ y, float scale, const float* __restrict__ bias) {
@@ -134,12 +141,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     write_tile(sums, y, rows, rows - row, n - first, scale, bias ? bias + row : nullptr);
 }
 
-// y[pair, rows] = x[pair] . w[expert, rows, k]^T * scales[expert], as `matmul_experts` does with quantized weights.
+// y[pair, rows] = x[pair] . w[expert, rows, k]^T * scales[expert], as `matmul_experts` does with quantized
+// weights.
 extern "C" __global__ void __launch_bounds__(THREADS)
     matmul_floats_experts(const uint8_t* __restrict__ w, int rows, int k, const float* __restrict__ x,
                           const int* __restrict__ starts, int experts, const int* __restrict__ tokens,
                           float* __restrict__ y, const float* __restrict__ scales) {
-    const ExpertTile tile = find_expert_tile(starts, experts, blockIdx.x, TILE_COLUMNS);
+    const ExpertTile& tile = expert_tile(starts, experts, TILE_COLUMNS);
     if (tile.expert < 0) return;
     const int row = blockIdx.y * TILE_ROWS;
     const long long first_row = (long long)tile.expert * rows;

@@ -1,19 +1,27 @@
-"""How products with many columns are cut into blocks: the host's side of kernels/cuda/matmul.cu and matmul_floats.cu."""
+"""How products with many columns are cut into blocks: the host's side of matmul.cu and matmul_floats.cu.
+
+Nothing here was measured yet: the constants are what the kernels' registers and shared memory allow.
+"""
 
 from dataclasses import dataclass
 
+THREADS_A_ROW = 2
 STEP = 64
-"""Values of a row that a block takes at once; a split has at least SPLIT_STEPS of them."""
+"""Values of k that a block takes at once; each part that k is split into has SPLIT_STEPS of them, or more."""
 SPLIT_STEPS = 8
-ROWS = 64
-COLUMNS = (16, 32, 64, 128)
-BLOCKS_TO_FILL = 2
-"""Blocks a multiprocessor below which k is split: with fewer, memory waits for products and these for memory."""
+WAVE = 2
+"""Blocks a multiprocessor that are wanted: k is split where there are fewer."""
+LARGE = 128
+"""Rows and columns of a large tile: it loads half as much a product, but one fills a multiprocessor."""
+ROWS, COLUMNS = 64, (16, 32, 64)
+"""Those of the others."""
+TWO_SCALES = ("Q2_K", "Q3_K", "Q6_K", "TQ2_0", "IQ2_XS", "IQ2_S", "IQ1_M")
+"""Formats with two scales for 32 values: a thread has not the registers for its part of a large tile."""
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """One launch. A block has a thread for each half of a row's step."""
+    """One launch: tiles of `rows` by `columns`, the kernel's grid, the threads of a block."""
 
     rows: int
     columns: int
@@ -22,40 +30,46 @@ class Tiles:
     @property
     def block(self) -> int:
         """Threads."""
-        return 2 * self.rows
+        return THREADS_A_ROW * self.rows
 
     @property
     def splits(self) -> int:
-        """In how many parts k is cut; with more than one, sum_splits adds them up."""
+        """The parts of k; with several, `sum_splits` of split_k.cu adds up what they leave."""
         return self.grid[2]
 
-    @property
-    def defines(self) -> dict[str, int]:
-        """What the kernel is compiled with, besides FORMAT."""
-        return {"TILE_ROWS": self.rows, "TILE_COLUMNS": self.columns}
+
+def matmul_tiles(name: str, rows: int, k: int, n: int, multiprocessors: int) -> Tiles:
+    """For `matmul`: [rows, k] weights of the format `name` times n columns (which may be 0)."""
+    large = _grid(rows, n, LARGE, LARGE)
+    if name not in TWO_SCALES and n > COLUMNS[-1] and large[0] * large[1] >= multiprocessors:
+        return Tiles(LARGE, LARGE, large)
+    return float_tiles(rows, k, n, multiprocessors)
 
 
-def tiles(rows: int, k: int, n: int, multiprocessors: int) -> Tiles:
-    """The tiles of a product of [rows, k] weights with n columns (0 or more)."""
-    size = _columns(n)
-    across, down = max(1, -(-n // size)), -(-rows // ROWS)
-    room = BLOCKS_TO_FILL * multiprocessors // (across * down)
-    splits = min(room, -(-k // STEP) // SPLIT_STEPS)
-    return Tiles(ROWS, size, (across, down, max(1, splits)))
+def float_tiles(rows: int, k: int, n: int, multiprocessors: int) -> Tiles:
+    """For `matmul_floats`: [rows, k] weights times n columns; its TILE_ROWS is not for choice."""
+    columns = _columns(n)
+    across, down, _ = _grid(rows, n, ROWS, columns)
+    parts = min(WAVE * multiprocessors // (across * down), k // (STEP * SPLIT_STEPS))
+    return Tiles(ROWS, columns, (across, down, max(1, parts)))
 
 
 def expert_tiles(rows: int, pairs: int, experts: int) -> Tiles:
-    """The tiles of a product of `pairs` columns with the [experts, rows, k] weights of their experts.
+    """For `matmul_experts` and `matmul_floats_experts`: `pairs` columns, each times its expert's [rows, k].
 
-    How the pairs are spread only the device knows: the grid is for the worst case, where each of the experts that have
-    any ends with a tile that is not full.
+    How many are each expert's, only the device knows. The grid is for the worst case, where as many experts
+    as can be have a pair, and all others are one expert's: blocks that have no tile end at once.
     """
-    size = _columns(-(-pairs // experts))
-    most = min(experts, pairs)  # experts that have any
-    across = max(1, most + (pairs - most) // size)
-    return Tiles(ROWS, size, (across, -(-rows // ROWS), 1))
+    columns = _columns(-(-pairs // experts))
+    some = min(experts, pairs)
+    across = some + (pairs - some) // columns
+    return Tiles(ROWS, columns, (max(1, across), -(-rows // ROWS), 1))
 
 
 def _columns(n: int) -> int:
-    """The smallest tile that takes n columns at once, or the largest."""
-    return next((size for size in COLUMNS if n <= size), COLUMNS[-1])
+    """Of a tile: as few as take all n, or the most."""
+    return next((columns for columns in COLUMNS if n <= columns), COLUMNS[-1])
+
+
+def _grid(rows: int, n: int, tile_rows: int, tile_columns: int) -> tuple[int, int, int]:
+    return max(1, -(-n // tile_columns)), -(-rows // tile_rows), 1
