@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.cuda_variants import may_have_stack, variants
+from tools.cuda_variants import allowed, may_have_stack, variants
 from tools.nvrtc_check import ARCHS, Job, check, check_all, jobs_of, nvrtc, sources
 
 
@@ -97,4 +97,15 @@ def test_variants(tmp_path: Path) -> None:
         {"A": "2", "B": "y"},
         {"A": "3", "B": "x"},
     ]
+    assert allowed(path, {"A": "3", "B": "x"})
+    assert not allowed(path, {"A": "3", "B": "y"})
+    assert not allowed(path, {"A": "1"})
     assert variants(write(tmp_path, "int x;\n")) == [{}]
+    assert allowed(path, {})
+
+
+def test_variants_that_are_not_all_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "// A kernel.\n// variants: A=1|...\n//     B=x\n// B=y\n")
+    assert variants(path) == [{"A": "1", "B": "x"}]
+    assert allowed(path, {"A": "7", "B": "x"})
+    assert not allowed(path, {"A": "1", "B": "y"})
