@@ -1,7 +1,7 @@
 // Quantized weights times many quantized columns, with the tensor cores' int8 products: see int8_tiles.cuh.
 //
 // A block of 2 * TILE_ROWS threads computes TILE_ROWS rows of TILE_COLUMNS columns: see
-// ggrun/devices/cuda_tiles.py for the choice.
+// ggrun/devices/cuda/tiles.py for the choice.
 //
 // variants: FORMAT=Q4_0|Q4_1|Q5_0|Q5_1|Q8_0|IQ4_NL|MXFP4 TILE_ROWS=64 TILE_COLUMNS=16|32|64
 // variants: FORMAT=Q2_K|Q3_K|Q4_K|Q5_K|Q6_K|IQ4_XS|TQ1_0|TQ2_0 TILE_ROWS=64 TILE_COLUMNS=16|32|64

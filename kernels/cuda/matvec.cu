@@ -5,7 +5,7 @@
 //
 // A lane sums ROWS * COLUMNS products. Blocks are (32, split, teams): the `split` warps of a team share its rows,
 // each having every split-th stretch of them, and sum up in shared memory, always in the same order.
-// ggrun/devices/cuda_launch.py chooses all of these.
+// ggrun/devices/cuda/matvec.py chooses all of these.
 #include "dots.cuh"
 
 constexpr int SUMS = ROWS * COLUMNS;

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from ggrun.devices.cuda_attention import Launch, Shape, bucket, plan_attention
+from ggrun.devices.cuda.attention import Launch, Shape, bucket, plan_attention
 from tests.cuda.conftest import Card
 from tests.cuda.kv import PAGE, Floats, Options, attention, kept, pack
 

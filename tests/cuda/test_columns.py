@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ggrun.devices.cuda_launch import norm_quantize_shape, quantize_shape
+from ggrun.devices.cuda.matvec import norm_quantize_shape, quantize_shape
 from tests.cuda.conftest import Card
 from tests.cuda.weights import column_bytes, quantized, values
 from tests.kernels.test_formats import parts

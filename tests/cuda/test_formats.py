@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ggrun.devices.cuda_launch import FLOATS, dequantize_shape, embed_shape, format_defines
+from ggrun.devices.cuda.matvec import FLOATS, dequantize_shape, embed_shape, format_defines
 from tests.cuda.conftest import Card
 from tests.cuda.weights import FORMATS, HALVES, exact, extreme_rows, random_rows
 

@@ -1,8 +1,8 @@
-"""ggrun/devices/cuda_launch.py: every row and column has its warps, and no block is too large."""
+"""ggrun/devices/cuda/matvec.py: every row and column has its warps, and no block is too large."""
 
 import pytest
 
-from ggrun.devices.cuda_launch import WARP, experts_shape, matvec_defines, matvec_shape, width_for
+from ggrun.devices.cuda.matvec import WARP, experts_shape, matvec_defines, matvec_shape, width_for
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 30, 132])

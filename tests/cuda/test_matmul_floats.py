@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ggrun.devices.cuda_tiles import ROWS, Tiles, expert_tiles, float_tiles
+from ggrun.devices.cuda.tiles import ROWS, Tiles, expert_tiles, float_tiles
 from tests.cuda.conftest import Card
 from tests.cuda.test_matmul import ONE_CARD, TWO_CARDS, assert_close
 from tests.kernels.test_formats import exact, random_rows

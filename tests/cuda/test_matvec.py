@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ggrun.devices.cuda_launch import FLOATS, experts_shape, matvec_defines, matvec_shape
+from ggrun.devices.cuda.matvec import FLOATS, experts_shape, matvec_defines, matvec_shape
 from tests.cuda.conftest import Card
 from tests.cuda.weights import FORMATS, HALVES, exact, quantized, random_rows, values
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ggrun.devices.cuda_attention import row_bytes
+from ggrun.devices.cuda.attention import row_bytes
 from tests.cuda.conftest import Card
 from tests.cuda.kv import PAGE, pack
 

@@ -5,7 +5,14 @@ from functools import cache
 import numpy as np
 
 from ggrun.devices.base import Cells, Limits
-from ggrun.devices.cuda.attention import PAGE, Plan, Shape, bucket, plan_attention, store_shape
+from ggrun.devices.cuda.attention import (
+    PAGE,
+    AttentionLaunch,
+    Shape,
+    bucket,
+    plan_attention,
+    store_shape,
+)
 from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.cuda.program import Counts, Launch, Step
 
@@ -45,9 +52,19 @@ class Attention:
             n = counts.tokens
             plan = _planned(shape, counts, driver)
             kernel = driver.kernel(plan.file, plan.name, **plan.defines)
-            sizes = np.int32(n), np.int32(shape.heads), np.int32(shape.kv_heads), stride, np.int32(shape.window)
+            sizes = (
+                np.int32(n),
+                np.int32(shape.heads),
+                np.int32(shape.kv_heads),
+                stride,
+                np.int32(shape.window),
+            )
             launch = Launch(
-                kernel, plan.grid, plan.block, (q, y, *scratch, *tables, *cells, 0, *sizes, *numbers), plan.shared
+                kernel,
+                plan.grid,
+                plan.block,
+                (q, y, *scratch, *tables, *cells, 0, *sizes, *numbers),
+                plan.shared,
             )
             return [launch] if plan.parts == 1 else [launch, _combine(driver, shape, plan, scratch, y, n)]
 
@@ -55,7 +72,7 @@ class Attention:
 
 
 def _combine(
-    driver: Driver, shape: Shape, plan: Plan, scratch: tuple[int, int], y: int, n: int
+    driver: Driver, shape: Shape, plan: AttentionLaunch, scratch: tuple[int, int], y: int, n: int
 ) -> Launch:
     rows = n * shape.heads
     sizes = (np.int32(size) for size in (rows, shape.heads, plan.parts, shape.value_dim))
@@ -63,7 +80,7 @@ def _combine(
     return Launch(kernel, (max(1, rows),), (256,), (*scratch, 0, y, *sizes))
 
 
-def _planned(shape: Shape, counts: Counts, driver: Driver) -> Plan:
+def _planned(shape: Shape, counts: Counts, driver: Driver) -> AttentionLaunch:
     return plan_attention(
         shape, counts.tokens, counts.sequences, counts.context, driver.arch, driver.multiprocessors
     )

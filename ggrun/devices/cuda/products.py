@@ -11,9 +11,10 @@ from ggrun.devices.cuda import matvec
 from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.cuda.memory import CudaWeight
 from ggrun.devices.cuda.program import FEW, Counts, Launch, Step
-from ggrun.devices.cuda.tiles import expert_tiles, floats_expert_tiles, floats_tiles, tiles
+from ggrun.devices.cuda.tiles import Tiles, expert_tiles, float_tiles, matmul_tiles
 
-_ALIGNMENT = 16
+_ALIGNMENT = 16  # bytes: where quantized columns begin
+_SUMMED = 256  # rows that a block of sum_splits adds up
 
 
 class Products:
@@ -57,7 +58,8 @@ class Products:
 
     def scratch_bytes(self, w: CudaWeight, most: int) -> int:
         """What `linear` needs for the parts of its sums, with up to so many rows."""
-        return 4 * w.rows * max((n * self._splits(w, n) for n in range(FEW + 1, most + 1)), default=0)
+        splits = ((n, self._tiles(w, n).splits) for n in range(FEW + 1, most + 1))
+        return 4 * w.rows * max((n * parts for n, parts in splits if parts > 1), default=0)
 
     def linear(
         self, over: Rows, x: int, w: CudaWeight, y: int, scale: float, bias: int, scratch: int
@@ -100,36 +102,35 @@ class Products:
 
     # ---------------------------------------------------------------- with many
 
-    def _splits(self, w: CudaWeight, n: int) -> int:
-        splits = tiles(w.rows, w.columns, n, self._multiprocessors).splits if self.quantized(w) else 1
-        return splits if splits > 1 else 0
+    def _tiles(self, w: CudaWeight, n: int) -> Tiles:
+        if self.quantized(w):
+            return matmul_tiles(w.format, w.rows, w.columns, n, self._multiprocessors)
+        return float_tiles(w.rows, w.columns, n, self._multiprocessors)
 
     def _matmul(
         self, x: int, w: CudaWeight, y: int, scale: float, bias: int, scratch: int, n: int
     ) -> list[Launch]:
-        if not self.quantized(w):
-            raise NotImplementedError
-        tiling = tiles(w.rows, w.columns, n, self._multiprocessors)
-        kernel = self._kernel("matmul.cu", "matmul", w, tiling.defines)
-        if tiling.splits == 1:
-            args = w.address, *_sizes(w), x, np.int32(n), y, np.float32(scale), bias
-            return [Launch(kernel, tiling.grid, (tiling.block,), args)]
-        args = w.address, *_sizes(w), x, np.int32(n), scratch, np.float32(1.0), 0
-        parts = Launch(kernel, tiling.grid, (tiling.block,), args)
+        tiles = self._tiles(w, n)
+        if tiles.splits == 1:
+            return [self._tiled("matmul", w, tiles, (x, np.int32(n), y, np.float32(scale), bias))]
+        parts = self._tiled("matmul", w, tiles, (x, np.int32(n), scratch, np.float32(1.0), 0))
         adding = self._driver.kernel("split_k.cu", "sum_splits")
-        numbers = np.int32(tiling.splits), np.int32(n), np.int32(w.rows)
-        return [parts, Launch(adding, (1,), (1,), (scratch, *numbers, y, np.float32(scale), bias))]
+        numbers = np.int32(tiles.splits), np.int32(n), np.int32(w.rows)
+        grid = -(-w.rows // _SUMMED), n
+        return [parts, Launch(adding, grid, (_SUMMED,), (scratch, *numbers, y, np.float32(scale), bias))]
 
     def _matmul_experts(
         self, x: int, w: CudaWeight, y: int, starts: int, scales: int, pairs: int
     ) -> list[Launch]:
-        tiling = expert_tiles(w.rows, pairs, w.experts)
-        kernel = self._kernel("matmul.cu", "matmul_experts", w, tiling.defines)
-        args = w.address, *_sizes(w), x, starts, np.int32(w.experts), 0, y, scales
-        return [Launch(kernel, tiling.grid, (tiling.block,), args)]
+        args = x, starts, np.int32(w.experts), 0, y, scales
+        return [self._tiled("matmul", w, expert_tiles(w.rows, pairs, w.experts), args, "_experts")]
 
-    def _kernel(self, file: str, name: str, w: CudaWeight, defines: dict[str, int]) -> Any:
-        return self._driver.kernel(file, name, **matvec.format_defines(w.format), **defines)
+    def _tiled(self, family: str, w: CudaWeight, tiles: Tiles, args: tuple[Any, ...], of: str = "") -> Launch:
+        name, defines = family, {"TILE_ROWS": tiles.rows, "TILE_COLUMNS": tiles.columns}
+        if not self.quantized(w):
+            name, defines = f"{family}_floats", {"TILE_COLUMNS": tiles.columns}
+        kernel = self._driver.kernel(f"{name}.cu", name + of, **matvec.format_defines(w.format), **defines)
+        return Launch(kernel, tiles.grid, (tiles.block,), (w.address, *_sizes(w), *args))
 
 
 def _sizes(w: CudaWeight) -> tuple[np.int32, np.int32]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ggrun.devices.base import Cells, Inputs, Limits, Rows
 from ggrun.devices.cuda import grids
-from ggrun.devices.cuda.attention import Shape, bucket, row_bytes
+from ggrun.devices.cuda.attention import Shape, bucket
 from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.cuda.flash import Attention
 from ggrun.devices.cuda.memory import CudaBuffer, CudaMemory, CudaPlace, CudaWeight, Pool, address_of
@@ -281,7 +281,7 @@ class CudaRecorder:
     def store(self, x: CudaBuffer, cells: Cells) -> None:
         """Keep keys or values in the input slots."""
         self._keep.append(cells.memory)
-        self._add(self._attention.store(x.address, cells, self._input("slots")))
+        self._add(self._attention.store(x.address, cells))
 
     def attend(self, q: CudaBuffer, keys: Cells, values: Cells, heads: int, scale: float) -> CudaBuffer:
         """Attention of each token over its sequence, up to its own position."""

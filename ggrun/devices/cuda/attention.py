@@ -14,6 +14,7 @@ MOST_PARTS = 128
 FEW = 8
 """So many tokens at most are for flash decoding, whatever sequences they are of."""
 
+_STORE_WARPS = 4
 _BLOCK = 32  # values, to which rows of the cache are padded
 _BITS = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5}
 _DECODE_HEADS, _DECODE_THREADS = 8, 128
@@ -51,7 +52,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Launch:
+class AttentionLaunch:
     """A kernel and how it is launched. With several parts attention_combine follows."""
 
     file: str
@@ -73,6 +74,11 @@ def row_bytes(kind: str, dim: int) -> int:
     return int(_ceil(dim, _BLOCK) * _BLOCK * _BITS[kind] / 8)
 
 
+def store_shape(n: int, heads: int) -> tuple[tuple[int], tuple[int]]:
+    """The grid and block of `store`: a warp a row."""
+    return (max(1, _ceil(n * heads, _STORE_WARPS)),), (32 * _STORE_WARPS,)
+
+
 def bucket(context: int) -> int:
     """The context that launches are planned for: the next power of two, of a page at least."""
     return max(PAGE, 1 << (context - 1).bit_length())
@@ -80,7 +86,7 @@ def bucket(context: int) -> int:
 
 def plan_attention(
     shape: Shape, n: int, sequences: int, context: int, arch: int, multiprocessors: int
-) -> Launch:
+) -> AttentionLaunch:
     """The launch for n tokens of so many sequences, of which the longest has `context` positions or fewer.
 
     arch: the compute capability times ten. Tokens of cells of f32 are computed one by one.
@@ -91,19 +97,19 @@ def plan_attention(
     return _prefill(shape, n, context, arch, multiprocessors)
 
 
-def _decode(shape: Shape, n: int, context: int, multiprocessors: int) -> Launch:
+def _decode(shape: Shape, n: int, context: int, multiprocessors: int) -> AttentionLaunch:
     """A block has one token and 8 heads; it reads whole pages."""
     heads = shape.kv_heads * _ceil(shape.group, _DECODE_HEADS)
     pages = _ceil(min(context, shape.window + PAGE) if shape.window else context, PAGE)
     wanted = _ceil(multiprocessors * _BLOCKS_A_MULTIPROCESSOR, max(n, 1) * heads)
     parts = max(1, min(wanted, pages, MOST_PARTS))
     grid = (heads, max(n, 1), parts)
-    return Launch(
+    return AttentionLaunch(
         "attention_decode.cu", "attention_decode", shape.defines(), grid, (_DECODE_THREADS,), 0, parts
     )
 
 
-def _prefill(shape: Shape, n: int, context: int, arch: int, multiprocessors: int) -> Launch:
+def _prefill(shape: Shape, n: int, context: int, arch: int, multiprocessors: int) -> AttentionLaunch:
     """A block has as many rows, of a token and a head each, as its shared memory holds queries of."""
     key, value = (_ceil(dim, _BLOCK) * _BLOCK for dim in (shape.key_dim, shape.value_dim))
     keys = 32 if max(key, value) <= 192 else 16
@@ -115,7 +121,7 @@ def _prefill(shape: Shape, n: int, context: int, arch: int, multiprocessors: int
     tokens = _ceil(n, rows // min(shape.group, rows))
     parts = max(1, min(multiprocessors // (heads * tokens), context // (4 * PAGE), MOST_PARTS))
     defines = {**shape.defines(), "BLOCK_ROWS": rows, "STEP_KEYS": keys}
-    return Launch(
+    return AttentionLaunch(
         "attention_prefill.cu", "attention_prefill", defines,
         (heads, tokens, parts), (2 * rows,), shared + rows * query, parts,
     )  # fmt: skip
