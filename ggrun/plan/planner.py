@@ -22,6 +22,20 @@ _NEARLY = 100  # the part of its time that a plan may lose where cards are to be
 
 
 @dataclass(frozen=True)
+class Settled:
+    """What the planner chose of what the user left open, beside the layout.
+
+    cpu_ffn   feed-forward halves that it left to the CPU
+    ratios    of a row stage
+    first     the first item on cards, where -ts says how they share what is behind it; None: no such thing
+    """
+
+    cpu_ffn: int = 0
+    ratios: tuple[float, ...] = ()
+    first: int | None = None
+
+
+@dataclass(frozen=True)
 class Planned:
     """A plan, and what is known of it before anything is loaded."""
 
@@ -31,8 +45,7 @@ class Planned:
     choice: Choice
     plan: Plan
     sizes: Sizes
-    cpu_ffn: int  # feed-forward halves that the planner left to the CPU
-    ratios: tuple[float, ...]  # of a row stage
+    settled: Settled
     own: bool = False  # the user wrote the plan: flags only said the sizes
 
     @cached_property
@@ -97,8 +110,8 @@ def make_plan(facts: ModelFacts, devices: Sequence[DeviceInfo], options: PlanOpt
     return _Planner(facts, tuple(devices), options).planned()
 
 
-Found = tuple[Layout, int, tuple[float, ...]]
-"""A layout, the feed-forwards that it leaves to the CPU, and the ratios of its row stage."""
+Found = tuple[Layout, Settled]
+Trial = tuple[Problem, Settled]
 
 
 class _Planner:
@@ -115,14 +128,14 @@ class _Planner:
         sums = self._sums(self._context())
         found = self._best(sums, spill=True)
         if found is None:
-            problem, cpu_ffn, ratios = self._last_resort(sums)
+            problem, settled = self._last_resort(sums)
             unlimited = dict.fromkeys(problem.limits, 1 << 80)
             layout = solve(replace(problem, limits=unlimited))
             assert layout is not None, "without limits there is always a layout"
         else:
-            layout, cpu_ffn, ratios = found
+            layout, settled = found
         plan = _plan(self.facts, layout, sums.kv_on_host)
-        return Planned(self.facts, self.options, self.devices, self.choice, plan, sums.sizes, cpu_ffn, ratios)
+        return Planned(self.facts, self.options, self.devices, self.choice, plan, sums.sizes, settled)
 
     # ---------------------------------------------------------------- the context
 
@@ -167,20 +180,20 @@ class _Planner:
     def _possible(self, n_ctx: int) -> bool:
         sums = self._sums(n_ctx)
         found = self._problems(sums, spill=False)
-        return any(solve(problem) for problem, _, _ in found) or bool(self._on_one_place(sums))
+        return any(solvable(problem) for problem, _ in found) or bool(self._on_one_place(sums))
 
     # ---------------------------------------------------------------- what is tried
 
     def _best(self, sums: Sums, spill: bool) -> Found | None:
         best: Found | None = None
-        for problem, cpu_ffn, ratios in self._problems(sums, spill):
+        for problem, settled in self._problems(sums, spill):
             below = best[0].pace if best else NEVER
             if _bound(problem) < below and (found := solve(problem, below)):
-                best = found, cpu_ffn, ratios
+                best = found, settled
         if best and self._spreads():
             best = self._spread(sums, best, spill)
         alone = self._on_one_place(sums)
-        return (alone, 0, ()) if alone and (best is None or alone.pace < best[0].pace) else best
+        return (alone, Settled()) if alone and (best is None or alone.pace < best[0].pace) else best
 
     def _spreads(self) -> bool:
         """Whether cards share what the user's flags leave of the layers, and none is to be filled first."""
@@ -203,14 +216,14 @@ class _Planner:
     def _within(self, sums: Sums, share: int, slowest: int, spill: bool) -> Found | None:
         """The best when of each card only a share may be taken; None when that is too slow."""
         best: Found | None = None
-        for problem, cpu_ffn, ratios in self._problems(sums, spill):
+        for problem, settled in self._problems(sums, spill):
             may = {n: b if n == "cpu" else b * share // _SHARES for n, b in problem.limits.items()}
             if found := solve(replace(problem, limits=may), best[0].pace if best else slowest + 1):
-                best = found, cpu_ffn, ratios
+                best = found, settled
         return best
 
-    def _problems(self, sums: Sums, spill: bool) -> Iterator[tuple[Problem, int, tuple[float, ...]]]:
-        """All that is tried: problems, with the feed-forwards that each leaves to the CPU, and ratios.
+    def _problems(self, sums: Sums, spill: bool) -> Iterator[Trial]:
+        """All that is tried.
 
         What there is does not depend on memory, so that more of it never gives a slower plan.
         """
@@ -218,7 +231,7 @@ class _Planner:
             for cpu_ffn in self._cpu_ffn(spill, ratios):
                 for first in self._firsts(spill):
                     problem = self._problem(sums, places, cpu_ffn, first, spill)
-                    yield problem, cpu_ffn, ratios
+                    yield problem, Settled(cpu_ffn, ratios, None if self._split() is None else first)
 
     def _places(self, sums: Sums) -> Iterator[tuple[tuple[float, ...], list[Table]]]:
         """The cards as places: each its own; or one for all of them, in each way to share."""
@@ -321,7 +334,7 @@ class _Planner:
         speed = predict(self.facts, plan, sums.sizes, {device.name: device for device in self.devices})
         return replace(layout, pace=speed.pace)
 
-    def _last_resort(self, sums: Sums) -> tuple[Problem, int, tuple[float, ...]]:
+    def _last_resort(self, sums: Sums) -> Trial:
         """What to show when nothing fits: as the user said, and otherwise in proportion to the memory."""
         may = self._limits(sums)
         ratios = [max(1.0, float(may[card.name])) for card in self.choice.cards]

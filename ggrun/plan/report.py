@@ -7,7 +7,7 @@ from ggrun.errors import GgrunError, UsageError
 from ggrun.plan import Plan
 from ggrun.plan.cost import HALF_LAYER
 from ggrun.plan.options import PlanOptions
-from ggrun.plan.planner import Planned, make_plan
+from ggrun.plan.planner import Planned, Settled, make_plan
 from ggrun.plan.rows import uncut
 
 _MIB = 1 << 20
@@ -26,12 +26,14 @@ def flags(planned: Planned) -> list[str]:
     free = [i for i, names in enumerate(owners) if i not in planned.choice.given and names != ("cpu",)]
     start = planned.choice.first_on_cards(o, layers)
     if start is None:
+        start = planned.settled.first
+    if start is None:
         start = 2 * (free[0] // 2) if free else 2 * layers + 1
     found = ["-c", str(planned.sizes.n_ctx), *_as_given(o)]
     if planned.choice.cards and planned.choice.host:
         found += ["-ngl", str(layers + 1 - (start + 1) // 2)]
     if planned.choice.cards:
-        found += ["-ncffn", str(planned.cpu_ffn)] if 2 * planned.cpu_ffn > start else []
+        found += ["-ncffn", str(planned.settled.cpu_ffn)] if 2 * planned.settled.cpu_ffn > start else []
         found += _split(planned, owners, free, start)
     return found
 
@@ -64,7 +66,7 @@ def _owners(plan: Plan, halves: int) -> list[tuple[str, ...]]:
 def _split(planned: Planned, owners: list[tuple[str, ...]], free: list[int], start: int) -> list[str]:
     """-ts: the ratios of rows, or how many layers from `start` each card has, the output counting as one."""
     o, cards = planned.options, [card.name for card in planned.choice.cards]
-    ratios = o.tensor_split or planned.ratios
+    ratios = o.tensor_split or planned.settled.ratios
     if len(cards) < 2 or (o.split_mode == "none" and not ratios) or not (free or ratios):
         return []
     if ratios:
@@ -204,7 +206,7 @@ def with_plan(planned: Planned, plan: Plan) -> Planned:
         raise UsageError(
             f"the plan uses {unknown[0]!r:.40}, which is not there: there are {', '.join(there)}"
         )
-    other = replace(planned, plan=plan, cpu_ffn=0, ratios=(), own=True)
+    other = replace(planned, plan=plan, settled=Settled(), own=True)
     if planned.options.n_ctx:
         return other
     o, largest = planned.options, planned.facts.config.context
