@@ -1,6 +1,7 @@
 """Devices as a planner sees them, and how users write those that are not here."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ggrun.errors import UsageError
@@ -21,12 +22,12 @@ MOST_DEVICES = 32
 
 _ITEM = re.compile(
     r"(?:(\d{1,3})\s*[x×]\s*)?"  # 2x
-    r"((?:cpu|emulated)(?::\d{1,3})?|[^:@,]+?)"  # cpu, cpu:0, rtx3090
+    r"((?:cpu|emulated|cuda)(?::\d{1,3})?|[^:@,]+?)"  # cpu, cpu:0, rtx3090
     r"(?:\s*:\s*([0-9.]+)\s*([KMGT]?)i?B)?"  # :64GB
     r"(?:\s*@\s*([0-9.]+)\s*([MGT])B/s)?",  # @50GB/s
     re.IGNORECASE,
 )
-_CPU = re.compile(r"(cpu|emulated)(?::(\d+))?")
+_CPU, _CUDA = re.compile(r"(cpu|emulated)(?::(\d+))?"), re.compile(r"cuda:(\d+)")
 _BINARY = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _DECIMAL = {"M": 1e6, "G": 1e9, "T": 1e12}
 
@@ -61,15 +62,24 @@ class DeviceInfo:
 
 
 @dataclass(frozen=True)
-class CpuSpeeds:
-    """What is measured of a CPU: see DeviceInfo. Operations are 0 where only the bandwidth is known."""
+class Speeds:
+    """What is measured of a device: see DeviceInfo. What is 0 is not known."""
 
     bandwidth: float
     operations: float = 0.0
     float_operations: float = 0.0
+    link: float = 0.0
 
 
-def cpu_info(name: str, memory: int, free: int, speeds: CpuSpeeds) -> DeviceInfo:
+def card_info(name: str, label: str, memory: int, free: int, speeds: Speeds) -> DeviceInfo:
+    """A card that is here."""
+    floats = speeds.float_operations
+    return DeviceInfo(
+        name, memory, free, speeds.bandwidth, speeds.operations, speeds.link, label, float_operations=floats
+    )
+
+
+def cpu_info(name: str, memory: int, free: int, speeds: Speeds) -> DeviceInfo:
     """A CPU, or with a number in its name one that pretends to be a card."""
     rate = speeds.operations or CPU_OPERATIONS * speeds.bandwidth
     floats = speeds.float_operations or CPU_FLOATS * rate
@@ -79,11 +89,13 @@ def cpu_info(name: str, memory: int, free: int, speeds: CpuSpeeds) -> DeviceInfo
     )
 
 
-def parse_devices(text: str, here: DeviceInfo | None = None) -> list[DeviceInfo]:
+def parse_devices(
+    text: str, here: DeviceInfo | None = None, card_here: Callable[[int], DeviceInfo] | None = None
+) -> list[DeviceInfo]:
     """The devices of a text such as "2x rtx3090, cpu:64GB@50GB/s", cards as cuda:0, cuda:1 and so on.
 
-    here: the CPU of this machine, whose speeds count where the text does not say them. A GB of memory is
-    2^30 bytes, one of speed 10^9. UsageError for what is no device.
+    here, card_here: the CPU and the cards of this machine, whose memory and speeds count where the text does
+    not say them. A GB of memory is 2^30 bytes, one of speed 10^9. UsageError for what is no device.
     """
     found: list[DeviceInfo] = []
     for item in text.split(","):
@@ -94,7 +106,7 @@ def parse_devices(text: str, here: DeviceInfo | None = None) -> list[DeviceInfo]
             raise UsageError(f"--devices: no more than {MOST_DEVICES} devices can be planned for")
         for _ in range(int(match[1] or 1)):
             cards = sum(device.name.startswith("cuda:") for device in found)
-            found.append(_device(match, cards, here))
+            found.append(_device(match, cards, here, card_here))
     names = [short_name(device.name) for device in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"--devices: {twice[0]} is there twice")
@@ -124,8 +136,19 @@ def _number(text: str, unit: float, least: float, most: float) -> float:
     raise UsageError(f"--devices: {text!r:.20} is no number that a device could have there")
 
 
-def _device(match: re.Match[str], cards: int, here: DeviceInfo | None) -> DeviceInfo:
+def _device(
+    match: re.Match[str],
+    cards: int,
+    here: DeviceInfo | None,
+    card_here: Callable[[int], DeviceInfo] | None,
+) -> DeviceInfo:
     name, memory, speed = match[2].strip(), _memory(match), _speed(match)
+    if card_here and (of_here := _CUDA.fullmatch(name.lower())):
+        info = card_here(int(of_here[1]))
+        if not memory:
+            return info
+        limited = f"{info.name}:{match[3]}{match[4].upper()}B"
+        return replace(info, name=limited, memory=memory, free=min(memory, info.free), shared=False)
     if of_host := _CPU.fullmatch(name.lower()):
         plain = of_host[1] + (f":{int(of_host[2])}" if of_host[2] else "")
         info = _cpu(plain, memory, speed, here)
@@ -154,10 +177,10 @@ def _cpu(name: str, memory: int, speed: float, here: DeviceInfo | None) -> Devic
     if here is None and not (memory and speed):
         raise UsageError(f"--devices {name!r:.20}: give its memory and bandwidth, as cpu:64GB@50GB/s")
     rate = speed or (here.bandwidth if here else 0.0)
-    speeds = CpuSpeeds(rate)
+    speeds = Speeds(rate)
     if here:
         scale = rate / here.bandwidth
-        speeds = CpuSpeeds(rate, scale * here.operations, scale * here.float_operations)
+        speeds = Speeds(rate, scale * here.operations, scale * here.float_operations)
     return cpu_info(
         name, memory or (here.memory if here else 0), memory or (here.free if here else 0), speeds
     )

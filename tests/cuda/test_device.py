@@ -1,11 +1,8 @@
 """A CUDA device runs models: against the CPU on the same weights."""
 
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from ggrun.arch.config import Config
 from ggrun.devices.base import Device
@@ -22,7 +19,9 @@ from tools.cuda_emulator.driver import EmulatedDriver
 def engine(path: Path, device: Device, **options: object) -> Engine:
     model = GGUF(path)
     config = Config.from_gguf(model)
-    return Engine(model, config, single(config, device.name), {device.name: device}, EngineOptions(256, **options))
+    return Engine(
+        model, config, single(config, device.name), {device.name: device}, EngineOptions(256, **options)
+    )
 
 
 def emulated(arch: int = 80, seed: int = 0) -> Cuda:

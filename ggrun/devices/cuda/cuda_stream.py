@@ -1,7 +1,7 @@
 """A stream of a card, and its events."""
 
 from collections import deque
-from typing import Any, NoReturn
+from typing import Any
 
 from ggrun.devices.streams import Event, Work
 from ggrun.errors import GgrunError
@@ -75,8 +75,8 @@ class CudaStream:
         """Wait until all is done; raises the first error."""
         try:
             self.raw.synchronize()
-        except (self._cupy.cuda.runtime.CUDARuntimeError, self._cupy.cuda.driver.CUDADriverError) as error:
-            self._refuse(error)
+        except (self._cupy.cuda.runtime.CUDARuntimeError, self._cupy.cuda.driver.CUDADriverError) as failed:
+            raise GgrunError(f"{self._name}: {str(failed).splitlines()[0]}") from None
         self._kept.clear()
         error, self._error = self._error, None
         if error:
@@ -98,6 +98,3 @@ class CudaStream:
     def _open(self) -> None:
         if self._closed:
             raise GgrunError("the model is closed")
-
-    def _refuse(self, error: Exception) -> NoReturn:
-        raise GgrunError(f"{self._name}: {str(error).splitlines()[0]}") from None

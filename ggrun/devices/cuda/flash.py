@@ -1,4 +1,4 @@
-"""The steps of attention: keys and values into the cache, and queries over it, maybe in parts of the context."""
+"""The steps of attention: keys and values into the cache, queries over it, maybe in parts of the context."""
 
 from functools import cache
 
@@ -15,6 +15,9 @@ from ggrun.devices.cuda.attention import (
 )
 from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.cuda.program import Counts, Launch, Step
+
+_NO_SINKS, _NO_CAP = 0, np.float32(0.0)
+_COMBINE_THREADS = 256
 
 
 class Attention:
@@ -35,49 +38,38 @@ class Attention:
 
         return step
 
-    def scratch_bytes(self, shape: Shape) -> tuple[int, int]:
-        """The most bytes of sums and of states that parts of the context need."""
+    def scratch_bytes(self, shape: Shape) -> int:
+        """What parts of the context leave, sums and states, at most."""
         return _scratch_bytes(shape, self._limits, self._driver.arch, self._driver.multiprocessors)
 
     def attend(
-        self, shape: Shape, q: int, y: int, keys: Cells, values: Cells, scale: float, scratch: tuple[int, int]
+        self, shape: Shape, q: int, y: int, keys: Cells, values: Cells, scale: float, scratch: int
     ) -> Step:
-        """Each token over its sequence, up to its own position. scratch: sums and states."""
+        """Each token over its sequence, up to its own position."""
         inputs, driver = self._inputs, self._driver
-        tables = inputs["positions"], inputs["sequences"], inputs["tables"]
-        stride, numbers = np.int32(self._limits.pages), (np.float32(scale), np.float32(0.0))
-        cells = keys.memory.address, values.memory.address
+        where = inputs["positions"], inputs["sequences"], inputs["tables"]
+        read = *where, keys.memory.address, values.memory.address, _NO_SINKS
+        heads, stride = (np.int32(shape.heads), np.int32(shape.kv_heads)), np.int32(self._limits.pages)
+        numbers = stride, np.int32(shape.window), np.float32(scale), _NO_CAP
 
         def step(counts: Counts) -> list[Launch]:
-            n = counts.tokens
-            plan = _planned(shape, counts, driver)
+            n, plan = counts.tokens, _planned(shape, counts, driver)
+            parts = scratch, scratch + plan.scratch(shape, n)[0]  # sums, states
             kernel = driver.kernel(plan.file, plan.name, **plan.defines)
-            sizes = (
-                np.int32(n),
-                np.int32(shape.heads),
-                np.int32(shape.kv_heads),
-                stride,
-                np.int32(shape.window),
+            args = q, y, *parts, *read, np.int32(n), *heads, *numbers
+            launches = [Launch(kernel, plan.grid, plan.block, args, plan.shared)]
+            return (
+                launches if plan.parts == 1 else [*launches, _combine(driver, shape, plan.parts, parts, y, n)]
             )
-            launch = Launch(
-                kernel,
-                plan.grid,
-                plan.block,
-                (q, y, *scratch, *tables, *cells, 0, *sizes, *numbers),
-                plan.shared,
-            )
-            return [launch] if plan.parts == 1 else [launch, _combine(driver, shape, plan, scratch, y, n)]
 
         return step
 
 
-def _combine(
-    driver: Driver, shape: Shape, plan: AttentionLaunch, scratch: tuple[int, int], y: int, n: int
-) -> Launch:
+def _combine(driver: Driver, shape: Shape, parts: int, scratch: tuple[int, int], y: int, n: int) -> Launch:
     rows = n * shape.heads
-    sizes = (np.int32(size) for size in (rows, shape.heads, plan.parts, shape.value_dim))
+    sizes = (np.int32(size) for size in (rows, shape.heads, parts, shape.value_dim))
     kernel = driver.kernel("attention_combine.cu", "attention_combine")
-    return Launch(kernel, (max(1, rows),), (256,), (*scratch, 0, y, *sizes))
+    return Launch(kernel, (max(1, rows),), (_COMBINE_THREADS,), (*scratch, _NO_SINKS, y, *sizes))
 
 
 def _planned(shape: Shape, counts: Counts, driver: Driver) -> AttentionLaunch:
@@ -87,13 +79,12 @@ def _planned(shape: Shape, counts: Counts, driver: Driver) -> AttentionLaunch:
 
 
 @cache
-def _scratch_bytes(shape: Shape, limits: Limits, arch: int, multiprocessors: int) -> tuple[int, int]:
+def _scratch_bytes(shape: Shape, limits: Limits, arch: int, multiprocessors: int) -> int:
     """The most over all numbers of tokens and contexts."""
     contexts = {bucket(1 << i) for i in range(bucket(limits.pages * PAGE).bit_length())}
-    most = [0, 0]
-    for n in range(1, limits.tokens + 1):
-        for context in contexts:
-            for sequences in {1, min(n, limits.sequences)}:
-                plan = plan_attention(shape, n, sequences, context, arch, multiprocessors)
-                most = [max(pair) for pair in zip(most, plan.scratch(shape, n), strict=True)]
-    return most[0], most[1]
+    return max(
+        sum(plan_attention(shape, n, sequences, context, arch, multiprocessors).scratch(shape, n))
+        for n in range(1, limits.tokens + 1)
+        for context in contexts
+        for sequences in {1, min(n, limits.sequences)}
+    )

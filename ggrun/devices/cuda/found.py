@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 from ggrun.errors import GgrunError, UsageError
@@ -34,6 +35,14 @@ class Cards:
     def found() -> "Cards":
         """They are looked for once. GgrunError where CUDA cannot be used."""
         return Cards()
+
+    def usable(self, index: int) -> bool:
+        """Whether it is new enough."""
+        try:
+            self.card(index)
+        except GgrunError:
+            return False
+        return True
 
     def card(self, index: int) -> Card:
         """One of them; UsageError when there are not so many, GgrunError when it is too old."""
@@ -84,3 +93,14 @@ def _count(cupy: Any) -> int:
 
 def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def count_cards() -> int:
+    """How many cards can be used; 0 where there is no CuPy, or it has no card: then nobody asked for one."""
+    if find_spec("cupy") is None:
+        return 0
+    try:
+        found = Cards.found()
+        return sum(found.usable(i) for i in range(found.count))
+    except GgrunError:
+        return 0

@@ -119,13 +119,13 @@ class CudaRecorder:
         limits = (self._limits.tokens, self._limits.outputs, self._limits.tokens * self._pairs_a_token)
         return CudaBuffer(self._memory, rows, width, row_bytes or 4 * width, limits[rows])
 
-    def _scratch(self, *sizes: int) -> tuple[int, ...]:
+    def _scratch(self, nbytes: int) -> int:
         """Memory for one step alone: the next may use it again. 0 for none."""
-        taken = [self._memory.take(nbytes) if nbytes else None for nbytes in sizes]
-        for memory in taken:
-            if memory:
-                self._memory.give(memory)
-        return tuple(address_of(memory) for memory in taken)
+        if not nbytes:
+            return 0
+        memory = self._memory.take(nbytes)
+        self._memory.give(memory)
+        return memory.address
 
     def _input(self, name: str) -> int:
         """Where a part of the inputs lies."""
@@ -198,7 +198,7 @@ class CudaRecorder:
         self._keep += [w.memory, bias]
         columns = self._columns(x, w)
         limit = self._limits.outputs if x.rows == Rows.OUTPUTS else self._limits.tokens
-        (scratch,) = self._scratch(self._products.scratch_bytes(w, limit))
+        scratch = self._scratch(self._products.scratch_bytes(w, limit))
         self._add(self._products.linear(x.rows, columns, w, y.address, scale, address_of(bias), scratch), y)
         return y
 
@@ -288,7 +288,7 @@ class CudaRecorder:
         y = self._buffer(q.rows, heads * values.dim)
         shape = Shape(heads, keys.heads, keys.dim, values.dim, keys.kind, values.kind)
         self._keep += [keys.memory, values.memory]
-        scratch = self._scratch(*self._attention.scratch_bytes(shape))
+        scratch = self._scratch(self._attention.scratch_bytes(shape))
         self._add(self._attention.attend(shape, q.address, y.address, keys, values, scale, scratch), y)
         return y
 
