@@ -136,7 +136,7 @@ class Recorder(Protocol):
         """silu(gate) * up."""
 
     def add(self, x: Buffer, y: Buffer) -> None:
-        """y += x."""
+        """y += x, which is used up: what it has then is of no use."""
 
     def pick(self, x: Buffer) -> Buffer:
         """The rows of the tokens whose logits are wanted."""

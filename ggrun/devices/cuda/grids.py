@@ -19,8 +19,8 @@ PLACES = 8
 """The most places that reduce.cu adds up in one launch."""
 
 
-class Launch(NamedTuple):
-    """What a kernel is launched with."""
+class Shape(NamedTuple):
+    """Blocks and threads of a launch."""
 
     grid: tuple[int, ...]
     block: tuple[int, ...]
@@ -36,46 +36,46 @@ def _threads(work: int, most: int) -> int:
     return min(most, WARP * _ceil(work, WARP))
 
 
-def elements(total: int) -> Launch:
+def elements(total: int) -> Shape:
     """add, activate, activate_gated, sum, sum_bf16, narrow, widen: four of `total` floats a thread."""
-    return Launch((_ceil(total, 4 * 256),), (256,))
+    return Shape((_ceil(total, 4 * 256),), (256,))
 
 
-def norm(rows: int, width: int) -> Launch:
+def norm(rows: int, width: int) -> Shape:
     """rms_norm, add_rms_norm, layer_norm: a warp a row when rows are short (heads), else a block.
 
     rows: of the batch times the groups of a row; width: values of a group
     """
     vectors = _ceil(width, 4)
     if vectors <= KEPT * WARP:
-        return Launch((_ceil(rows, 4),), (WARP, 4))
+        return Shape((_ceil(rows, 4),), (WARP, 4))
     # Two vectors a thread leave a decoded token's only block more loads in flight than four would.
-    return Launch((max(1, rows),), (_threads(_ceil(vectors, 2), 1024),))
+    return Shape((max(1, rows),), (_threads(_ceil(vectors, 2), 1024),))
 
 
-def rope_table(n: int, dims: int) -> Launch:
+def rope_table(n: int, dims: int) -> Shape:
     """rope_table: a block a position, a thread a pair."""
-    return Launch((max(1, n),), (_threads(dims // 2, 128),))
+    return Shape((max(1, n),), (_threads(dims // 2, 128),))
 
 
-def rope(n: int, heads: int, head_dim: int, dims: int) -> Launch:
+def rope(n: int, heads: int, head_dim: int, dims: int) -> Shape:
     """rope: of so many heads, of queries and keys together; a thread has four pairs, or one in odd shapes."""
     pairs = 4 if dims % 8 == 0 and head_dim % 4 == 0 else 1
     work = heads * (dims // 2 // pairs)
     threads = _threads(work, 128)
-    return Launch((max(1, n), _ceil(work, threads)), (threads,))
+    return Shape((max(1, n), _ceil(work, threads)), (threads,))
 
 
-def rows(n: int, width: int) -> Launch:
+def rows(n: int, width: int) -> Shape:
     """pick, combine: a vector of a row a thread, four floats or, in odd widths, one."""
     vectors = width // 4 if width % 4 == 0 else width
     threads = _threads(vectors, 256)
-    return Launch((max(1, n), _ceil(vectors, threads)), (threads,))
+    return Shape((max(1, n), _ceil(vectors, threads)), (threads,))
 
 
-def route(n: int) -> Launch:
+def route(n: int) -> Shape:
     """route: a warp a token."""
-    return Launch((_ceil(n, 4),), (WARP, 4))
+    return Shape((_ceil(n, 4),), (WARP, 4))
 
 
 def per_lane(experts: int) -> int:
@@ -85,25 +85,25 @@ def per_lane(experts: int) -> int:
     return 1 << (_ceil(experts, WARP) - 1).bit_length()
 
 
-def sort(experts: int) -> Launch:
+def sort(experts: int) -> Shape:
     """sort: a warp an expert."""
-    return Launch((_ceil(experts, 4),), (WARP, 4))
+    return Shape((_ceil(experts, 4),), (WARP, 4))
 
 
-def slices(n: int, width: int) -> Launch:
+def slices(n: int, width: int) -> Shape:
     """argmax, log_sum_exp: a block a slice."""
-    return Launch((_ceil(width, SLICE), max(1, n)), (256,))
+    return Shape((_ceil(width, SLICE), max(1, n)), (256,))
 
 
-def of_slices(n: int, width: int) -> Launch:
+def of_slices(n: int, width: int) -> Shape:
     """argmax_of_slices, log_sum_exp_of_slices: a block a row."""
-    return Launch((max(1, n),), (_threads(_ceil(width, SLICE), 256),))
+    return Shape((max(1, n),), (_threads(_ceil(width, SLICE), 256),))
 
 
-def top_k(n: int, count: int) -> Launch:
+def top_k(n: int, count: int) -> Shape:
     """top_k, top_k_of_slices: a block a slice, half as many threads as the power of two of keys it sorts."""
     size = 1 << (min(count, SLICE) - 1).bit_length()
-    return Launch((_ceil(count, SLICE), max(1, n)), (max(WARP, size // 2),))
+    return Shape((_ceil(count, SLICE), max(1, n)), (max(WARP, size // 2),))
 
 
 def top_k_counts(width: int, k: int) -> list[int]:

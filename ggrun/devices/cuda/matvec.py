@@ -5,12 +5,12 @@ each time; grids are never empty, kernels do nothing when there is nothing to do
 """
 
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 from gguf import quants
 
-WARP = 32
+from ggrun.devices.cuda.grids import WARP, Shape
+
 WIDTHS = (1, 2, 4, 8)
 """The numbers of columns that matvec.cu is compiled for."""
 FLOATS = ("F32", "F16", "BF16")
@@ -28,13 +28,6 @@ _QUANTIZED = 1024
 _NORM_THREADS = 512
 _DEQUANTIZED, _DEQUANTIZE_THREADS = 4096, 128
 """Values and threads of a block of `dequantize` and `embed`."""
-
-
-class Shape(NamedTuple):
-    """A launch's blocks and threads."""
-
-    grid: tuple[int, ...]
-    block: tuple[int, ...]
 
 
 def width_for(columns: int) -> int:

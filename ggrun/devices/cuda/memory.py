@@ -8,6 +8,7 @@ from weakref import finalize
 
 from ggrun.devices.base import Rows
 from ggrun.devices.cuda.driver import Allocation
+from ggrun.devices.cuda.program import Step
 
 ALIGNMENT = 256
 """Bytes: where allocations begin."""
@@ -80,8 +81,8 @@ class CudaBuffer:
         self.address = memory.address
         self.quantized: CudaBuffer | None = None
         """Its columns, for as long as it is not written to."""
-        self.step: int | None = None
-        """The step that has written it, where a later one may want to change that step."""
+        self.step: Step | None = None
+        """What has written it, where a later operation may want to change that."""
         finalize(self, pool.give, memory).atexit = False
 
 

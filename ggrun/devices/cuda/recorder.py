@@ -6,18 +6,18 @@ dropped buffer can be used by what is recorded later.
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ggrun.devices.base import Cells, Inputs, Limits, Rows
-from ggrun.devices.cuda import grids
+from ggrun.devices.cuda import grids, matvec
 from ggrun.devices.cuda.attention import Shape, bucket
 from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.cuda.flash import Attention
 from ggrun.devices.cuda.memory import CudaBuffer, CudaMemory, CudaPlace, CudaWeight, Pool, address_of
-from ggrun.devices.cuda.products import Products
+from ggrun.devices.cuda.products import Experts, Linear, SwiGLU, column_bytes, quantized, scratch_bytes
 from ggrun.devices.cuda.program import Counts, CudaProgram, Launch, Step
 from ggrun.devices.streams import Event
 
@@ -53,6 +53,36 @@ class N:
         return self.kind(self.times * n)
 
 
+@dataclass(frozen=True)
+class _Norm:
+    """A step: the RMS norm of rows, or of each of `groups` equal parts of one."""
+
+    driver: Driver
+    over: Rows
+    x: int
+    weight: int
+    y: int
+    width: int
+    groups: int
+    eps: float
+    columns: int = 0  # where the rows go as quantized columns too
+
+    def with_columns(self, columns: int) -> "_Norm":
+        """The same, which quantizes what it has."""
+        return replace(self, columns=columns)
+
+    def __call__(self, counts: Counts) -> Sequence[Launch]:
+        n, width, eps = counts.rows(self.over), np.int32(self.width // self.groups), np.float32(self.eps)
+        read = self.x, self.weight, self.y
+        if self.columns:
+            kernel = self.driver.kernel("columns.cu", "rms_norm_quantize")
+            shape = matvec.norm_quantize_shape(n)
+            return [Launch(kernel, *shape, (*read, self.columns, width, np.int32(n), eps))]
+        kernel, rows = self.driver.kernel("norm.cu", "rms_norm"), self.groups * n
+        shape = grids.norm(rows, int(width))
+        return [Launch(kernel, *shape, (*read, np.int32(rows), width, np.int32(1), eps))]
+
+
 class CudaRecorder:
     """See base.Recorder for what the operations mean.
 
@@ -78,22 +108,26 @@ class CudaRecorder:
         self._inputs = self._memory.new(empty.words.nbytes)
         self._counts = Counts(0, 0, 0, 0, bucket(1))
         self._fed: deque[Event] = deque()
-        self._products = Products(driver)
         self._attention = Attention(driver, limits, {name: self._input(name) for name in empty.offsets})
 
     # ---------------------------------------------------------------- recording
 
     def _add(self, step: Step, *written: CudaBuffer) -> None:
         for buffer in written:
-            buffer.quantized, buffer.step = None, len(self._steps)
+            buffer.quantized, buffer.step = None, step
         self._steps.append(step)
+
+    def _last(self, x: CudaBuffer, back: int = 1) -> Step | None:
+        """The step that wrote x, if it is the last one (or the one `back`) and can still be changed."""
+        at = len(self._steps) - back
+        return x.step if at >= self._begun and self._steps[at] is x.step else None
 
     def _record(
         self,
         file: str,
         name: str,
         over: Rows,
-        shape: Callable[[int], grids.Launch],
+        shape: Callable[[int], grids.Shape],
         args: Sequence[Any],
         *written: CudaBuffer,
         **defines: str | int,
@@ -168,9 +202,13 @@ class CudaRecorder:
 
     def embed(self, table: CudaWeight) -> CudaBuffer:
         """The table's rows of the input tokens."""
-        y = self._buffer(Rows.TOKENS, table.columns)
+        y, k = self._buffer(Rows.TOKENS, table.columns), table.columns
         self._keep.append(table.memory)
-        self._add(self._products.embed(table, self._input("tokens"), y.address), y)
+        self._record(
+            "dequantize.cu", "embed", Rows.TOKENS, lambda n: matvec.embed_shape(k, n),
+            [self._input("tokens"), table.address, y, np.int32(k), N()],
+            y, OUTPUT="float", **matvec.format_defines(table.format),
+        )  # fmt: skip
         return y
 
     def pick(self, x: CudaBuffer) -> CudaBuffer:
@@ -196,10 +234,11 @@ class CudaRecorder:
         """x . w^T * scale + bias."""
         y = self._buffer(x.rows, w.rows)
         self._keep += [w.memory, bias]
-        columns = self._columns(x, w)
         limit = self._limits.outputs if x.rows == Rows.OUTPUTS else self._limits.tokens
-        scratch = self._scratch(self._products.scratch_bytes(w, limit))
-        self._add(self._products.linear(x.rows, columns, w, y.address, scale, address_of(bias), scratch), y)
+        scratch = self._scratch(scratch_bytes(w, limit, self._driver.multiprocessors))
+        columns = self._columns(x, w)
+        step = Linear(self._driver, x.rows, columns, w, y.address, scale, address_of(bias), scratch)
+        self._add(step, y)
         return y
 
     def experts(
@@ -209,29 +248,37 @@ class CudaRecorder:
         y = self._buffer(Rows.PAIRS, w.rows)
         self._keep += [w.memory, scales]
         columns, starts = self._columns(x, w), routing.starts.address
-        self._add(self._products.experts(columns, w, y.address, starts, address_of(scales)), y)
+        self._add(Experts(self._driver, columns, w, y.address, starts, address_of(scales)), y)
         return y
 
     def _columns(self, x: CudaBuffer, w: CudaWeight) -> int:
         """Where x is as the products of a format want it: its floats, or quantized columns."""
-        if not self._products.quantized(w):
+        if not quantized(w):
             return x.address
         if x.quantized is None:
-            columns = self._buffer(x.rows, x.width, self._products.column_bytes(x.width))
-            self._add(self._products.quantize(x.rows, x.address, x.width, columns.address))
-            x.quantized = columns
+            x.quantized = self._quantized(x)
         return x.quantized.address
+
+    def _quantized(self, x: CudaBuffer) -> CudaBuffer:
+        columns, k = self._buffer(x.rows, x.width, column_bytes(x.width)), x.width
+        norm = self._last(x)
+        if isinstance(norm, _Norm) and norm.groups == 1:
+            self._steps[-1] = norm.with_columns(columns.address)
+        else:
+            self._record(
+                "columns.cu", "quantize", x.rows, lambda n: matvec.quantize_shape(k, n),
+                [x, columns, np.int32(k), N()],
+            )  # fmt: skip
+        return columns
 
     # ---------------------------------------------------------------- element by element
 
     def norm(self, x: CudaBuffer, weight: CudaMemory, eps: float, groups: int = 1) -> CudaBuffer:
         """RMS norm of each of `groups` equal parts of a row, times weight."""
-        y, width = self._buffer(x.rows, x.width), x.width // groups
-        self._record(
-            "norm.cu", "rms_norm", x.rows, lambda n: grids.norm(groups * n, width),
-            [x, weight, y, N(groups), np.int32(width), np.int32(1), np.float32(eps)],
-            y,
-        )  # fmt: skip
+        y = self._buffer(x.rows, x.width)
+        self._keep.append(weight)
+        step = _Norm(self._driver, x.rows, x.address, weight.address, y.address, x.width, groups, eps)
+        self._add(step, y)
         return y
 
     def rope_table(
@@ -261,6 +308,10 @@ class CudaRecorder:
 
     def swiglu(self, gate: CudaBuffer, up: CudaBuffer) -> CudaBuffer:
         """silu(gate) * up, in gate's memory."""
+        if fused := SwiGLU.of(self._last(gate, 2), self._last(up)):
+            del self._steps[-2:]
+            self._add(fused, gate)
+            return gate
         width = gate.width
         self._record(
             "activation.cu", "activate_gated", gate.rows, lambda n: grids.elements(n * width),
@@ -270,7 +321,11 @@ class CudaRecorder:
         return gate
 
     def add(self, x: CudaBuffer, y: CudaBuffer) -> None:
-        """y += x."""
+        """y += x, which is used up."""
+        if isinstance(product := self._last(x), Linear):
+            del self._steps[-1]
+            self._add(product.onto(y.address), y)
+            return
         width = y.width
         self._record(
             "rows.cu", "add", y.rows, lambda n: grids.elements(n * width), [x, y, N(width, np.int64)], y
