@@ -16,21 +16,22 @@ def _library() -> None:
         pytest.skip(str(error))
 
 
-def problems(jobs: list[Job]) -> str:
-    return "\n".join(line for _, _, lines in check_all(jobs) for line in lines)
+def compile_all(jobs: list[Job]) -> None:
+    if wrong := [line for _, _, lines in check_all(jobs) for line in lines]:
+        pytest.fail("\n".join(wrong), pytrace=False)
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: path.name)
 def test_kernels_compile_and_do_not_spill(path: Path) -> None:
     """The first variant on every architecture, and the others on one each, in turn."""
     others = [Job(path, ARCHS[i % len(ARCHS)], defines) for i, defines in enumerate(variants(path))]
-    assert not problems([*jobs_of(path)[: len(ARCHS)], *others[1:]])
+    compile_all([*jobs_of(path)[: len(ARCHS)], *others[1:]])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", sources(), ids=lambda path: path.name)
 def test_kernels_compile_and_do_not_spill_on_any_architecture(path: Path) -> None:
-    assert not problems(jobs_of(path))
+    compile_all(jobs_of(path))
 
 
 @pytest.mark.parametrize("file", ["instructions.cu", "intrinsics.cu"])
