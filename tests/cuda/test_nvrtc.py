@@ -16,10 +16,22 @@ def _library() -> None:
         pytest.skip(str(error))
 
 
+def compile_all(jobs: list[Job]) -> None:
+    if wrong := [line for _, _, lines in check_all(jobs) for line in lines]:
+        pytest.fail("\n".join(wrong), pytrace=False)
+
+
 @pytest.mark.parametrize("path", sources(), ids=lambda path: path.name)
 def test_kernels_compile_and_do_not_spill(path: Path) -> None:
-    wrong = [line for _, _, lines in check_all(jobs_of(path)) for line in lines]
-    assert not wrong, "\n".join(wrong)
+    """The first variant on every architecture, and the others on one each, in turn."""
+    others = [Job(path, ARCHS[i % len(ARCHS)], defines) for i, defines in enumerate(variants(path))]
+    compile_all([*jobs_of(path)[: len(ARCHS)], *others[1:]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sources(), ids=lambda path: path.name)
+def test_kernels_compile_and_do_not_spill_on_any_architecture(path: Path) -> None:
+    compile_all(jobs_of(path))
 
 
 def test_instructions_of_ptx() -> None:
