@@ -9,8 +9,8 @@ from typing import NamedTuple
 from ggrun.kernels.code_books import format_defines
 
 WARP = 32
-WIDTHS = (1, 2, 4, 8)
-"""The numbers of columns that matvec.cu is compiled for."""
+WIDTHS = (1, 4, 8)
+"""The numbers of columns that matvec.cu is compiled for; fewer than these cost no work, only registers."""
 FLOATS = ("F32", "F16", "BF16")
 """Formats that are multiplied with rows of floats; all others want quantized columns."""
 
