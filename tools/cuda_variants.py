@@ -7,6 +7,8 @@ A device compiles it with each of these choices of macros and no others: the emu
 lines of variants add up; a file without any is compiled as it is. What a FORMAT brings along, a code book, is
 not written there. The kernels named behind `stack` may have a
 stack frame; in all others one is a mistake, as are registers that spill.
+
+A macro that has data and not a choice is NAME=*: any value is allowed, and 0 is what NVRTC is asked with.
 """
 
 import re
@@ -25,6 +27,15 @@ def variants(path: Path) -> list[Defines]:
     """Every choice of macros that a file is compiled with."""
     lines = _VARIANTS.findall(path.read_text())
     return [choice for line in lines for choice in _choices(line)] if lines else [{}]
+
+
+def allows(path: Path, defines: Defines) -> bool:
+    """Whether a file is compiled with these macros."""
+
+    def same(choice: Defines) -> bool:
+        return choice.keys() == defines.keys() and all(v in ("*", defines[k]) for k, v in choice.items())
+
+    return any(same(choice) for choice in variants(path))
 
 
 def may_have_stack(path: Path) -> set[str]:
