@@ -7,21 +7,23 @@
 
 A device compiles it with each of these choices of macros and no others: the emulator refuses them. Where
 there are dots a macro may have any value; those that are named are checked. Several lines of variants add
-up, indented ones continue the one before; a file without any is compiled as it is. The kernels named behind
-`stack` may have a stack frame; in all others one is a mistake, as are registers that spill.
+up, indented ones continue the one before; a file without any is compiled as it is. What a FORMAT brings
+along, a code book, is not written there. The kernels named behind `stack` may have a stack frame; in all
+others one is a mistake, as are registers that spill.
 """
 
 import re
 from itertools import product
 from pathlib import Path
 
+from ggrun.kernels.code_books import format_defines
+
 _VARIANTS = re.compile(r"^// variants: (.*(?:\n//    .*)*)$", re.MULTILINE)
 _STACK = re.compile(r"^// stack: (.*)$", re.MULTILINE)
 
-Defines = dict[str, str]
-
-
 _ANY = "..."
+
+Defines = dict[str, str]
 
 
 def variants(path: Path) -> list[Defines]:
@@ -32,11 +34,12 @@ def variants(path: Path) -> list[Defines]:
 
 def allowed(path: Path, choice: Defines) -> bool:
     """Whether a file may be compiled so."""
-    lines = _lines(path) or [{}]
+    brought = _brought_along(choice)
+    written = {name: value for name, value in choice.items() if brought.get(name) != value}
     return any(
-        line.keys() == choice.keys()
-        and all(choice[name] in values or _ANY in values for name, values in line.items())
-        for line in lines
+        line.keys() == written.keys()
+        and all(written[name] in values or _ANY in values for name, values in line.items())
+        for line in _lines(path) or [{}]
     )
 
 
@@ -54,4 +57,11 @@ def _lines(path: Path) -> list[dict[str, list[str]]]:
 
 def _choices(line: dict[str, list[str]]) -> list[Defines]:
     named = [[value for value in values if value != _ANY] for values in line.values()]
-    return [dict(zip(line, choice, strict=True)) for choice in product(*named)]
+    choices = [dict(zip(line, choice, strict=True)) for choice in product(*named)]
+    return [choice | _brought_along(choice) for choice in choices]
+
+
+def _brought_along(choice: Defines) -> Defines:
+    """What a format is compiled with, besides its name."""
+    macros = format_defines(choice["FORMAT"]) if "FORMAT" in choice else {}
+    return {name: str(value) for name, value in macros.items() if name != "FORMAT"}

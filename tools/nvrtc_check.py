@@ -55,7 +55,7 @@ class Job:
     defines: Defines
 
     def __str__(self) -> str:
-        macros = "".join(f" {name}={value}" for name, value in self.defines.items())
+        macros = "".join(f" {name}={value:.20}" for name, value in self.defines.items())
         return f"{self.path.name}{macros} sm_{self.arch}"
 
 

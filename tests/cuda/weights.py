@@ -5,7 +5,17 @@ from gguf import GGMLQuantizationType, quants
 
 from tests.kernels.test_formats import FORMATS, HALVES, exact, random_rows
 
-__all__ = ["FORMATS", "HALVES", "column_bytes", "exact", "extreme_rows", "quantized", "random_rows", "values"]
+__all__ = [
+    "FORMATS",
+    "HALVES",
+    "column_bytes",
+    "exact",
+    "extreme_rows",
+    "quantized",
+    "random_rows",
+    "values",
+    "whole_words",
+]
 
 
 def extreme_rows(name: str, k: int) -> np.ndarray:
@@ -24,6 +34,11 @@ def extreme_rows(name: str, k: int) -> np.ndarray:
         for at in HALVES.get(name, []):
             blocks[row, :, at : at + 2] = np.array([scale], np.float16).view(np.uint8)
     return blocks.reshape(12, -1)
+
+
+def whole_words(data: np.ndarray) -> np.ndarray:
+    """The bytes, and some more to make them whole words: kernels load those, see formats/loads.cuh."""
+    return np.pad(data.view(np.uint8).ravel(), (0, -data.nbytes % 4))
 
 
 def column_bytes(k: int) -> int:

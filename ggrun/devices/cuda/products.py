@@ -12,6 +12,7 @@ from ggrun.devices.cuda.driver import Driver, Kernel
 from ggrun.devices.cuda.memory import CudaWeight
 from ggrun.devices.cuda.program import FEW, Counts, Launch
 from ggrun.devices.cuda.tiles import Tiles, expert_tiles, float_tiles, matmul_tiles
+from ggrun.kernels.code_books import format_defines
 
 _ALIGNMENT = 16  # bytes: where quantized columns begin
 _SUMMED = 256  # rows that a block of sum_splits adds up
@@ -165,7 +166,7 @@ def _tiles(w: CudaWeight, n: int, multiprocessors: int) -> Tiles:
 
 
 def _tiled(driver: Driver, w: CudaWeight, tiles: Tiles, of: str) -> Kernel:
-    defines = {"TILE_COLUMNS": tiles.columns, **matvec.format_defines(w.format)}
+    defines = {"TILE_COLUMNS": tiles.columns, **format_defines(w.format)}
     if not quantized(w):
         return driver.kernel("matmul_floats.cu", "matmul_floats" + of, **defines)
     return driver.kernel("matmul.cu", "matmul" + of, **defines, TILE_ROWS=tiles.rows)

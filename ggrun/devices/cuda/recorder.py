@@ -20,6 +20,7 @@ from ggrun.devices.cuda.memory import CudaBuffer, CudaMemory, CudaPlace, CudaWei
 from ggrun.devices.cuda.products import Experts, Linear, SwiGLU, column_bytes, quantized, scratch_bytes
 from ggrun.devices.cuda.program import Counts, CudaProgram, Launch, Step
 from ggrun.devices.streams import Event
+from ggrun.kernels.code_books import format_defines
 
 _AHEAD = 4
 """Batches that are enqueued at most: so soon a stream ends that was interrupted."""
@@ -207,7 +208,7 @@ class CudaRecorder:
         self._record(
             "dequantize.cu", "embed", Rows.TOKENS, lambda n: matvec.embed_shape(k, n),
             [self._input("tokens"), table.address, y, np.int32(k), N()],
-            y, OUTPUT="float", **matvec.format_defines(table.format),
+            y, OUTPUT="f32", **format_defines(table.format),
         )  # fmt: skip
         return y
 
