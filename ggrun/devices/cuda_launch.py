@@ -4,15 +4,13 @@ A kernel's grid and block follow from sizes that the host knows, so a recorded p
 each time; grids are never empty, kernels do nothing when there is nothing to do.
 """
 
-from functools import cache
 from typing import NamedTuple
 
-import numpy as np
-from gguf import quants
+from ggrun.kernels.code_books import format_defines
 
 WARP = 32
-WIDTHS = (1, 2, 4, 8)
-"""The numbers of columns that matvec.cu is compiled for."""
+WIDTHS = (1, 4, 8)
+"""The numbers of columns that matvec.cu is compiled for; fewer than these cost no work, only registers."""
 FLOATS = ("F32", "F16", "BF16")
 """Formats that are multiplied with rows of floats; all others want quantized columns."""
 
@@ -40,13 +38,6 @@ class Shape(NamedTuple):
 def width_for(columns: int) -> int:
     """The number of columns that matvec.cu must be compiled for, to multiply with so many."""
     return next((width for width in WIDTHS if width >= columns), WIDTHS[-1])
-
-
-def format_defines(name: str) -> dict[str, str | int]:
-    """What kernels that read weights of a format are compiled with."""
-    if name.startswith(("IQ1", "IQ2", "IQ3")):
-        return {"FORMAT": name, "CODE_BOOK": _code_book("IQ1_S" if name == "IQ1_M" else name)}
-    return {"FORMAT": name}
 
 
 def matvec_defines(name: str, columns: int) -> dict[str, str | int]:
@@ -101,12 +92,3 @@ def _teams(rows: int, k: int, rows_a_team: int, times: int, multiprocessors: int
         split *= 2
     together = max(1, _TEAM_WARPS // split)
     return Shape((-(-teams // together), max(1, times)), (WARP, split, together))
-
-
-@cache
-def _code_book(name: str) -> str:
-    """A format's code book, as gguf has it: entries of 4 or 8 signed bytes, as words in C."""
-    book = getattr(quants, name)
-    book.init_grid()
-    entries = book.grid.reshape(book.grid_shape).astype(np.int8)
-    return ",".join(hex(word) for word in np.ascontiguousarray(entries).view(np.uint32).ravel().tolist())

@@ -1,17 +1,30 @@
 // Products with few columns, as in decoding: bound by how fast weights come from memory.
 //
-// -DFORMAT is the weights', -DCOLUMNS how many columns a block takes at most, -DROWS how many rows a warp has.
-// Quantized formats take quantized columns (columns.cuh), the others rows of floats.
+// -DFORMAT is the weights', -DCOLUMNS how many columns a block takes at most, -DROWS how many rows a warp
+// has. Quantized formats take quantized columns (columns.cuh), the others rows of floats.
 //
-// A lane sums ROWS * COLUMNS products. Blocks are (32, split, teams): the `split` warps of a team share its rows,
-// each having every split-th stretch of them, and sum up in shared memory, always in the same order.
+// A lane sums ROWS * COLUMNS products. Blocks are (32, split, teams): the `split` warps of a team share its
+// rows, each having every split-th stretch of them, and sum up in shared memory, always in the same order.
 // ggrun/devices/cuda_launch.py chooses all of these.
+//
+// variants: FORMAT=F32|F16|BF16|Q4_0|Q4_1|Q5_0|Q5_1|Q8_0|IQ4_NL|MXFP4 COLUMNS=1|4 ROWS=2
+// variants: FORMAT=F32|F16|BF16|Q4_0|Q4_1|Q5_0|Q5_1|Q8_0|IQ4_NL|MXFP4 COLUMNS=8 ROWS=4
+// variants: FORMAT=Q2_K|Q3_K|Q4_K|Q5_K|Q6_K|IQ4_XS|TQ1_0|TQ2_0 COLUMNS=1|4 ROWS=2
+// variants: FORMAT=Q2_K|Q3_K|Q4_K|Q5_K|Q6_K|IQ4_XS|TQ1_0|TQ2_0 COLUMNS=8 ROWS=4
+// variants: FORMAT=IQ1_S|IQ1_M|IQ2_XXS|IQ2_XS|IQ2_S|IQ3_XXS|IQ3_S COLUMNS=1|4 ROWS=2
+// variants: FORMAT=IQ1_S|IQ1_M|IQ2_XXS|IQ2_XS|IQ2_S|IQ3_XXS|IQ3_S COLUMNS=8 ROWS=4
 #include "dots.cuh"
 
 constexpr int SUMS = ROWS * COLUMNS;
-constexpr int MOST_WARPS = 8;  // of a block
 static_assert(SUMS <= WARP, "each lane finishes one of the sums");
 static_assert(ROWS % 2 == 0, "of two matrices a warp has half of the rows each");
+
+constexpr int MOST_WARPS = 8;  // of a block
+
+// So many blocks want to be on a multiprocessor at once, to hide how long memory takes. Left to itself the
+// compiler saves registers for more, and loads one after the other to that end.
+constexpr int RESIDENT_BLOCKS = COLUMNS == 1 ? 3 : COLUMNS == 4 ? 2 : 1;
+#define DECODE_KERNEL extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP, RESIDENT_BLOCKS)
 
 // The sum of lane row * COLUMNS + column; that of all other lanes, and of warps behind a team's first, is
 // nothing.
@@ -79,7 +92,7 @@ DEVICE int columns_left(int n) { return min(n - first_column(), COLUMNS); }
 
 // y[n, rows] = x[n, k] . w[rows, k]^T * scale + bias + residual, of which the last two may be null; residual
 // may be y. Blocks [teams of rows, columns / COLUMNS].
-extern "C" __global__ void __launch_bounds__(MOST_WARPS* WARP)
+DECODE_KERNEL
 matvec(const uint8_t* w, const uint8_t* x, float* y, int rows, int k, int n, float scale, const float* bias,
        const float* residual) {
     if (columns_left(n) <= 0) return;
@@ -95,7 +108,7 @@ matvec(const uint8_t* w, const uint8_t* x, float* y, int rows, int k, int n, flo
 }
 
 // y[n, rows] = silu(gate) * up, each a product as in matvec, with its own scale and bias.
-extern "C" __global__ void __launch_bounds__(MOST_WARPS* WARP)
+DECODE_KERNEL
 matvec_swiglu(const uint8_t* gate, const uint8_t* up, const uint8_t* x, float* y, int rows, int k, int n,
               float gate_scale, float up_scale, const float* gate_bias, const float* up_bias) {
     if (columns_left(n) <= 0) return;
@@ -108,6 +121,7 @@ matvec_swiglu(const uint8_t* gate, const uint8_t* up, const uint8_t* x, float* y
     });
 }
 
+#if COLUMNS == 1  // as a pair of a token and its expert has
 // The expert whose pairs [starts[e], starts[e + 1]) a pair is one of: all before it end at the pair or
 // earlier.
 DEVICE int expert_of(const int* starts, int experts, int pair) {
@@ -119,7 +133,7 @@ DEVICE int expert_of(const int* starts, int experts, int pair) {
 // y[pair] = x[column] . w[expert]^T * scales[expert]: each pair of a token and its expert has a column.
 // tokens says which, or is null where the columns are the pairs'. Scales may be null. Blocks [teams of rows,
 // pairs].
-extern "C" __global__ void __launch_bounds__(MOST_WARPS* WARP)
+DECODE_KERNEL
 matvec_experts(const uint8_t* w, const uint8_t* x, float* y, const int* starts, const int* tokens,
                int experts, int rows, int k, int pairs, const float* scales) {
     const int pair = blockIdx.y;
@@ -132,7 +146,7 @@ matvec_experts(const uint8_t* w, const uint8_t* x, float* y, const int* starts, 
 }
 
 // y[pair] = silu(gate) * up, each as in matvec_experts.
-extern "C" __global__ void __launch_bounds__(MOST_WARPS* WARP)
+DECODE_KERNEL
 matvec_experts_swiglu(const uint8_t* gate, const uint8_t* up, const uint8_t* x, float* y, const int* starts,
                       const int* tokens, int experts, int rows, int k, int pairs, const float* gate_scales,
                       const float* up_scales) {
@@ -147,3 +161,4 @@ matvec_experts_swiglu(const uint8_t* gate, const uint8_t* up, const uint8_t* x, 
         y[int64_t(pair) * rows + row] = silu(g * gate_scale) * (u * up_scale);
     });
 }
+#endif

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ggrun.devices.cuda_launch import FLOATS, dequantize_shape, embed_shape, format_defines
+from ggrun.devices.cuda_launch import FLOATS, dequantize_shape, embed_shape
+from ggrun.kernels.code_books import format_defines
 from tests.cuda.conftest import Card
-from tests.cuda.weights import FORMATS, HALVES, exact, extreme_rows, random_rows
+from tests.cuda.weights import FORMATS, HALVES, exact, extreme_rows, random_rows, whole_words
 
 GROUP = str(Path(__file__).parent / "group.cu")
 QUANTIZED = [name for name in FORMATS if name not in FLOATS]
@@ -34,7 +35,7 @@ def test_groups_and_units(card: Card, name: str, kernel: str) -> None:
         want = exact(name, data)
         rows, k = want.shape
         y = card.empty(want.shape, np.float32)
-        args = [card.array(data), y, np.int32(k), np.int32(rows)]
+        args = [card.array(whole_words(data)), y, np.int32(k), np.int32(rows)]
         card.run(GROUP, kernel, -(-want.size // 1024), 32, args, **format_defines(name))
         assert (np.abs(card.read(y) - want) <= 1e-6 * np.abs(want).max(1, keepdims=True)).all()
 
@@ -44,7 +45,7 @@ def test_every_power_of_two_of_mxfp4(card: Card) -> None:
     data = random_rows("MXFP4", 251, 32, np.random.default_rng(3))
     data[:, 0] = np.arange(251)  # from subnormal numbers to where twelve times the scale is finite
     y = card.empty((251, 32), np.float32)
-    args = [card.array(data), y, np.int64(251 * 32)]
+    args = [card.array(whole_words(data)), y, np.int64(251 * 32)]
     defines = {**format_defines("MXFP4"), "OUTPUT": "f32"}
     card.run("dequantize.cu", "dequantize", *dequantize_shape(251 * 32), args, **defines)
     np.testing.assert_array_equal(card.read(y), exact("MXFP4", data))
@@ -61,7 +62,7 @@ def test_dequantize(card: Card, name: str, output: str) -> None:
         data = random_rows(name, rows + 1, k, np.random.default_rng(rows))
         want = exact(name, data)[:rows]
         y = card.empty((rows + 1, k), OUTPUTS[output])
-        args = [card.array(data), y, np.int64(rows * k)]
+        args = [card.array(whole_words(data)), y, np.int64(rows * k)]
         card.run("dequantize.cu", "dequantize", *dequantize_shape(rows * k), args, **defines)
         got = card.read(y)
         error = {"f32": 1e-6, "f16": 2**-11, "bf16": 2**-8}[output]
@@ -76,7 +77,7 @@ def test_embed(card: Card, name: str, k: int) -> None:
     for tokens in ([], [8], [3, 0, 8, 3]):
         which = np.array(tokens, np.int32)
         y = card.empty((len(tokens), k), np.float32)
-        args = [card.array(which), card.array(data), y, np.int32(k), np.int32(len(tokens))]
+        args = [card.array(which), card.array(whole_words(data)), y, np.int32(k), np.int32(len(tokens))]
         defines = {**format_defines(name), "OUTPUT": "f32"}
         card.run("dequantize.cu", "embed", *embed_shape(k, len(tokens)), args, **defines)
         np.testing.assert_allclose(card.read(y), exact(name, data)[which], rtol=1e-6, atol=1e-7)
@@ -87,6 +88,12 @@ def test_embed(card: Card, name: str, k: int) -> None:
 def test_floats_of_odd_width(card: Card, name: str) -> None:
     data = random_rows(name, 3, 7, np.random.default_rng(6))
     y = card.empty((3, 7), np.float32)
-    args = [card.array(np.arange(3, dtype=np.int32)), card.array(data), y, np.int32(7), np.int32(3)]
+    args = [
+        card.array(np.arange(3, dtype=np.int32)),
+        card.array(whole_words(data)),
+        y,
+        np.int32(7),
+        np.int32(3),
+    ]
     card.run("dequantize.cu", "embed", *embed_shape(7, 3), args, **format_defines(name), OUTPUT="f32")
     np.testing.assert_array_equal(card.read(y), exact(name, data))

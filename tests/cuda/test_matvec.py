@@ -5,7 +5,7 @@ import pytest
 
 from ggrun.devices.cuda_launch import FLOATS, experts_shape, matvec_defines, matvec_shape
 from tests.cuda.conftest import Card
-from tests.cuda.weights import FORMATS, HALVES, exact, quantized, random_rows, values
+from tests.cuda.weights import FORMATS, HALVES, exact, quantized, random_rows, values, whole_words
 
 one_card = pytest.mark.parametrize("card", ["750-reverse"], indirect=True)
 
@@ -35,7 +35,7 @@ class Case:
 
     def run(self, card: Card, scale: float = 1.0, **vectors: np.ndarray) -> np.ndarray:
         y = card.empty((self.n, self.rows), np.float32)
-        args = [card.array(self.data), card.array(self.columns), y]
+        args = [card.array(whole_words(self.data)), card.array(self.columns), y]
         args += [np.int32(self.rows), np.int32(self.k), np.int32(self.n), np.float32(scale)]
         args += [card.array(vectors[v]) if v in vectors else 0 for v in ("bias", "residual")]
         shape = matvec_shape(self.rows, self.k, self.n, multiprocessors=16)
@@ -78,7 +78,7 @@ def test_many_columns(card: Card) -> None:
     Case("Q8_0", 5, 64, 513).check(card)
 
 
-@one_card
+@pytest.mark.parametrize("card", ["800-random"], indirect=True)
 @pytest.mark.parametrize("name", ["Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "MXFP4", "Q4_1", "Q5_1"])
 def test_a_single_block(card: Card, name: str) -> None:
     """Rows that begin at every alignment that a format has."""
@@ -135,7 +135,12 @@ def test_swiglu(card: Card, rows: int, k: int, n: int) -> None:
     g, u = 0.5 * g + gate_bias, 2.0 * u + up_bias
     half = len(case.data) // 2
     y = card.empty((n, rows), np.float32)
-    args = [card.array(case.data[:half]), card.array(case.data[half:]), card.array(case.columns), y]
+    args = [
+        card.array(whole_words(case.data[:half])),
+        card.array(whole_words(case.data[half:])),
+        card.array(case.columns),
+        y,
+    ]
     args += [np.int32(rows), np.int32(k), np.int32(n), np.float32(0.5 * 0.05), np.float32(2.0 * 0.05)]
     args += [card.array(gate_bias), card.array(up_bias)]
     card.run(
@@ -169,7 +174,7 @@ def test_experts(card: Card, name: str, experts: int, tokens: int, spread: bool)
     columns = np.ascontiguousarray(case.columns[token]) if spread else case.columns
     scales = np.random.default_rng(2).uniform(0.5, 2, experts).astype(np.float32)
     y = card.empty((pairs, rows), np.float32)
-    args = [card.array(case.data), card.array(columns), y, card.array(starts)]
+    args = [card.array(whole_words(case.data)), card.array(columns), y, card.array(starts)]
     args += [0 if spread else card.array(token), np.int32(experts), np.int32(rows), np.int32(k)]
     args += [np.int32(pairs), 0 if spread else card.array(scales)]
     card.run(
@@ -189,7 +194,13 @@ def test_experts_swiglu(card: Card, tokens: int) -> None:
     pairs = len(token)
     scales = np.random.default_rng(2).uniform(0.5, 2, (2, experts)).astype(np.float32)
     y = card.empty((pairs, rows), np.float32)
-    args = [card.array(gate.data), card.array(up.data), card.array(gate.columns), y, card.array(starts)]
+    args = [
+        card.array(whole_words(gate.data)),
+        card.array(whole_words(up.data)),
+        card.array(gate.columns),
+        y,
+        card.array(starts),
+    ]
     args += [card.array(token), np.int32(experts), np.int32(rows), np.int32(k), np.int32(pairs)]
     args += [card.array(scales[0]), card.array(scales[1])]
     shape = experts_shape(rows, k, pairs, 16, matrices=2)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.cuda_variants import may_have_stack, variants
+from tools.cuda_variants import allows, may_have_stack, variants
 from tools.nvrtc_check import ARCHS, Job, check, check_all, jobs_of, nvrtc, sources
 
 
@@ -16,10 +16,22 @@ def _library() -> None:
         pytest.skip(str(error))
 
 
+def compile_all(jobs: list[Job]) -> None:
+    if wrong := [line for _, _, lines in check_all(jobs) for line in lines]:
+        pytest.fail("\n".join(wrong), pytrace=False)
+
+
 @pytest.mark.parametrize("path", sources(), ids=lambda path: path.name)
 def test_kernels_compile_and_do_not_spill(path: Path) -> None:
-    wrong = [line for _, _, lines in check_all(jobs_of(path)) for line in lines]
-    assert not wrong, "\n".join(wrong)
+    """The first variant on every architecture, and the others on one each, in turn."""
+    others = [Job(path, ARCHS[i % len(ARCHS)], defines) for i, defines in enumerate(variants(path))]
+    compile_all([*jobs_of(path)[: len(ARCHS)], *others[1:]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sources(), ids=lambda path: path.name)
+def test_kernels_compile_and_do_not_spill_on_any_architecture(path: Path) -> None:
+    compile_all(jobs_of(path))
 
 
 @pytest.mark.parametrize("file", ["instructions.cu", "intrinsics.cu"])
@@ -98,3 +110,13 @@ def test_variants(tmp_path: Path) -> None:
         {"A": "3", "B": "x"},
     ]
     assert variants(write(tmp_path, "int x;\n")) == [{}]
+
+
+def test_a_macro_with_data_has_any_value(tmp_path: Path) -> None:
+    text = 'extern "C" __global__ void f(int* x) { const int a[] = {DATA}; x[0] = a[0] + A; }\n'
+    path = write(tmp_path, f"// variants: A=1 DATA=*\n{text}")
+    assert allows(path, {"DATA": "1,2,3", "A": "1"})
+    assert not allows(path, {"DATA": "1", "A": "2"})
+    assert not allows(path, {"A": "1"})
+    [job] = jobs_of(path, (75,))
+    assert check(job)[1] == []

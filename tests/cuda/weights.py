@@ -1,15 +1,25 @@
-"""Weights and columns for the tests of kernels: random blocks, what they stand for, columns as numpy has them."""
+"""Weights and columns for the tests of kernels: random blocks, what they stand for, columns by numpy."""
 
 import numpy as np
 from gguf import GGMLQuantizationType, quants
 
 from tests.kernels.test_formats import FORMATS, HALVES, exact, random_rows
 
-__all__ = ["FORMATS", "HALVES", "column_bytes", "exact", "extreme_rows", "quantized", "random_rows", "values"]
+__all__ = [
+    "FORMATS",
+    "HALVES",
+    "column_bytes",
+    "exact",
+    "extreme_rows",
+    "quantized",
+    "random_rows",
+    "values",
+    "whole_words",
+]
 
 
 def extreme_rows(name: str, k: int) -> np.ndarray:
-    """Rows with the largest and smallest half-float scales, and blocks of all the same bytes: uint8 [12, bytes]."""
+    """Rows with extreme half-float scales, and blocks of all the same bytes: uint8 [12, bytes]."""
     rng = np.random.default_rng(5)
     data = random_rows(name, 12, k, rng)
     block = GGMLQuantizationType[name]
@@ -24,6 +34,11 @@ def extreme_rows(name: str, k: int) -> np.ndarray:
         for at in HALVES.get(name, []):
             blocks[row, :, at : at + 2] = np.array([scale], np.float16).view(np.uint8)
     return blocks.reshape(12, -1)
+
+
+def whole_words(data: np.ndarray) -> np.ndarray:
+    """The bytes, and some more to make them whole words: kernels load those, see formats/loads.cuh."""
+    return np.pad(data.view(np.uint8).ravel(), (0, -data.nbytes % 4))
 
 
 def column_bytes(k: int) -> int:

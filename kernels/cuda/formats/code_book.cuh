@@ -1,6 +1,6 @@
 // The code book of an IQ1, IQ2 or IQ3 format: -DCODE_BOOK has its entries of 4 or 8 signed bytes, as words.
 //
-// The host takes it from the gguf package: see ggrun/devices/cuda_launch.py.
+// The host takes it from the gguf package: see ggrun/kernels/code_books.py.
 #pragma once
 #include "bits.cuh"
 

@@ -32,7 +32,7 @@ struct IQ1_M : UnitsAreGroups<IQ1_M> {
         const uint32_t a = unit.scales[0] & 0xf000f000, b = unit.scales[1] & 0xf000f000;
         const float d = half_of((a >> 12 & 0xf) | (a >> 24) | (b >> 4 & 0xf00) | (b >> 16)) * 0.125f;
         // Four groups have their scales in a word, six bits each, of which every second begins at bit 16.
-        const uint32_t scales = unit.scales[u % 8 / 4] >> (u % 4 / 2 * 16 + u % 2 * 6);
+        const uint32_t scales = (u % 8 < 4 ? unit.scales[0] : unit.scales[1]) >> (u % 4 / 2 * 16 + u % 2 * 6);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             to.scale[h] = d * float(2 * ((scales >> (3 * h)) & 7) + 1);

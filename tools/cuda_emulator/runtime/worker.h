@@ -6,21 +6,10 @@
 #include <mutex>
 #include <vector>
 
-#include "../shim/launch.h"
-#include "../shim/tensor.h"
-#include "../shim/warp.h"
-#include "context.h"
-#undef threadIdx
-#undef blockIdx
-#undef blockDim
-#undef gridDim
+#include "fiber.h"
+#include "races.h"
 
 namespace emu {
-
-constexpr unsigned MAX_THREADS = 1024, LANES = 32;
-constexpr size_t PAGE = 4096, GUARD = 1 << 20, STACK = 1 << 17, MAX_SHARED = 57 * PAGE;
-constexpr size_t SHARED_REGIONS = 32, SHARED_STRIDE = MAX_SHARED + GUARD;
-constexpr size_t STATIC_SHARED = 48 << 10, DYNAMIC_ALIGN = 16;
 
 struct Parameters {  // of a launch, as the host gives them
     unsigned grid[3], block[3];
@@ -53,43 +42,6 @@ struct Launch {
     Failure* failure;
 };
 
-struct Warp;
-typedef void (*Operation)(Warp&, uint32_t lanes);  // done by the last lane to come, for all
-
-struct Slot {  // what a lane brings to an operation of its warp, and takes from it
-    alignas(16) unsigned char in[48];
-    alignas(16) unsigned char out[16];
-    Operation operation;
-    uint32_t mask;
-    int source;
-    Where where;
-    struct Fiber* fiber;
-};
-
-struct Warp {
-    uint32_t existing, exited, arrived;
-    uint32_t epoch;  // grows with each operation
-    Slot slots[LANES];
-};
-
-struct AsyncCopy {
-    void* target;
-    const void* source;
-    int bytes, source_bytes, age;  // age: how many groups have been committed since
-};
-
-struct Fiber : Thread {
-    enum State { RUNNING, AT_WARP, AT_BLOCK };
-    void* stack_pointer;
-    unsigned rank, stack;
-    State state;
-    Where where;  // it waits
-    Warp* warp;
-    std::vector<AsyncCopy> copies;
-
-    Slot& slot() { return warp->slots[lane]; }
-};
-
 // A shared array, in a region of its own, flush with the guard pages behind it.
 struct SharedRegion {
     char* memory;
@@ -100,51 +52,6 @@ struct SharedRegion {
     char* begin() const { return reinterpret_cast<char*>(uintptr_t(end() - bytes) & -align); }
     void* take(const void* tag, size_t bytes, size_t align);
     bool overrun() const;
-};
-
-// Who touched each byte of shared memory last, and wrote some of the card's, so that what no barrier orders
-// is found.
-class Races {
-  public:
-    Races();
-    ~Races();
-    void next_epoch() { epoch_++; }
-    void next_block() {
-        epoch_++;
-        memset(written_, 0, sizeof written_);
-    }
-    bool maybe_written(uintptr_t address, size_t bytes) const {  // in this block; or others of these bits
-        for (uintptr_t word = address / WORD; word <= (address + bytes - 1) / WORD; word++)
-            if (written_[word % WRITES / 64] >> word % 64 & 1) return true;
-        return false;
-    }
-    void touch_shared(size_t offset, size_t bytes, bool write, const Fiber& fiber, const void* instruction);
-    void touch_global(uintptr_t address, size_t bytes, bool write, const Fiber& fiber,
-                      const void* instruction);
-
-  private:
-    struct Access {
-        const void* instruction;
-        uint32_t epoch, warp_epoch;  // of the block, and of the thread's warp
-        uint16_t thread;
-        enum : uint16_t { ONE, LANES_OF_A_WARP, SEVERAL_WARPS } by;
-    };
-    struct Byte {
-        Access read, written;
-    };
-    static constexpr size_t WRITES = 1 << 12, WORD = 4;
-    struct Write {  // of some bytes of a word of the card's memory
-        uintptr_t word;
-        Access access;
-        uint8_t mask;
-    };
-    bool ordered(const Access& before, const Fiber& now) const;
-    void note_read(Access& read, const Access& now) const;
-
-    Byte* bytes_;
-    Write writes_[WRITES] = {};
-    uint64_t written_[WRITES / 64];  // small enough to be looked at in each read
-    uint32_t epoch_ = 1;
 };
 
 class Worker {
