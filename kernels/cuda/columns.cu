@@ -37,7 +37,9 @@ DEVICE void quantize_four(const float4& v, uint8_t* column, int k, int i, bool v
     if (!valid) return;
     *reinterpret_cast<char4*>(column + i) = make_char4(q[0], q[1], q[2], q[3]);
     if (i % COLUMN_BLOCK == 0) {
-        reinterpret_cast<float2*>(column + k)[i / COLUMN_BLOCK] = make_float2(scale, scale * float(sum));
+        float2* pair = reinterpret_cast<float2*>(column + k) + i / COLUMN_BLOCK;
+        *pair = make_float2(scale, scale * float(sum));
+        if (i + COLUMN_BLOCK == k && k % (2 * COLUMN_BLOCK) != 0) pair[1] = float2();
     }
 }
 

@@ -1,9 +1,9 @@
 // Quantized columns: activations as bytes in blocks of 32, what quantized weights are multiplied with.
 //
 // A column of k values (a multiple of 32) is k int8, then k / 32 pairs of float { d, d * the sum of the
-// block's bytes }, padded to a multiple of 16 bytes: x ~ d * byte. With the sums, what a format takes off
-// each value is multiplied once a block. Columns lie one after the other, column_bytes(k) apart, aligned to
-// 16 bytes.
+// block's bytes }, filled up with zeros to a multiple of 16 bytes: x ~ d * byte. With the sums, what a format
+// takes off each value is multiplied once a block. Columns lie one after the other, column_bytes(k) apart,
+// aligned to 16 bytes.
 #pragma once
 #include "common.cuh"
 

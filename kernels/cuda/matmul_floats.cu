@@ -6,16 +6,17 @@
 // cards (RTX 3090: 71 / 3 to 36 TFLOPS, RTX 4090: 165 / 3 to 83), and where it is more (A100, H100), large
 // batches are cuBLAS's.
 //
-// A block of 128 threads computes 64 rows of TILE_COLUMNS columns, a thread eight of these and TILE_COLUMNS
-// / 16. Of every step of 16 values, the next one's are loaded to registers before the products, and stored to
-// the other of two buffers after them: in shared memory, a value's rows lie side by side, so neighbouring
-// threads, which have neighbouring rows, store and load without bank conflicts.
+// A block of 128 threads computes 64 rows of TILE_COLUMNS columns, a thread eight of these and
+// TILE_COLUMNS / 16. Of every step of 32 values, the next one's are loaded to registers before the products,
+// and stored to the other of two buffers after them: in shared memory, a value's rows lie side by side, so
+// neighbouring threads, which have neighbouring rows, store and load without bank conflicts.
 //
 // variants: FORMAT=F32|F16|BF16 TILE_COLUMNS=16|32|64
 #include "expert_tiles.cuh"
 #include "formats.cuh"
 
-constexpr int THREADS = 128, TILE_ROWS = 64, STEP = 16;
+constexpr int THREADS = 128, TILE_ROWS = 64, STEP = 32;
+constexpr int FOLD = 8;  // steps that are summed up alone: a long sum would lose more than 1e-5
 constexpr int ROWS_ACROSS = 8, THREAD_ROWS = 8, THREAD_COLUMNS = TILE_COLUMNS / 16;
 
 struct __align__(16) Buffer {
@@ -24,42 +25,51 @@ struct __align__(16) Buffer {
 
 typedef float Sums[THREAD_COLUMNS][THREAD_ROWS];
 
-// The 16 bytes of a row of k values that begin at a value; beyond the last value are zeros.
-template <class F> DEVICE void load_unit(const uint8_t* row, int at, int k, float (&values)[16 / F::BYTES]) {
-    constexpr int UNIT = 16 / F::BYTES;
-    if (k % UNIT == 0 && at < k) {  // all rows are aligned
-        F::unpack(__ldg(reinterpret_cast<const uint4*>(row + (long long)at * F::BYTES)), values);
+// The bits of values i and on of a row of k, as many as a word has; beyond the last value are zeros.
+template <class F> DEVICE uint32_t load_word(const uint8_t* row, int i, int k) {
+    if (F::BYTES == 4) return i < k ? __ldg(reinterpret_cast<const uint32_t*>(row) + i) : 0;
+    const uint8_t* p = row + 2 * int64_t(i);
+    return (i < k ? load_16(p) : 0) | (i + 1 < k ? load_16(p + 2) << 16 : 0);
+}
+
+// The same for the 32 bytes of a unit.
+template <class F> DEVICE void load_unit(const uint8_t* row, int first, int k, uint32_t (&words)[8]) {
+    if (k % F::UNIT == 0 && first < k) {  // all rows are aligned
+        load_128(row + int64_t(first) * F::BYTES, words);
         return;
     }
 #pragma unroll
-    for (int i = 0; i < UNIT; i++) values[i] = at + i < k ? F::value(row, at + i) : 0.0f;
+    for (int i = 0; i < 8; i++) words[i] = load_word<F>(row, first + i * (F::UNIT / 8), k);
 }
 
-// What one thread loads of a tile of SIZE rows in a step; `at(i)` is row i.
+// What one thread loads of a tile of SIZE rows in a step, as it comes from memory; `at(i)` is row i.
 template <class F, int SIZE> class Loader {
-    static constexpr int UNIT = 16 / F::BYTES, UNITS = SIZE * STEP / UNIT, COUNT = ceil_div(UNITS, THREADS);
+    static constexpr int UNITS = SIZE * STEP / F::UNIT, COUNT = ceil_div(UNITS, THREADS);
     const uint8_t* rows[COUNT];
-    float values[COUNT][UNIT];
+    uint32_t words[COUNT][8];
+
+    static DEVICE int unit(int i) { return threadIdx.x + i * THREADS; }
 
   public:
     template <class At> DEVICE explicit Loader(At at) {
 #pragma unroll
-        for (int i = 0; i < COUNT; i++) rows[i] = at((threadIdx.x + i * THREADS) % SIZE);
+        for (int i = 0; i < COUNT; i++) rows[i] = at(unit(i) % SIZE);
     }
 
     DEVICE void load(int step, int k) {
 #pragma unroll
         for (int i = 0; i < COUNT; i++)
-            load_unit<F>(rows[i], step * STEP + (threadIdx.x + i * THREADS) / SIZE * UNIT, k, values[i]);
+            load_unit<F>(rows[i], step * STEP + unit(i) / SIZE * F::UNIT, k, words[i]);
     }
 
     DEVICE void store(float (&to)[STEP][SIZE]) const {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
-            const int unit = threadIdx.x + i * THREADS;
-            if (UNITS % THREADS != 0 && unit >= UNITS) break;
+            if (UNITS % THREADS != 0 && unit(i) >= UNITS) break;
+            float values[F::UNIT];
+            F::unpack(words[i], values);
 #pragma unroll
-            for (int j = 0; j < UNIT; j++) to[unit / SIZE * UNIT + j][unit % SIZE] = values[i][j];
+            for (int j = 0; j < F::UNIT; j++) to[unit(i) / SIZE * F::UNIT + j][unit(i) % SIZE] = values[j];
         }
     }
 };
@@ -85,6 +95,13 @@ DEVICE void multiply(Sums& sums, const Buffer& buffer) {
     }
 }
 
+DEVICE void add(Sums& sums, const Sums& part) {
+#pragma unroll
+    for (int c = 0; c < THREAD_COLUMNS; c++)
+#pragma unroll
+        for (int r = 0; r < THREAD_ROWS; r++) sums[c][r] += part[c][r];
+}
+
 // The products of steps begin to end; row_at and column_at: where those of the tile begin. All threads of
 // the block call it, once.
 template <class RowAt, class ColumnAt>
@@ -95,12 +112,16 @@ DEVICE void multiply_tile(Sums& sums, RowAt row_at, ColumnAt column_at, int k, i
     int buffer = 0;
     rows.load(begin, k), columns.load(begin, k);
     rows.store(buffers[0].rows), columns.store(buffers[0].columns);
-    for (int step = begin; step < end; step++) {
-        rows.load(step + 1, k), columns.load(step + 1, k);
-        __syncthreads();  // this step's values are there, and all are done with the last step's
-        multiply(sums, buffers[buffer]);
-        buffer ^= 1;
-        rows.store(buffers[buffer].rows), columns.store(buffers[buffer].columns);
+    for (int step = begin; step < end;) {
+        Sums part = {};
+        for (const int fold = min(step + FOLD, end); step < fold; step++) {
+            rows.load(step + 1, k), columns.load(step + 1, k);
+            __syncthreads();  // this step's values are there, and all are done with the last step's
+            multiply(part, buffers[buffer]);
+            buffer ^= 1;
+            rows.store(buffers[buffer].rows), columns.store(buffers[buffer].columns);
+        }
+        add(sums, part);
     }
 }
 

@@ -25,8 +25,7 @@ def run_quantize(card: Card, x: np.ndarray) -> np.ndarray:
 def test_quantize(card: Card, n: int, k: int) -> None:
     x = np.random.default_rng(n).standard_normal((n, k)).astype(np.float32)
     x[: n // 2] *= np.float32(1e-30)
-    used = k + k // 4
-    np.testing.assert_array_equal(run_quantize(card, x)[:, :used], quantized(x)[:, :used])
+    np.testing.assert_array_equal(run_quantize(card, x), quantized(x))
 
 
 def test_as_the_cpu(card: Card) -> None:

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ggrun.devices.cuda.tiles import LARGE, ROWS, Tiles, expert_tiles, matmul_tiles
-from tests.cuda.columns import quantized, values
+from ggrun.devices.cuda_tiles import LARGE, ROWS, Tiles, expert_tiles, matmul_tiles
 from tests.cuda.conftest import Card
-from tests.kernels.test_formats import exact, random_rows
+from tests.cuda.weights import exact, quantized, random_rows, values
 
 FORMATS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"]
 FORMATS += ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "TQ1_0", "TQ2_0"]
@@ -29,8 +28,13 @@ class Case:
         self.exact = exact(name, self.w).reshape(experts, rows, k)
 
     @property
+    def values(self) -> NDArray[np.float64]:
+        """What the columns stand for."""
+        return values(self.x, self.k) if len(self.x) else np.zeros((0, self.k))
+
+    @property
     def right(self) -> NDArray[np.float64]:
-        return values(self.x, self.k) @ self.exact[0].T
+        return self.values @ self.exact[0].T
 
     def run(
         self, card: Card, cut: Tiles, scale: float = 1.0, bias: NDArray[np.float32] | None = None
@@ -108,7 +112,7 @@ def test_the_largest_products_are_exact(card: Card) -> None:
     w = np.full((64, 2, 34), 0x80, np.uint8)  # bytes of -128
     w[:, :, :2] = np.full(1, 1.0, np.float16).view(np.uint8)
     case.w, case.x = w.reshape(64, -1), quantized(np.full((16, 64), 1.0, np.float32))
-    d = values(case.x, 64)[0, 0] / 127
+    d = case.values[0, 0] / 127
     np.testing.assert_array_equal(case.run(card, tiles_of(case, 16)), np.float32(2 * d * -128 * 127 * 32))
 
 
@@ -159,7 +163,7 @@ def test_experts(card: Card, counts: list[int], gather: bool) -> None:
     tokens = rng.integers(0, 6, pairs, np.int32) if gather else None
     scales = rng.standard_normal(len(counts)).astype(np.float32) if gather else None
     got = run_experts(card, case, counts, tokens, scales)
-    x = values(case.x, case.k)[tokens if gather else np.arange(pairs)]
+    x = case.values[tokens if gather else np.arange(pairs)]
     which = np.repeat(np.arange(len(counts)), counts)
     right = np.einsum("pk,prk->pr", x, case.exact[which])
     assert_close(got, right if scales is None else right * scales[which, None])
