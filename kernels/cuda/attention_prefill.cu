@@ -69,7 +69,6 @@ struct Queries {
                     fragments[((step * QUERY_PARTS + part) * 4 + r) * WARP + lane] = parts[part];
             }
         }
-        __syncwarp();
     }
 
     DEVICE void get(int step, int part, uint32_t (&a)[4]) const {
