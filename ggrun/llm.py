@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from numbers import Integral
 from types import TracebackType
 from typing import Any, Self
 
@@ -60,8 +61,7 @@ class LLM:
         **placement: Any,
     ) -> None:
         start = time.perf_counter()
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads {threads}: must be 1 or more")
+        _check_kinds(threads, devices, plan)
         sizes = {
             "n_ctx": n_ctx,
             "n_ubatch": n_ubatch,
@@ -229,12 +229,21 @@ class LLM:
         self.close()
 
 
+def _check_kinds(threads: Any, devices: Any, plan: Any) -> None:
+    """UsageError for what the types say, to those who do not check them."""
+    if threads is not None and not (isinstance(threads, Integral) and int(threads) >= 1):
+        raise UsageError(f"threads {threads!r:.40}: must be a whole number, 1 or more")
+    if not isinstance(devices, str):
+        raise UsageError(f"devices is {devices!r:.40}: it must be text, as cpu or cpu:0:2GB,cpu:1:2GB")
+    if plan is not None and not isinstance(plan, Plan):
+        raise UsageError(f"plan is {plan!r:.40}: it must be a ggrun.plan.Plan")
+
+
 def _plan_options(fields: dict[str, Any]) -> PlanOptions:
-    try:
-        return PlanOptions(**fields)
-    except TypeError:
-        unknown = [name for name in fields if name not in PlanOptions.__dataclass_fields__]
-        raise UsageError(f"unknown option {', '.join(unknown)}") from None
+    known = PlanOptions.__dataclass_fields__.keys() - {"sequences"}  # several: comes with the server
+    if unknown := [name for name in fields if name not in known]:
+        raise UsageError(f"unknown option {', '.join(unknown)}")
+    return PlanOptions(**fields)
 
 
 def _tokenizer(model: GGUF, vocab: int) -> Tokenizer | TokenizerError:

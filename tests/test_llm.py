@@ -9,6 +9,7 @@ import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -236,6 +237,16 @@ def test_options_that_do_not_exist(llm: LLM) -> None:
         LLM(demo_model(), n_ubatch=0)
     with pytest.raises(UsageError, match="cache type 'q9'"):
         LLM(demo_model(), cache_type_k="q9")
+
+
+@pytest.mark.parametrize("wrong", [
+    {"threads": "2"}, {"threads": 0}, {"devices": ["cpu"]}, {"plan": {}}, {"sequences": 2}, {"fit": "on"},
+    {"n_ctx": 1.5}, {"overrides": "x=cpu"},
+])  # fmt: skip
+def test_options_of_the_wrong_kind(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))) as error:
+        LLM(demo_model(), **wrong)
+    assert "\n" not in str(error.value)
 
 
 def test_a_model_without_words_takes_token_ids(tmp_path: Path) -> None:

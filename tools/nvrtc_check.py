@@ -92,7 +92,7 @@ class Nvrtc:
                 *CUDA_OPTIONS,
                 f"-arch=sm_{job.arch}",
                 "--ptxas-options=-v",
-                *(f"-D{name}={value}" for name, value in job.defines.items()),
+                *(f"-D{name}={value.replace('*', '0')}" for name, value in job.defines.items()),
                 *(f"-I{folder}" for folder in (job.path.parent, cuda_source("."), *self.headers)),
             ]
             values = (c.c_char_p * len(options))(*(option.encode() for option in options))

@@ -38,7 +38,8 @@ class Session:
         self._model, self._setup = _opened(setup.model), setup
         self._config = Config.from_gguf(self._model)
         self._placement = dict(placement)
-        self._hardware = self._placement.pop("hardware") or "cpu"
+        hardware = self._placement.pop("hardware")
+        self._hardware = "cpu" if hardware is None else hardware
         self._own_plan = self._placement.pop("plan")
         self.device = Cpu(setup.n_threads)
         self._devices: dict[str, Device] = {"cpu": self.device}

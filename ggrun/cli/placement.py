@@ -18,7 +18,8 @@ def _list_devices(context: click.Context, parameter: click.Parameter, wanted: bo
     from ggrun.devices.local import local_devices
 
     print("devices:")
-    for device in local_devices(context.params.get("hardware") or "cpu"):
+    hardware = context.params.get("hardware")
+    for device in local_devices("cpu" if hardware is None else hardware):
         print(f"  {device.name}: {device.label} ({device.memory >> 20} MiB, {device.free >> 20} MiB free)")
     context.exit()
 
@@ -54,7 +55,7 @@ _OPTIONS = [
     option("--devices", "hardware", type=TEXT, is_eager=True,
            help='Devices with their memory and bandwidth: "2x rtx3090, cpu:64GB@50GB/s" (ggrun plan), '
                 'cpu:0:2GB,cpu:1:2GB (limits to try splits with). Default: those of this machine.'),
-    option("--list-devices", is_flag=True, is_eager=True, expose_value=False, callback=_list_devices,
+    option("--list-devices", is_flag=True, expose_value=False, callback=_list_devices,
            help="List the devices of this machine, and end."),
 ]  # fmt: skip
 

@@ -12,6 +12,7 @@ from ggrun.errors import UsageError
 if TYPE_CHECKING:
     from ggrun.plan.facts import ModelFacts
     from ggrun.plan.planner import Planned
+    from ggrun.plan.report import DoesNotFit
 
 _CACHE_TYPES = click.Choice(["f16", "f32", "bf16", "q8_0"])
 _DEFAULT_MIX = "Q4_K_M"
@@ -36,23 +37,37 @@ def plan(**options: Any) -> int:
     MODEL is a GGUF file, of which the header is enough, or a shape and a mix, as llama-3-70b:Q4_K_M; the demo
     model, if it is not given. --devices plans for a machine that is not here. Exit status 3: it does not fit.
     """
+    from ggrun.plan.cuts import check_cuts
     from ggrun.plan.facts import ModelFacts
-    from ggrun.plan.report import DoesNotFit, shortage
 
-    facts = ModelFacts.from_outline(_outline(options.pop("model")))
+    outline = _outline(options.pop("model"))
     as_json = options.pop("as_json")
-    planned = _planned(facts, options)
+    planned = _planned(ModelFacts.from_outline(outline), options)
+    check_cuts(planned.plan, outline, planned.facts.config)
     if not as_json:
         from ggrun.cli.plan_view import draw
 
         print(draw(planned))
-    if not planned.fits:
-        error = DoesNotFit(shortage(planned))
-        error.exit_status = _DOES_NOT_FIT  # an answer here, and not a failure as where a model is loaded
-        raise error
-    if as_json:
+    problem = _shortage(planned)
+    if as_json and (problem is None or not planned.options.fit):
         print(planned.plan.to_json())
+    if problem:
+        problem.exit_status = _DOES_NOT_FIT  # an answer here, and not a failure as where a model is loaded
+        raise problem
     return 0
+
+
+def _shortage(planned: "Planned") -> "DoesNotFit | None":
+    """Why it does not fit, if it does not."""
+    from ggrun.devices.local import require_host
+    from ggrun.plan.report import DoesNotFit, require_fit
+
+    try:
+        require_fit(planned)
+        require_host(planned)
+    except DoesNotFit as error:
+        return error
+    return None
 
 
 def _outline(model: str | None) -> Any:
@@ -97,6 +112,6 @@ def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
         with compile_progress():
             here = local_cpu(threads, measure=True)
     if own is None:
-        return make_plan(facts, parse_devices(hardware or "cpu", here), wishes)
+        return make_plan(facts, parse_devices("cpu" if hardware is None else hardware, here), wishes)
     devices = devices_of(own, threads) if hardware is None else parse_devices(hardware, here)
     return planned_as_written(facts, devices, wishes, own)

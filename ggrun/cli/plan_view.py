@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator
 
+from ggrun.plan.cost import DEPTH
 from ggrun.plan.planner import Planned
 from ggrun.plan.report import bottleneck, flags, notes, size
 
@@ -84,11 +85,14 @@ def _range(share: tuple[int, int]) -> str:
 
 def _predicted(planned: Planned) -> Iterator[str]:
     speed = planned.speed
-    yield f"decode      {_rate(speed.decode)} tokens/s"
+    depth = min(DEPTH, planned.sizes.n_ctx)
+    full = f", {_rate(speed.last_decode)} with the context full" if planned.sizes.n_ctx > depth else ""
+    yield f"decode      {_rate(speed.decode)} tokens/s after {depth} tokens{full}"
     yield f"prefill     {_rate(speed.prefill)} tokens/s (a prompt of {speed.prompt_tokens})"
     yield f"bottleneck  {bottleneck(planned)}"
-    largest = f"{planned.largest_context} at most with the layers where they are"
-    yield f"context     {planned.sizes.n_ctx}; {largest}"
+    as_laid_out, largest = planned.context_as_laid_out, planned.largest_context
+    other = f", {largest} with others" if largest > as_laid_out else ""
+    yield f"context     {planned.sizes.n_ctx}; at most {as_laid_out} with the layers where they are{other}"
     yield f"flags       {shlex.join(flags(planned))}"
 
 

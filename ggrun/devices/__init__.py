@@ -5,13 +5,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from ggrun.devices.base import Device
-from ggrun.devices.names import DeviceName
-from ggrun.errors import GgrunError, UsageError
-
-
-def open_device(name: str, threads: int | None = None) -> Device:
-    """The only device of a computation; UsageError when there is none of this name."""
-    return open_devices([name], threads)[name]
+from ggrun.devices.names import DeviceName, refuse_twins
+from ggrun.errors import GgrunError
 
 
 def open_devices(names: Iterable[str], threads: int | None = None) -> dict[str, Device]:
@@ -22,7 +17,7 @@ def open_devices(names: Iterable[str], threads: int | None = None) -> dict[str, 
     Several devices work at once, each in a stream of its own; one alone works in the thread that calls it.
     """
     parsed = {name: DeviceName.parse(name) for name in sorted(set(names))}
-    _refuse_twins(parsed)
+    refuse_twins(list(parsed.values()))
     crews = _divided(threads, [name for name, p in parsed.items() if p.kind == "cpu"])
     devices: dict[str, Device] = {}
     try:
@@ -35,13 +30,6 @@ def open_devices(names: Iterable[str], threads: int | None = None) -> dict[str, 
             device.close()
         raise
     return devices
-
-
-def _refuse_twins(parsed: dict[str, DeviceName]) -> None:
-    shorts = [p.short for p in parsed.values()]
-    for name, p in parsed.items():
-        if shorts.count(p.short) > 1:
-            raise UsageError(f"device {name} has two limits: give it one")
 
 
 def _divided(threads: int | None, names: list[str]) -> dict[str, int]:

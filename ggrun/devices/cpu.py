@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from ggrun.devices.base import Device, Limits, Place
 from ggrun.devices.budget import Budget
 from ggrun.devices.cpu_memory import zeros
 from ggrun.devices.cpu_recorder import CpuPlace, CpuRecorder
+from ggrun.devices.host_memory import host_memory
 from ggrun.devices.streams import INLINE, Stream
 from ggrun.devices.threads import ThreadPool, physical_cores
 from ggrun.errors import GgrunError
@@ -66,7 +66,7 @@ class Cpu:
 
     def available(self) -> int:
         """What the system could give without swapping, or the limit leaves."""
-        free = int(psutil.virtual_memory().available)
+        free = host_memory().available
         return free if self._budget.free is None else min(free, self._budget.free)
 
     def bandwidth(self) -> float:

@@ -1,6 +1,7 @@
 """Names of devices: cpu, cpu:1, cpu:1:2GB, emulated:0:512MB."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ggrun.errors import UsageError
@@ -35,3 +36,10 @@ class DeviceName:
         index, size = found["index"], found["size"]
         limit = None if size is None else int(float(size) * _UNITS[found["unit"]])
         return cls(found["kind"], None if index is None else int(index), limit)
+
+
+def refuse_twins(names: Sequence[DeviceName]) -> None:
+    """UsageError for a device that is there twice: as cpu:0 and as cpu:0:2GB, or as cpu:00."""
+    shorts = [name.short for name in names]
+    if twins := [short for short in shorts if shorts.count(short) > 1]:
+        raise UsageError(f"device {twins[0]} is there twice, with two limits or two spellings: give it once")

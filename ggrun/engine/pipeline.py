@@ -9,13 +9,13 @@ from ggrun.arch.config import Config
 from ggrun.devices.base import Device, Limits
 from ggrun.devices.exchange import Exchange
 from ggrun.engine.batch import Batch
-from ggrun.engine.cuts import check_cuts
 from ggrun.engine.runner import CacheSpec, Runner
 from ggrun.engine.stage import LoadedStage
 from ggrun.engine.weights import Weights, refuse_unused
 from ggrun.engine.workspace import Workspace
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan, Stage
+from ggrun.plan.cuts import check_cuts
 
 
 class Pipeline:

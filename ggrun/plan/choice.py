@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ggrun.errors import UsageError
 from ggrun.plan.facts import EMBEDDING, ModelFacts
-from ggrun.plan.hardware import DeviceInfo
+from ggrun.plan.hardware import DeviceInfo, short_name
 from ggrun.plan.options import PlanOptions
 
 
@@ -18,6 +18,7 @@ class Choice:
     host: DeviceInfo | None
     given: dict[int, DeviceInfo]  # items (and EMBEDDING) that flags put somewhere
     idle: dict[str, str]  # devices that flags leave out, and which flag it is
+    shadowed: tuple[str, ...]  # regexes of -ot that match nothing which those before them do not
 
     @classmethod
     def of(cls, facts: ModelFacts, devices: Sequence[DeviceInfo], options: PlanOptions) -> "Choice":
@@ -27,14 +28,15 @@ class Choice:
         cards, idle = _cards(by_name, options)
         if not cards and host is None:
             raise UsageError("no device is left: give one with -dev, or cpu among --devices")
-        given = {item: by_name[_known(name, by_name)] for item, name in _overridden(facts, options).items()}
+        overridden, shadowed = _overridden(facts, options, by_name)
+        given = {item: by_name[name] for item, name in overridden.items()}
         for item in _on_cpu(facts, options):
             given.setdefault(item, _needed(host, "-cmoe, -ncmoe and -ncffn"))
         if not options.kv_offload:
             _needed(host, "-nkvo")
         if cards and isinstance(options.n_gpu_layers, int) and options.n_gpu_layers <= facts.config.layers:
             _needed(host, "-ngl")
-        return cls(cards, host, given, idle)
+        return cls(cards, host, given, idle, shadowed)
 
     def first_on_cards(self, options: PlanOptions, layers: int) -> int | None:
         """The first item that goes to cards as -ngl says, or None when it does not."""
@@ -57,12 +59,13 @@ def _cards(
     idle = {device.name: "-dev" for device in every if device not in cards}
     if options.tensor_split is not None and len(options.tensor_split) != len(cards):
         raise UsageError(
-            f"-ts gives {len(options.tensor_split)} numbers for {len(cards)} devices"
+            f"-ts gives {len(options.tensor_split)} numbers for {len(cards)} cards"
             + (f" ({', '.join(device.name for device in cards)})" if cards else "")
         )
+    if options.main_gpu >= max(1, len(cards)):
+        there = f"there are {len(cards)} cards, counted from 0" if cards else "there are no cards"
+        raise UsageError(f"-mg {options.main_gpu}: {there}")
     if options.split_mode == "none" and cards:
-        if options.main_gpu >= len(cards):
-            raise UsageError(f"-mg {options.main_gpu}: there are {len(cards)} cards, counted from 0")
         idle |= {device.name: "-sm none" for device in cards}
         cards = [cards[options.main_gpu]]
         del idle[cards[0].name]
@@ -73,7 +76,7 @@ def _known(name: str, by_name: dict[str, DeviceInfo]) -> str:
     """A device by its name, with or without its limit, or by llama.cpp's: CPU, CUDA0."""
     plain = re.sub(r"^(cuda)(\d+)$", r"\1:\2", name.strip().lower())
     for known in by_name:
-        if plain in (known.lower(), re.sub(r":[\d.]+[kmgt]?i?b$", "", known.lower())):
+        if plain in (known.lower(), short_name(known)):
             return known
     raise UsageError(f"unknown device {name.strip()!r:.40}: there are {', '.join(by_name)}")
 
@@ -84,10 +87,17 @@ def _needed(host: DeviceInfo | None, flag: str) -> DeviceInfo:
     return host
 
 
-def _overridden(facts: ModelFacts, options: PlanOptions) -> dict[int, str]:
-    """The items with a tensor that a regex of -ot matches, and the device of the first that does."""
+def _overridden(
+    facts: ModelFacts, options: PlanOptions, by_name: dict[str, DeviceInfo]
+) -> tuple[dict[int, str], tuple[str, ...]]:
+    """The items with a tensor that a regex of -ot matches, and the device of the first that does.
+
+    And the regexes that come too late for all of theirs.
+    """
     found: dict[int, str] = {}
-    for pattern, device in options.overrides:
+    shadowed: list[str] = []
+    for pattern, name in options.overrides:
+        device = _known(name, by_name)
         try:
             regex = re.compile(pattern)
         except re.error as error:
@@ -99,9 +109,11 @@ def _overridden(facts: ModelFacts, options: PlanOptions) -> dict[int, str]:
         ]
         if not items:
             raise UsageError(f"-ot {pattern!r:.60}: no tensor of the model has such a name")
+        if all(item in found for item in items):
+            shadowed.append(pattern)
         for item in items:
             found.setdefault(item, device)
-    return found
+    return found, tuple(shadowed)
 
 
 def _on_cpu(facts: ModelFacts, options: PlanOptions) -> set[int]:

@@ -48,6 +48,7 @@ class Speed:
     """What is predicted of a plan."""
 
     token: int  # picoseconds of a token at DEPTH
+    last: int  # picoseconds of the last token that the context holds
     prompt: int  # picoseconds of the prompt
     prompt_tokens: int
     busy: dict[str, int]  # of a token, the picoseconds of each device; of a row stage, those of the slowest
@@ -59,8 +60,13 @@ class Speed:
 
     @property
     def decode(self) -> float:
-        """Tokens a second."""
+        """Tokens a second, when the context is nearly empty."""
         return 1e12 / self.token
+
+    @property
+    def last_decode(self) -> float:
+        """Tokens a second, when the context is full."""
+        return 1e12 / self.last
 
     @property
     def prefill(self) -> float:
@@ -81,6 +87,10 @@ class Clock:
     def token(self, item: int, place: Place) -> int:
         """Picoseconds of an item for one token."""
         return self._item(item, place, 1, self._depth)
+
+    def last_token(self, item: int, place: Place) -> int:
+        """The same for the last token that the context holds."""
+        return self._item(item, place, 1, self._sizes.n_ctx)
 
     def batch(self, item: int, place: Place) -> int:
         """Picoseconds of an item for a micro-batch of a prompt."""
@@ -105,19 +115,22 @@ class Clock:
     def _item(self, item: int, place: Place, tokens: int, depth: int) -> int:
         pairs = zip(place.members, place.devices, strict=True)
         longest = max(self._share(item, member, device, tokens, depth) for member, device in pairs)
-        if len(place.members) == 1:
+        if len(place.members) == 1 or item == len(self._facts.parts):  # the logits are not summed
             return longest
-        # An all-reduce: everybody sends its parts of the sum on, then the sum.
-        return longest + 2 * self._message(tokens, min(device.link for device in place.devices))
+        # An all-reduce: each sends what it has to all others, one copy after the other on its link.
+        others, link = len(place.members) - 1, min(device.link for device in place.devices)
+        return longest + self._message(others * tokens, link)
 
     def _share(self, item: int, member: Member, device: DeviceInfo, tokens: int, depth: int) -> int:
         facts, part, c = self._facts, self._facts.part(item), self._facts.config
         if item == len(facts.parts):
             read = facts.of(part.read, member) + facts.tied_output("nbytes", member)
             weights = facts.of(part.weights, member) + facts.tied_output("weights", member)
+            floats = facts.of(part.floats, member) + facts.tied_output("floats", member)
             tokens = 1  # of a prompt, only the last token's logits are wanted
         else:
             read, weights = facts.of(part.read, member), facts.of(part.weights, member)
+            floats = facts.of(part.floats, member)
             if part.experts:  # many tokens together use all experts
                 read = min(facts.of(part.nbytes, member), read * tokens)
         seconds = read / (device.bandwidth * EFFICIENCY)
@@ -126,12 +139,12 @@ class Clock:
             over_link = self._kv_on_host and not device.host
             seconds += cells / (device.link if over_link else device.bandwidth * EFFICIENCY)
             weights += (member.heads[1] - member.heads[0]) * (c.key_dim + c.value_dim) * depth
-        return _ps(max(seconds, 2 * weights * tokens / device.operations) + HALF_LAYER)
+        return _ps(max(seconds, tokens * device.products(weights, floats)) + HALF_LAYER)
 
 
 def predict(facts: ModelFacts, plan: Plan, sizes: Sizes, devices: dict[str, DeviceInfo]) -> Speed:
     """The times of a plan."""
-    clock, flow = Clock(facts, sizes, plan.kv_on_host), [0, 0]
+    clock, flow = Clock(facts, sizes, plan.kv_on_host), [0, 0, 0]
     busy: dict[str, int] = {}
     batch: dict[str, int] = {}
     before: tuple[DeviceInfo, ...] = ()
@@ -144,11 +157,12 @@ def predict(facts: ModelFacts, plan: Plan, sizes: Sizes, devices: dict[str, Devi
             busy[name] = busy.get(name, 0) + token
             batch[name] = batch.get(name, 0) + prompt
         flow[0] += token + (clock.move(before, place.devices) if before else 0)
+        flow[2] += sum(clock.last_token(item, place) for item in items) - token
         flow[1] += prompt + (clock.move(before, place.devices, clock.micro_batch) if before else 0)
         before = place.devices
     # Micro-batches follow each other as closely as the device with the most to do lets them.
     prompt_time = flow[1] + (clock.micro_batches - 1) * max(batch.values())
-    return Speed(flow[0], prompt_time, clock.prompt_tokens, busy)
+    return Speed(flow[0], flow[0] + flow[2], prompt_time, clock.prompt_tokens, busy)
 
 
 def _ps(seconds: float) -> int:

@@ -39,6 +39,7 @@ class Part:
     nbytes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     read: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # bytes that one token reads
     weights: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    floats: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # of the weights
     experts: int = 0  # bytes, of those above
     padding: int = 0  # bytes beside the tensors' own: alignment, vectors that become float32
     names: list[str] = field(default_factory=list)
@@ -51,7 +52,7 @@ class Part:
     @property
     def signature(self) -> tuple[Any, ...]:
         """What two parts that take the same memory and time have the same."""
-        sums = (tuple(sorted(d.items())) for d in (self.nbytes, self.read, self.weights))
+        sums = (tuple(sorted(d.items())) for d in (self.nbytes, self.read, self.weights, self.floats))
         return (*sums, self.experts, self.padding)
 
     def add(self, tensor: Declared, share: str, used: tuple[int, int]) -> None:
@@ -61,6 +62,7 @@ class Part:
         self.read[share] += size * used[0] // used[1]
         if len(tensor.shape) > 1:
             self.weights[share] += numbers * used[0] // used[1]
+            self.floats[share] += numbers * used[0] // used[1] if tensor.format.block == 1 else 0
         self.experts += size if len(tensor.shape) > 2 else 0
         self.padding += ALIGNMENT + (max(0, 4 * numbers - size) if len(tensor.shape) == 1 else 0)
         self.names.append(tensor.name)
@@ -142,7 +144,7 @@ class ModelFacts:
         return -(-self.embedding_matrix(sums) * _size(member.vocab) // self.config.vocab)
 
     def embedding_matrix(self, sums: str) -> int:
-        """The embedding's "nbytes" or "weights", all of it."""
+        """The embedding's "nbytes", "weights" or "floats", all of it."""
         found: dict[str, int] = getattr(self.embedding, sums)
         return sum(found.values())
 

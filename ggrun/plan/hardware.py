@@ -11,6 +11,8 @@ CARD_EFFICIENCY = 0.18
 and 4090, 8B and 70B (github.com/XiongjieDai/GPU-Benchmarks-on-LLM-Inference, May 2024; 0.17 to 0.21)."""
 CPU_OPERATIONS = 12.0
 """Operations of quantized products for each byte a second of its memory, of a CPU that was not measured."""
+CPU_FLOATS = 0.4
+"""The part of that rate that products of float weights reach: AVX-512, two cores."""
 _LANE = {3: 0.8e9, 4: 1.6e9, 5: 3.2e9}  # bytes a second that copies reach on a PCIe lane
 _DEFAULT_LINK = 12e9  # of an unknown card: PCIe 3.0 x16
 
@@ -24,7 +26,7 @@ _ITEM = re.compile(
     r"(?:\s*@\s*([0-9.]+)\s*([MGT])B/s)?",  # @50GB/s
     re.IGNORECASE,
 )
-_CPU = re.compile(r"(cpu|emulated)(:\d+)?", re.IGNORECASE)
+_CPU = re.compile(r"(cpu|emulated)(?::(\d+))?")
 _BINARY = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _DECIMAL = {"M": 1e6, "G": 1e9, "T": 1e12}
 
@@ -41,22 +43,40 @@ class DeviceInfo:
     link: float  # bytes a second between it and the host
     label: str = ""
     shared: bool = True  # others take from its memory too: a margin is left
+    float_operations: float = 0.0  # of products with F32, F16 and BF16 weights; 0: as many
 
     @property
     def host(self) -> bool:
         """Whether it is this machine's CPU and memory, and not a card or what pretends to be one."""
         return self.name == "cpu"
 
+    def products(self, weights: int, floats: int) -> float:
+        """Seconds to multiply so many weights with one number each, `floats` of them no quantized ones."""
+        quantized = (weights - floats) / self.operations
+        return 2 * (quantized + floats / (self.float_operations or self.operations))
+
     def usable(self, margin: int) -> int:
         """The bytes that a plan may take."""
         return max(0, self.free - margin) if self.shared else self.free
 
 
-def cpu_info(name: str, memory: int, free: int, bandwidth: float, operations: float = 0.0) -> DeviceInfo:
+@dataclass(frozen=True)
+class CpuSpeeds:
+    """What is measured of a CPU: see DeviceInfo. Operations are 0 where only the bandwidth is known."""
+
+    bandwidth: float
+    operations: float = 0.0
+    float_operations: float = 0.0
+
+
+def cpu_info(name: str, memory: int, free: int, speeds: CpuSpeeds) -> DeviceInfo:
     """A CPU, or with a number in its name one that pretends to be a card."""
-    rate = operations or CPU_OPERATIONS * bandwidth
+    rate = speeds.operations or CPU_OPERATIONS * speeds.bandwidth
+    floats = speeds.float_operations or CPU_FLOATS * rate
     # Copies from the host's memory to itself read and write.
-    return DeviceInfo(name, memory, free, bandwidth, rate, bandwidth / 2, "CPU", shared=name == "cpu")
+    return DeviceInfo(
+        name, memory, free, speeds.bandwidth, rate, speeds.bandwidth / 2, "CPU", name == "cpu", floats
+    )
 
 
 def parse_devices(text: str, here: DeviceInfo | None = None) -> list[DeviceInfo]:
@@ -75,10 +95,15 @@ def parse_devices(text: str, here: DeviceInfo | None = None) -> list[DeviceInfo]
         for _ in range(int(match[1] or 1)):
             cards = sum(device.name.startswith("cuda:") for device in found)
             found.append(_device(match, cards, here))
-    names = [device.name for device in found]
+    names = [short_name(device.name) for device in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"--devices: {twice[0]} is there twice")
     return found
+
+
+def short_name(name: str) -> str:
+    """A device's name without the limit of what pretends to be a card: cpu:0 of cpu:0:2GB."""
+    return ":".join(name.split(":")[:2])
 
 
 def _memory(match: re.Match[str]) -> int:
@@ -101,10 +126,13 @@ def _number(text: str, unit: float, least: float, most: float) -> float:
 
 def _device(match: re.Match[str], cards: int, here: DeviceInfo | None) -> DeviceInfo:
     name, memory, speed = match[2].strip(), _memory(match), _speed(match)
-    if _CPU.fullmatch(name):
-        info = _cpu(name.lower(), memory, speed, here)
+    if of_host := _CPU.fullmatch(name.lower()):
+        plain = of_host[1] + (f":{int(of_host[2])}" if of_host[2] else "")
+        info = _cpu(plain, memory, speed, here)
+        if info.host or not memory:
+            return info
         # What pretends to be a card has its limit in its name: the engine has to know it too.
-        return replace(info, name=f"{info.name}:{match[3]}{match[4]}B") if memory and not info.host else info
+        return replace(info, name=f"{plain}:{match[3]}{match[4].upper()}B")
     card = CARDS.get(key(name))
     if card is None and not (memory and speed):
         raise UsageError(
@@ -126,6 +154,10 @@ def _cpu(name: str, memory: int, speed: float, here: DeviceInfo | None) -> Devic
     if here is None and not (memory and speed):
         raise UsageError(f"--devices {name!r:.20}: give its memory and bandwidth, as cpu:64GB@50GB/s")
     rate = speed or (here.bandwidth if here else 0.0)
-    operations = here.operations * rate / here.bandwidth if here else 0.0
-    known = cpu_info(name, memory or (here.memory if here else 0), 0, rate, operations)
-    return replace(known, free=memory or (here.free if here else 0))
+    speeds = CpuSpeeds(rate)
+    if here:
+        scale = rate / here.bandwidth
+        speeds = CpuSpeeds(rate, scale * here.operations, scale * here.float_operations)
+    return cpu_info(
+        name, memory or (here.memory if here else 0), memory or (here.free if here else 0), speeds
+    )

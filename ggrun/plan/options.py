@@ -3,7 +3,9 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any
 
 from ggrun.errors import UsageError
 
@@ -53,6 +55,7 @@ class PlanOptions:
 
     def __post_init__(self) -> None:
         """UsageError for what no model could take."""
+        self._check_kinds()
         if self.split_mode not in SPLIT_MODES:
             raise UsageError(
                 f"split mode {self.split_mode!r:.40} is unknown: there are {', '.join(SPLIT_MODES)}"
@@ -72,6 +75,28 @@ class PlanOptions:
             ratios and all(math.isfinite(r) and r >= 0 for r in ratios) and 0 < sum(ratios) < math.inf
         ):
             raise UsageError("-ts: numbers of 0 or more, one for each device, and not all of them 0")
+
+    def _check_kinds(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type in (int, int | None) and not _whole(value, none=f.type is not int):
+                raise UsageError(f"{f.name} is {value!r:.40}: it must be a whole number")
+            if f.type is bool and not isinstance(value, bool):
+                raise UsageError(f"{f.name} is {value!r:.40}: it must be True or False")
+        for name in ("split_mode", "cache_type_k", "cache_type_v"):
+            if not isinstance(value := getattr(self, name), str):
+                raise UsageError(f"{name} is {value!r:.40}: it must be text")
+        if not isinstance(self.n_gpu_layers, str) and not _whole(self.n_gpu_layers):
+            raise UsageError(f"n_gpu_layers is {self.n_gpu_layers!r:.40}: a number, auto or all")
+        for name, kinds, what in (
+            ("tensor_split", Real, "numbers"), ("order", str, "names of devices"),
+            ("overrides", tuple | list, "pairs of a regular expression and a device"),
+        ):  # fmt: skip
+            given: Any = getattr(self, name)
+            if given is not None and not (_listed(given) and all(isinstance(v, kinds) for v in given)):
+                raise UsageError(f"{name} is {given!r:.40}: it must be a list of {what}")
+        if not all(len(pair) == 2 and all(isinstance(v, str) for v in pair) for pair in self.overrides):
+            raise UsageError("overrides: each must be a regular expression and a device")
 
     def _numbers(self) -> list[tuple[str, int | None, int]]:
         layers = None if isinstance(self.n_gpu_layers, str) else self.n_gpu_layers
@@ -96,6 +121,14 @@ class PlanOptions:
         """Whether the planner may leave feed-forward halves of its own choice to the CPU."""
         said = (self.n_cpu_moe, self.n_cpu_ffn, self.tensor_split)
         return self.n_gpu_layers == "auto" and not self.cpu_moe and said == (None, None, None)
+
+
+def _whole(value: object, none: bool = False) -> bool:
+    return (value is None and none) or (isinstance(value, Integral) and not isinstance(value, bool))
+
+
+def _listed(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def parse_ratios(text: str) -> tuple[float, ...]:

@@ -1,8 +1,9 @@
 """Makes plans: fills what the user left open, keeps what he set, and takes the fastest that fits."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from ggrun.plan import Plan, Stage, whole
 from ggrun.plan.choice import Choice
@@ -10,14 +11,28 @@ from ggrun.plan.cost import Place, Speed, predict
 from ggrun.plan.facts import EMBEDDING, PAGE, ModelFacts
 from ggrun.plan.hardware import DeviceInfo
 from ggrun.plan.options import PlanOptions
-from ggrun.plan.rows import candidates, shared
-from ggrun.plan.solve import NEVER, Layout, Problem, solve
+from ggrun.plan.rows import candidates, proportional, shared
+from ggrun.plan.solve import NEVER, Layout, Problem, solvable, solve
 from ggrun.plan.tables import Sums, Table
 from ggrun.plan.usage import Sizes, Use, plan_use
 
 _LARGEST_CONTEXT = 1 << 24  # looked for: sixteen million positions
 _SHARES = 256  # steps of a card's memory
 _NEARLY = 100  # the part of its time that a plan may lose where cards are to be used alike
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What the planner chose of what the user left open, beside the layout.
+
+    cpu_ffn   feed-forward halves that it left to the CPU
+    ratios    of a row stage
+    first     the first item on cards, where -ts says how they share what is behind it; None: no such thing
+    """
+
+    cpu_ffn: int = 0
+    ratios: tuple[float, ...] = ()
+    first: int | None = None
 
 
 @dataclass(frozen=True)
@@ -30,8 +45,7 @@ class Planned:
     choice: Choice
     plan: Plan
     sizes: Sizes
-    cpu_ffn: int  # feed-forward halves that the planner left to the CPU
-    ratios: tuple[float, ...]  # of a row stage
+    settled: Settled
     own: bool = False  # the user wrote the plan: flags only said the sizes
 
     @cached_property
@@ -62,17 +76,19 @@ class Planned:
         return not self.over
 
     @cached_property
-    def largest_context(self) -> int:
+    def context_as_laid_out(self) -> int:
         """The most positions that there is memory for, with all layers where they are; 0: for none."""
-        low, high = 0, _LARGEST_CONTEXT // PAGE
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._holds(middle * PAGE):
-                low = middle
-            else:
-                high = middle - 1
+        found = PAGE * _most(lambda pages: self._holds(pages * PAGE))
         # A whole page more may bring a larger micro-batch with it.
-        return max(low * PAGE, self.sizes.n_ctx if self.fits else 0)
+        return max(found, self.sizes.n_ctx if self.fits else 0)
+
+    @cached_property
+    def largest_context(self) -> int:
+        """The most positions that there is memory for, with any layout that the user's flags allow."""
+        if self.own:
+            return self.context_as_laid_out
+        planner = _Planner(self.facts, self.devices, self.options)
+        return max(planner.largest_context(), self.context_as_laid_out)
 
     def _holds(self, n_ctx: int) -> bool:
         sizes = replace(self.sizes, n_ctx=n_ctx)
@@ -94,8 +110,8 @@ def make_plan(facts: ModelFacts, devices: Sequence[DeviceInfo], options: PlanOpt
     return _Planner(facts, tuple(devices), options).planned()
 
 
-Found = tuple[Layout, int, tuple[float, ...]]
-"""A layout, the feed-forwards that it leaves to the CPU, and the ratios of its row stage."""
+Found = tuple[Layout, Settled]
+Trial = tuple[Problem, Settled]
 
 
 class _Planner:
@@ -112,14 +128,14 @@ class _Planner:
         sums = self._sums(self._context())
         found = self._best(sums, spill=True)
         if found is None:
-            problem, cpu_ffn, ratios = self._last_resort(sums)
+            problem, settled = self._last_resort(sums)
             unlimited = dict.fromkeys(problem.limits, 1 << 80)
             layout = solve(replace(problem, limits=unlimited))
             assert layout is not None, "without limits there is always a layout"
         else:
-            layout, cpu_ffn, ratios = found
+            layout, settled = found
         plan = _plan(self.facts, layout, sums.kv_on_host)
-        return Planned(self.facts, self.options, self.devices, self.choice, plan, sums.sizes, cpu_ffn, ratios)
+        return Planned(self.facts, self.options, self.devices, self.choice, plan, sums.sizes, settled)
 
     # ---------------------------------------------------------------- the context
 
@@ -143,23 +159,41 @@ class _Planner:
             low, high = (middle, high) if self._possible(middle * PAGE) else (low, middle)
         return max(least, low * PAGE)
 
+    def largest_context(self) -> int:
+        """The most positions for which any of the problems can be solved; 0: for none."""
+        best = 0
+        for i in itertools.count():
+            # One try tells whether the i-th problem can do better than those before it; most cannot.
+            solved = self._solvable(i, best + 1)
+            if solved is None:
+                return best * PAGE
+            if solved:
+                best = _most(partial(self._solvable, i), best + 1)
+        raise AssertionError("counted to the end")
+
+    def _solvable(self, i: int, pages: int) -> bool | None:
+        """Whether there is a layout for the i-th problem; None where there are not so many problems."""
+        problems = self._problems(self._sums(pages * PAGE), spill=True)
+        numbered = next(itertools.islice(problems, i, None), None)
+        return None if numbered is None else solvable(numbered[0])
+
     def _possible(self, n_ctx: int) -> bool:
         sums = self._sums(n_ctx)
         found = self._problems(sums, spill=False)
-        return any(solve(problem) for problem, _, _ in found) or bool(self._on_one_place(sums))
+        return any(solvable(problem) for problem, _ in found) or bool(self._on_one_place(sums))
 
     # ---------------------------------------------------------------- what is tried
 
     def _best(self, sums: Sums, spill: bool) -> Found | None:
         best: Found | None = None
-        for problem, cpu_ffn, ratios in self._problems(sums, spill):
+        for problem, settled in self._problems(sums, spill):
             below = best[0].pace if best else NEVER
             if _bound(problem) < below and (found := solve(problem, below)):
-                best = found, cpu_ffn, ratios
+                best = found, settled
         if best and self._spreads():
             best = self._spread(sums, best, spill)
         alone = self._on_one_place(sums)
-        return (alone, 0, ()) if alone and (best is None or alone.pace < best[0].pace) else best
+        return (alone, Settled()) if alone and (best is None or alone.pace < best[0].pace) else best
 
     def _spreads(self) -> bool:
         """Whether cards share what the user's flags leave of the layers, and none is to be filled first."""
@@ -181,14 +215,15 @@ class _Planner:
 
     def _within(self, sums: Sums, share: int, slowest: int, spill: bool) -> Found | None:
         """The best when of each card only a share may be taken; None when that is too slow."""
-        for problem, cpu_ffn, ratios in self._problems(sums, spill):
+        best: Found | None = None
+        for problem, settled in self._problems(sums, spill):
             may = {n: b if n == "cpu" else b * share // _SHARES for n, b in problem.limits.items()}
-            if found := solve(replace(problem, limits=may), slowest + 1):
-                return found, cpu_ffn, ratios
-        return None
+            if found := solve(replace(problem, limits=may), best[0].pace if best else slowest + 1):
+                best = found, settled
+        return best
 
-    def _problems(self, sums: Sums, spill: bool) -> Iterator[tuple[Problem, int, tuple[float, ...]]]:
-        """All that is tried: problems, with the feed-forwards that each leaves to the CPU, and ratios.
+    def _problems(self, sums: Sums, spill: bool) -> Iterator[Trial]:
+        """All that is tried.
 
         What there is does not depend on memory, so that more of it never gives a slower plan.
         """
@@ -196,7 +231,7 @@ class _Planner:
             for cpu_ffn in self._cpu_ffn(spill, ratios):
                 for first in self._firsts(spill):
                     problem = self._problem(sums, places, cpu_ffn, first, spill)
-                    yield problem, cpu_ffn, ratios
+                    yield problem, Settled(cpu_ffn, ratios, None if self._split() is None else first)
 
     def _places(self, sums: Sums) -> Iterator[tuple[tuple[float, ...], list[Table]]]:
         """The cards as places: each its own; or one for all of them, in each way to share."""
@@ -223,8 +258,8 @@ class _Planner:
 
         With rows only for shares in proportion to the cards: the product of both choices is too large.
         """
-        proportional = ratios in ((), tuple(card.bandwidth for card in self.choice.cards))
-        open_ = self.options.cpu_halves_open and self.options.fit and proportional
+        first = not ratios or ratios == proportional([card.bandwidth for card in self.choice.cards])
+        open_ = self.options.cpu_halves_open and self.options.fit and first
         both = self.choice.host is not None and self.choice.cards
         return range(self.layers + 1 if spill and open_ and both else 1)
 
@@ -299,7 +334,7 @@ class _Planner:
         speed = predict(self.facts, plan, sums.sizes, {device.name: device for device in self.devices})
         return replace(layout, pace=speed.pace)
 
-    def _last_resort(self, sums: Sums) -> tuple[Problem, int, tuple[float, ...]]:
+    def _last_resort(self, sums: Sums) -> Trial:
         """What to show when nothing fits: as the user said, and otherwise in proportion to the memory."""
         may = self._limits(sums)
         ratios = [max(1.0, float(may[card.name])) for card in self.choice.cards]
@@ -308,6 +343,15 @@ class _Planner:
         stand_in = _Planner(self.facts, self.devices, fallback)
         stand_in.first = self.first if self.first is not None else (0 if self.choice.cards else None)
         return next(stand_in._problems(sums, spill=False))
+
+
+def _most(holds: Callable[[int], bool | None], low: int = 0) -> int:
+    """The most pages for which something holds that holds for `low`."""
+    high = _LARGEST_CONTEXT // PAGE
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle - 1)
+    return low
 
 
 def _bound(problem: Problem) -> int:

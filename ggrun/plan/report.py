@@ -7,7 +7,7 @@ from ggrun.errors import GgrunError, UsageError
 from ggrun.plan import Plan
 from ggrun.plan.cost import HALF_LAYER
 from ggrun.plan.options import PlanOptions
-from ggrun.plan.planner import Planned, make_plan
+from ggrun.plan.planner import Planned, Settled, make_plan
 from ggrun.plan.rows import uncut
 
 _MIB = 1 << 20
@@ -26,12 +26,14 @@ def flags(planned: Planned) -> list[str]:
     free = [i for i, names in enumerate(owners) if i not in planned.choice.given and names != ("cpu",)]
     start = planned.choice.first_on_cards(o, layers)
     if start is None:
+        start = planned.settled.first
+    if start is None:
         start = 2 * (free[0] // 2) if free else 2 * layers + 1
     found = ["-c", str(planned.sizes.n_ctx), *_as_given(o)]
     if planned.choice.cards and planned.choice.host:
         found += ["-ngl", str(layers + 1 - (start + 1) // 2)]
     if planned.choice.cards:
-        found += ["-ncffn", str(planned.cpu_ffn)] if 2 * planned.cpu_ffn > start else []
+        found += ["-ncffn", str(planned.settled.cpu_ffn)] if 2 * planned.settled.cpu_ffn > start else []
         found += _split(planned, owners, free, start)
     return found
 
@@ -64,7 +66,7 @@ def _owners(plan: Plan, halves: int) -> list[tuple[str, ...]]:
 def _split(planned: Planned, owners: list[tuple[str, ...]], free: list[int], start: int) -> list[str]:
     """-ts: the ratios of rows, or how many layers from `start` each card has, the output counting as one."""
     o, cards = planned.options, [card.name for card in planned.choice.cards]
-    ratios = o.tensor_split or planned.ratios
+    ratios = o.tensor_split or planned.settled.ratios
     if len(cards) < 2 or (o.split_mode == "none" and not ratios) or not (free or ratios):
         return []
     if ratios:
@@ -98,16 +100,28 @@ def notes(planned: Planned) -> Iterator[str]:
         yield f"{name} is left out by {flag}"
     for position, card in enumerate(planned.choice.cards):
         if card.name not in used:
-            ratios = planned.options.tensor_split
-            why = "by -ts" if ratios and not ratios[position] else "with it, tokens would take longer"
-            yield f"{card.name} is left out" + (f" {why}" if why == "by -ts" else f": {why}")
+            yield f"{card.name} is left out{_why_left_out(planned, position)}"
+    for pattern in planned.choice.shadowed:
+        yield f"-ot {pattern} changes nothing: those before it match all that it does"
     if any(len(stage.members) > 1 for stage in planned.plan.stages) and (what := uncut(planned.facts)):
         yield f"{what} cannot be cut: one device has all of it, the others share the rest"
 
 
+def _why_left_out(planned: Planned, position: int) -> str:
+    """Why the planner gave nothing to a card that it could use."""
+    ratios, choice = planned.options.tensor_split, planned.choice
+    if ratios and not ratios[position]:
+        return " by -ts"
+    if len([item for item in choice.given if item >= 0]) == planned.facts.items:
+        return ": flags give all layers to other devices"
+    if choice.first_on_cards(planned.options, planned.facts.config.layers) == planned.facts.items:
+        return " by -ngl 0"
+    return ": with it, tokens would take longer"
+
+
 def require_fit(planned: Planned) -> None:
-    """DoesNotFit, when it does not and the user wants to hear of it."""
-    if not planned.fits and planned.options.fit:
+    """DoesNotFit, when it does not."""
+    if not planned.fits:
         raise DoesNotFit(shortage(planned))
 
 
@@ -162,6 +176,10 @@ def _remedies(o: PlanOptions) -> Iterator[tuple[str, PlanOptions]]:
         yield "no -nkvo", replace(o, kv_offload=True)
     if o.overrides:
         yield "no -ot, or another one", replace(o, overrides=())
+    if o.cpu_moe or o.n_cpu_moe or o.n_cpu_ffn:
+        yield "no -cmoe, -ncmoe or -ncffn", replace(o, cpu_moe=False, n_cpu_moe=None, n_cpu_ffn=None)
+    if o.order is not None:
+        yield "no -dev, which uses all devices", replace(o, order=None, main_gpu=0, tensor_split=None)
     if o.fit_margin:
         yield "-fitt 0, which leaves nothing for others", replace(o, fit_margin=0)
 
@@ -188,11 +206,11 @@ def with_plan(planned: Planned, plan: Plan) -> Planned:
         raise UsageError(
             f"the plan uses {unknown[0]!r:.40}, which is not there: there are {', '.join(there)}"
         )
-    other = replace(planned, plan=plan, cpu_ffn=0, ratios=(), own=True)
+    other = replace(planned, plan=plan, settled=Settled(), own=True)
     if planned.options.n_ctx:
         return other
     o, largest = planned.options, planned.facts.config.context
-    n_ctx = min(largest, max(o.fit_ctx, other.largest_context)) if o.fit else largest
+    n_ctx = min(largest, max(o.fit_ctx, other.context_as_laid_out)) if o.fit else largest
     return replace(other, sizes=replace(planned.sizes, n_ctx=n_ctx))
 
 

@@ -9,7 +9,7 @@ empty one. The rest of the layer is shared all the same.
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from math import comb
+from math import comb, gcd
 
 from ggrun.arch.config import Config
 from ggrun.plan import Member, Range
@@ -49,12 +49,18 @@ def candidates(speeds: Sequence[float]) -> Iterator[tuple[float, ...]]:
 
     They do not depend on memory, so that more of it can only add plans to choose from.
     """
-    yield tuple(speeds)
+    yield proportional(speeds)
     n, steps = len(speeds), 1
     while comb(steps + n, n - 1) <= _MOST and steps < 32:
         steps += 1
     for parts in _compositions(steps, n):
         yield tuple(map(float, parts))
+
+
+def proportional(speeds: Sequence[float]) -> tuple[float, ...]:
+    """Ratios that a user can read and give again: whole numbers up to 100."""
+    parts = [max(1, round(100 * speed / max(speeds))) for speed in speeds]
+    return tuple(float(part // gcd(*parts)) for part in parts)
 
 
 def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:

@@ -62,12 +62,19 @@ def solve(problem: Problem, below: int = NEVER) -> Layout | None:
     return best
 
 
+def solvable(problem: Problem) -> bool:
+    """Whether there is any layout within the limits."""
+    run = _Run(problem)
+    return run.possible and run.layout(NEVER) is not None
+
+
 class _Run:
     """The numbers of a problem that stay the same while the limit of the prompt changes."""
 
     def __init__(self, problem: Problem) -> None:
         self.p, self.clock = problem, problem.sums.clock
         self.items = range(problem.sums.facts.items)
+        self._ways: dict[tuple[Table, Table], int] = {}
         self.free = [i for i in self.items if i not in problem.forced]
         self._gaps()
         self.loads = self._loads()
@@ -92,8 +99,13 @@ class _Run:
             self.fixed += sum(self._moved(a, b) for a, b in pairwise(gap))
 
     def _moved(self, a: Table, b: Table) -> int:
+        """What handing the residual stream on costs. Asked millions of times: worked out once."""
+        if (known := self._ways.get((a, b))) is not None:
+            return known
         a_to_b = a.place.devices, b.place.devices
-        return self.clock.both(self.clock.move(*a_to_b), self.clock.move(*a_to_b, self.clock.micro_batch))
+        way = self.clock.both(self.clock.move(*a_to_b), self.clock.move(*a_to_b, self.clock.micro_batch))
+        self._ways[a, b] = way
+        return way
 
     def _loads(self) -> dict[str, int]:
         """What devices have to do for each micro-batch, with what has its place."""
@@ -150,29 +162,33 @@ class _Run:
         n, tables = len(self.free), self.p.places
         if not n:
             return self._made(self.fixed, {})
-        times = [self._times(table) for table in tables]
         least = [[NEVER] * (n + 1) for _ in tables]
         back = [[(0, -1)] * (n + 1) for _ in tables]
-        for p, table in enumerate(tables):
-            starts = [self._start(p, i, least) for i in range(n)]
-            lows = self._lows(table, most)
+        for p in range(len(tables)):
+            starts, times = [self._start(p, i, least) for i in range(n)], self._times[p]
+            lows = self._lows(p, most)
             window: deque[tuple[int, int]] = deque()
             for j in range(1, n + 1):
-                key = starts[j - 1][0] - times[p][j - 1]
+                key = starts[j - 1][0] - times[j - 1]
                 while window and window[-1][0] >= key:
                     window.pop()
                 window.append((key, j - 1))
                 while window and window[0][1] < lows[j]:
                     window.popleft()
-                if window and window[0][0] + times[p][j] < NEVER // 2:
-                    least[p][j] = window[0][0] + times[p][j]
+                if window and window[0][0] + times[j] < NEVER // 2:
+                    least[p][j] = window[0][0] + times[j]
                     back[p][j] = (window[0][1], starts[window[0][1]][1])
         best = min(range(len(tables)), key=lambda p: least[p][n], default=0)
         if not tables or least[best][n] >= NEVER:
             return None
         return self._made(self.fixed + least[best][n], self._walked(back, best))
 
-    def _times(self, table: Table) -> list[int]:
+    @cached_property
+    def _times(self) -> list[list[int]]:
+        """For each place the time of all free items before j there."""
+        return [self._time_at(table) for table in self.p.places]
+
+    def _time_at(self, table: Table) -> list[int]:
         """The time of all free items before j at a place, with the ways from and to what is fixed."""
         costs = []
         for j, item in enumerate(self.free):
@@ -195,26 +211,27 @@ class _Run:
             best = min(best, (least[q][i] + way, q))
         return best
 
-    def _lows(self, table: Table, most: int) -> list[int]:
-        """For each end j, the first free item with which a run at a place can begin: memory and `most`."""
+    def _lows(self, p: int, most: int) -> list[int]:
+        """For each end j, the first free item with which a run at place p can begin: memory and `most`."""
+        table = self.p.places[p]
         busy = max(self.loads[name] for name in table.place.names)
-        columns = [([table.batch[item] for item in self.free], most - busy)]
-        buffered = table.place.members in self.buffered
+        batches = _sliding([table.batch[item] for item in self.free], most - busy)
+        return [max(pair) for pair in zip(batches, self._memory_lows[p], strict=True)]
+
+    @cached_property
+    def _memory_lows(self) -> list[list[int]]:
+        """For each place and end the first free item with which memory lets a run begin."""
+        return [self._memory_low(table) for table in self.p.places]
+
+    def _memory_low(self, table: Table) -> list[int]:
+        buffered, lows = table.place.members in self.buffered, []
+        memory = [self._memory(table, item) for item in self.free]
         for i, name in enumerate(table.place.names):
-            column = [self._memory(table, item)[i] for item in self.free]
+            column = [nbytes[i] for nbytes in memory]
             if not self.p.embedding and self.free[0] == 0:
                 column[0] += table.embedding[i]
-            columns.append((column, self.left[name] - (0 if buffered else table.buffers[i])))
-        lows = [0] * (len(self.free) + 1)
-        for column, limit in columns:
-            low = total = 0
-            for j, n in enumerate(column, 1):
-                total += n
-                while low < j and total > limit:
-                    total -= column[low]
-                    low += 1
-                lows[j] = max(lows[j], low)
-        return lows
+            lows.append(_sliding(column, self.left[name] - (0 if buffered else table.buffers[i])))
+        return [max(of_members) for of_members in zip(*lows, strict=True)]
 
     def _walked(self, back: list[list[tuple[int, int]]], p: int) -> dict[int, Place]:
         placed, j = {}, len(self.free)
@@ -232,3 +249,15 @@ class _Run:
                 loads[name] += tables[place.names].batch[i]
         embedding = self.p.embedding.place if self.p.embedding else places[0]
         return Layout(places, embedding, total, max(loads.values()))
+
+
+def _sliding(column: Sequence[int], limit: int) -> list[int]:
+    """For each end j the least i of which column[i:j] sums to the limit at most (j, where nothing does)."""
+    lows, low, total = [0], 0, 0
+    for j, n in enumerate(column, 1):
+        total += n
+        while low < j and total > limit:
+            total -= column[low]
+            low += 1
+        lows.append(low)
+    return lows

@@ -12,6 +12,7 @@ from ggrun.gguf import GGUF
 from tests.cli.test_run import complaint, ggrun
 from tests.tiny import Tiny
 
+TWINS = ("-sm", "row", "-ts", "1,1", "--devices", "cpu:0:1GB,cpu:1:1GB")
 TWO = ("--devices", "2x rtx3090, cpu:64GB@50GB/s")
 QUIET = ("run", "--no-display-prompt", "--no-show-timings", "--temp", "0", "-n", "12", "-p", "The fox")
 
@@ -65,6 +66,21 @@ def test_what_does_not_fit_has_a_status_of_its_own() -> None:
     assert "TOO MUCH" in done.stdout
     asked = ggrun("plan", "llama-3-70b", "--devices", "rtx4090", "--json")
     assert (asked.returncode, asked.stdout) == (3, "")
+    asked = ggrun("plan", "llama-3-70b", "--devices", "rtx4090", "--json", "-fit", "off")
+    assert (asked.returncode, len(json.loads(asked.stdout)["stages"])) == (3, 1)
+
+
+def test_a_plan_that_cuts_blocks_or_has_a_device_twice(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    made = json.loads(ggrun("plan", "--json", *TWINS).stdout)
+    (stage,) = made["stages"]
+    a, b = stage["members"]
+    a["ff"][1] = b["ff"][0] = a["ff"][1] + 1
+    file.write_text(json.dumps(made))
+    assert "inside a block" in complaint(ggrun("plan", "--plan", file), 2)
+    a["device"], b["device"] = "cpu:0", "cpu:0:64MB"
+    file.write_text(json.dumps(made))
+    assert "cpu:0 is there twice" in complaint(ggrun("plan", "--plan", file), 2)
 
 
 def test_a_plan_as_json_can_be_run(tiny: Path, tmp_path: Path) -> None:
@@ -87,13 +103,17 @@ def test_a_plan_as_json_can_be_run(tiny: Path, tmp_path: Path) -> None:
         (["nothing:Q4_K_M"], 2, ["no such file", "unknown shape 'nothing'", "llama-3-70b"]),
         (["llama-3-8b:Q9"], 2, ["unknown mix 'Q9'"]),
         (["llama-3-8b", "--devices", "rtx9999"], 2, ["unknown device 'rtx9999'"]),
-        (["llama-3-8b", *TWO, "-ts", "1,2,3"], 2, ["-ts gives 3 numbers for 2 devices"]),
+        (["llama-3-8b", *TWO, "-ts", "1,2,3"], 2, ["-ts gives 3 numbers for 2 cards"]),
         (["llama-3-8b", *TWO, "-ts", "a,b"], 2, ["-ts 'a,b'"]),
         (["llama-3-8b", *TWO, "-dev", "cuda:5"], 2, ["unknown device 'cuda:5'"]),
         (["llama-3-8b", *TWO, "-ot", "zzz=CPU"], 2, ["-ot 'zzz'", "no tensor"]),
         (["llama-3-8b", *TWO, "-ot", "zzz"], 2, ["-ot 'zzz'", "REGEX=DEVICE"]),
         (["llama-3-8b", *TWO, "-ngl", "most"], 2, ["-ngl 'most'"]),
         (["llama-3-8b", *TWO, "-sm", "diagonal"], 2, ["-sm", "diagonal"]),
+        (["llama-3-8b", *TWO, "-ot", "attn=cpu,ffn=cuda:7"], 2, ["unknown device 'cuda:7'"]),
+        (["llama-3-8b", *TWO, "-mg", "2"], 2, ["-mg 2", "2 cards"]),
+        (["llama-3-8b", "--devices", ""], 2, ["unknown device ''"]),
+        (["--devices", "cpu:0:1GB,cpu:00:2GB"], 2, ["cpu:0 is there twice"]),
         (["llama-3-8b", "--plan", "nowhere.json"], 1, ["nowhere.json", "No such file"]),
         (["llama-3-8b", *TWO, "--plan", __file__], 2, ["test_plan.py", "not a plan"]),
         (["llama-3-8b", "-hf", "a/b"], 2, ["-hf", "not built yet"]),
@@ -109,7 +129,7 @@ def test_bad_usage_gets_one_line(args: list[str], status: int, words: list[str])
 def test_flags_of_run(tiny: Path) -> None:
     want = ggrun(*QUIET).stdout
     assert ggrun(*QUIET, "-ngl", "99", "-sm", "row", "-fitc", "128").stdout == want  # there is one device
-    assert "-ts gives 2 numbers for 0 devices" in complaint(ggrun(*QUIET, "-ts", "1,1"), 2)
+    assert "-ts gives 2 numbers for 0 cards" in complaint(ggrun(*QUIET, "-ts", "1,1"), 2)
     line = complaint(ggrun(*QUIET, "-fitt", "100000000"), 1)
     assert "does not fit: cpu needs" in line
     assert "-fitt 0" in line
@@ -120,6 +140,8 @@ def test_devices_are_listed() -> None:
     done = ggrun("run", "--list-devices", "-m", "nowhere.gguf")
     assert done.returncode == 0
     assert done.stdout.splitlines()[1].startswith("  cpu: CPU (")
+    done = ggrun("run", "--list-devices", "--devices", "cpu:3:1GB")
+    assert done.stdout.splitlines()[1:] == ["  cpu:3:1GB: CPU (1024 MiB, 1024 MiB free)"]
 
 
 def test_help_is_instant() -> None:

@@ -3,6 +3,24 @@
 
 // Mistakes with barriers.
 
+extern "C" __global__ void order_of_warps(float* y) {  // in global memory
+    y[threadIdx.x % WARP] = threadIdx.x;
+}
+
+extern "C" __global__ void no_barrier_after_writes(float* y) {
+    y[threadIdx.x] = threadIdx.x;
+    if (threadIdx.x == 0) y[0] += y[127];
+}
+
+extern "C" __global__ void too_early(float* y) {  // the second round overwrites what others may still read
+    __shared__ float s[128];
+    for (int i = 0; i < 2; i++) {
+        s[threadIdx.x] = threadIdx.x;
+        __syncthreads();
+        y[threadIdx.x] = s[127 - threadIdx.x];
+    }
+}
+
 extern "C" __global__ void no_barrier(float* y) {
     __shared__ float s[128];
     s[threadIdx.x] = threadIdx.x;
@@ -55,6 +73,7 @@ extern "C" __global__ void past_shared(float* y, int n) {
     __shared__ float s[32];
     float* p = s;
     p[threadIdx.x + n] = 1;
+    __syncthreads();
     y[threadIdx.x] = s[threadIdx.x];
 }
 
@@ -68,6 +87,7 @@ extern "C" __global__ void before_shared(float* y) {
 extern "C" __global__ void past_dynamic(float* y) {
     extern __shared__ float s[];
     s[threadIdx.x + 1] = 1;
+    __syncthreads();
     y[threadIdx.x] = s[threadIdx.x];
 }
 
@@ -125,6 +145,14 @@ extern "C" __global__ void copies_not_awaited(const float* x, float* y) {
     __syncthreads();
     for (int i = 0; i < 4; i++) y[4 * threadIdx.x + i] = s[4 * threadIdx.x + i];
     cp_async_wait<0>();
+}
+
+extern "C" __global__ void copies_not_synchronized(const float* x, float* y) {
+    __shared__ __align__(16) float s[128];
+    cp_async_16(s + 4 * threadIdx.x, x + 4 * threadIdx.x);
+    cp_async_commit();
+    cp_async_wait<0>();
+    y[threadIdx.x] = s[threadIdx.x];
 }
 
 extern "C" __global__ void copies_left(const float* x, float* y) {

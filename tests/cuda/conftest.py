@@ -5,6 +5,7 @@ One that takes long names fewer: @pytest.mark.parametrize("card", ["800-random"]
 """
 
 from collections.abc import Iterator, Sequence
+from shutil import which
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from ggrun.devices.cuda_driver import Driver
+from tools.cuda_emulator.build import compiler
+from tools.cuda_emulator.driver import EmulatedDriver
 
 CARDS = ("750-forward", "800-forward", "800-reverse", "800-random")
 _ORDERS = {"forward": 0, "reverse": 1, "random": 7}
@@ -90,6 +93,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("card", cards, indirect=True)
 
 
+@pytest.fixture(autouse=True)
+def _compiler(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("device") == "emulator" and not which(compiler()):
+        pytest.skip(f"the emulator needs {compiler()}")
+
+
 @pytest.fixture
 def card(request: pytest.FixtureRequest) -> Iterator[Card]:
     if request.config.getoption("device") == "cuda":
@@ -97,8 +106,6 @@ def card(request: pytest.FixtureRequest) -> Iterator[Card]:
 
         yield Card(CupyDriver(0))
         return
-    from tools.cuda_emulator.driver import EmulatedDriver
-
     arch, order = request.param.split("-")
     emulated = Card(EmulatedDriver(int(arch) // 10, order=_ORDERS[order]))
     yield emulated

@@ -58,7 +58,6 @@ class Case:
         return _spoil(kind, pack(kind, cells), unused, heads)
 
     def reference(self) -> np.ndarray:
-        s = self.shape
         keys, values = ([kept(k, x) for x in rows] for k, rows in self._kinds())
         want = [
             attention(q.astype(np.float64), keys[i], values[i], p, self.scale, self.options)

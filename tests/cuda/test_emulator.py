@@ -61,10 +61,39 @@ def y(emulated: Card) -> OnCard:
     return emulated.zeros(32, np.float32)
 
 
-@pytest.mark.parametrize("name", ["no_barrier", "no_warp_barrier"])
-def test_a_missing_barrier_changes_the_result_with_the_order_of_threads(name: str) -> None:
-    first, *others = results(name, 128 if name == "no_barrier" else 32)
-    assert not all(np.array_equal(first, other, equal_nan=True) for other in others)
+RACES = ("no_barrier", "no_warp_barrier", "too_early", "copies_not_synchronized")
+
+
+@pytest.mark.parametrize("name", RACES)
+def test_a_missing_barrier_is_found_in_any_order_of_threads(name: str) -> None:
+    block = 32 if "warp" in name or "copies" in name else 128
+    for order in ORDERS:
+        card = Card(EmulatedDriver(order=order))
+        args = [card.zeros(128, np.float32) for _ in range(2 if "copies" in name else 1)]
+        with told(f"{name} at bad.cu:", " with no barrier since thread "):
+            run(card, name, *args, block=block)
+
+
+def test_a_race_names_both_lines(emulated: Card) -> None:
+    with told(
+        f"no_barrier at bad.cu:{line_of('(threadIdx.x + 37)') - 1}, ",
+        "thread (37, 0, 0): writes shared memory with no barrier since thread 0 read it at "
+        f"bad.cu:{line_of('(threadIdx.x + 37)')}",
+    ):
+        run(emulated, "no_barrier", emulated.zeros(128, np.float32), block=128)
+
+
+def test_reading_what_another_thread_wrote_is_found_where_it_is_later() -> None:
+    card = Card(EmulatedDriver(order=1))
+    with told(
+        "no_barrier_after_writes at bad.cu:", "reads memory with no barrier since thread 127 wrote it at"
+    ):
+        run(card, "no_barrier_after_writes", card.zeros(128, np.float32), block=128)
+
+
+def test_order_in_global_memory_changes_the_result_with_the_order_of_threads() -> None:
+    first, *others = results("order_of_warps", 128)
+    assert not all(np.array_equal(first, other) for other in others)
 
 
 DIVERGENT = {
@@ -154,7 +183,7 @@ def test_what_is_fresh_is_not_zero(emulated: Card, y: OnCard) -> None:
 
 def test_shared_memory_is_fresh_in_every_block(emulated: Card) -> None:
     y = emulated.zeros(32, np.float32)
-    run(emulated, "no_warp_barrier", y)
+    run(emulated, "early_exit", emulated.zeros(128, np.int32), np.int32(128), block=128)
     run(emulated, "fresh_shared", y, grid=4)
     assert np.isnan(emulated.read(y)).all()
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.cuda_emulator.build import SANITIZE
-from tools.cuda_emulator.sanitize import run
+from tools.cuda_emulator.build import SANITIZE, compiler
+from tools.cuda_emulator.sanitize import environment, run
 
 HERE = Path(__file__).parent
 
@@ -14,6 +14,12 @@ pytestmark = [
     pytest.mark.skipif("config.getoption('device') == 'cuda'"),
     pytest.mark.skipif(SANITIZE in os.environ, reason="runs with it already"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _library() -> None:
+    if not Path(environment()["LD_PRELOAD"]).is_absolute():
+        pytest.skip(f"{compiler()} has no AddressSanitizer")
 
 
 def test_kernels_are_clean() -> None:

@@ -1,12 +1,19 @@
 """This machine's devices: measured once, kept, and measured again where what was kept makes no sense."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ggrun.devices import local
 from ggrun.devices.cpu import Cpu
-from ggrun.devices.local import local_cpu, local_devices, named_devices
+from ggrun.devices.host_memory import HostMemory
+from ggrun.devices.local import local_cpu, local_devices, named_devices, planned_here
+from ggrun.errors import UsageError
+from ggrun.plan.facts import ModelFacts
+from ggrun.plan.mixes import outline
+from ggrun.plan.options import PlanOptions
+from ggrun.plan.report import DoesNotFit
 
 
 @pytest.fixture
@@ -34,7 +41,10 @@ def test_measured_once_and_kept(measured: list[int]) -> None:
     assert local_cpu(2, measure=True).bandwidth == 8e9  # threads have speeds of their own
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"bandwidth": -1, "operations": 0}', '{"bandwidth": "x"}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"bandwidth": -1, "operations": 0, "float_operations": 0}', '{"bandwidth": "x"}'],
+)
 def test_what_was_kept_may_be_damaged(text: str, measured: list[int], tmp_path: Path) -> None:
     local_cpu(1, measure=True)
     (file,) = (tmp_path / "hardware").iterdir()
@@ -66,3 +76,24 @@ def test_only_more_is_remembered(measured: list[int]) -> None:
 
 def test_the_rate_of_products_is_measured(measured: list[int]) -> None:
     assert 1e9 < local_cpu(1, measure=True).operations < 1e14
+    assert 1e8 < local_cpu(1, measure=True).float_operations < 1e13
+
+
+@pytest.mark.parametrize("devices", ["cpu:0:4GB,cpu:1:4GB", "emulated:0:4GB,cpu:1:4GB", "cpu:0:4GB,cpu"])
+def test_what_pretends_to_be_cards_shares_the_memory_of_the_machine(
+    devices: str, measured: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = ModelFacts.from_outline(outline("llama-3-8b", "Q4_K_M"))
+    options = PlanOptions(n_ctx=512, n_gpu_layers=24 if devices.endswith("cpu") else "auto")
+    monkeypatch.setattr(local, "host_memory", lambda: HostMemory(64 << 30, 8 << 30))
+    assert planned_here(facts, devices, 1, options).fits
+    monkeypatch.setattr(local, "host_memory", lambda: HostMemory(64 << 30, 5 << 30))
+    with pytest.raises(DoesNotFit, match="together, and of this machine"):
+        planned_here(facts, devices, 1, options)
+    planned_here(facts, devices, 1, replace(options, fit=False))
+
+
+def test_the_names_of_a_plan_are_those_of_devices() -> None:
+    for names in (["CPU"], ["cuda:0"], ["cpu:0:2GB", "cpu:0"], ["cpu,cpu:1"]):
+        with pytest.raises(UsageError):
+            named_devices(names, 1)

@@ -9,7 +9,7 @@ import pytest
 
 from ggrun import LLM, GgrunError, UsageError
 from ggrun.arch.config import Config
-from ggrun.devices import open_device, open_devices
+from ggrun.devices import open_devices
 from ggrun.devices.base import Cells, Limits, Rows
 from ggrun.devices.cpu import Cpu
 from ggrun.devices.emulated import Emulated
@@ -46,17 +46,17 @@ NOTHING = ["", "cuda:0", "cpu:", "cpu:x", "cpu:1:2", "cpu:0:2XB", "CPU", "cpu:0:
 @pytest.mark.parametrize("text", NOTHING)
 def test_names_of_nothing(text: str) -> None:
     with pytest.raises(UsageError, match="unknown device") as caught:
-        open_device(text)
+        open_devices([text])
     assert "\n" not in str(caught.value)
 
 
 def test_two_limits_of_one_device() -> None:
-    with pytest.raises(UsageError, match="has two limits"):
+    with pytest.raises(UsageError, match="cpu:0 is there twice"):
         open_devices(["cpu:0:1GB", "cpu:0:2GB"])
 
 
 def test_threads_are_divided_and_one_device_needs_none_of_its_own() -> None:
-    alone = open_device("cpu:0", 3)
+    (alone,) = open_devices(["cpu:0"], 3).values()
     assert isinstance(alone, Cpu)
     assert (alone.pool.threads, alone.stream) == (3, INLINE)
     alone.close()
@@ -92,7 +92,7 @@ def path(tmp_path: Path) -> Path:
 
 def needed(path: Path, kind: str) -> int:
     """What a whole model takes of a device, by its own account; it gives all of it back."""
-    device, model = open_device(f"{kind}:0:64MB"), GGUF(path)
+    (device,), model = open_devices([f"{kind}:0:64MB"]).values(), GGUF(path)
     config, before = Config.from_gguf(model), device.available()
     engine = Engine(model, config, single(config, "x"), {"x": device}, EngineOptions(64, 8))
     device.stream.synchronize()
@@ -205,6 +205,6 @@ def test_what_an_emulated_device_computes() -> None:
 
 
 def test_a_limit_beyond_the_systems_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = open_device("cpu:0:4096GB")
+    (device,) = open_devices(["cpu:0:4096GB"]).values()
     assert device.available() <= psutil.virtual_memory().total
     device.close()

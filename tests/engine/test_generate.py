@@ -119,19 +119,19 @@ def test_wrong_tokens_change_nothing(llm: LLM) -> None:
 
 def test_several_sequences_in_one_cache(tmp_path: Path) -> None:
     from ggrun.arch.config import Config
-    from ggrun.devices import open_device
+    from ggrun.devices import open_devices
     from ggrun.engine.engine import Engine, EngineOptions
     from ggrun.gguf import GGUF
     from ggrun.plan import single
 
     model = GGUF(Tiny().write(tmp_path / "model.gguf"))
     config = Config.from_gguf(model)
-    device = open_device("cpu", 2)
+    devices = open_devices(["cpu"], 2)
     engine = Engine(
         model,
         config,
         single(config, "cpu"),
-        {"cpu": device},
+        devices,
         EngineOptions(512, sequences=3, cache_keys="f32", cache_values="f32"),
     )
     texts = {0: [1, 2, 3, 4], 1: [5, 6, 7, 8], 2: [9, 10, 11, 12]}
@@ -140,7 +140,7 @@ def test_several_sequences_in_one_cache(tmp_path: Path) -> None:
         model,
         config,
         single(config, "cpu"),
-        {"cpu": device},
+        devices,
         EngineOptions(512, cache_keys="f32", cache_values="f32"),
     )
     for sequence, tokens in texts.items():
@@ -148,4 +148,4 @@ def test_several_sequences_in_one_cache(tmp_path: Path) -> None:
         want = alone.decode(tokens, all_logits=True)
         got = np.concatenate([logits for s, logits in turns if s == sequence])
         assert distance(got, want) < 1e-12
-    device.close()
+    devices["cpu"].close()

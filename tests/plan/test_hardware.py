@@ -7,9 +7,9 @@ import pytest
 from ggrun.errors import UsageError
 from ggrun.plan import Plan, Stage, single, whole
 from ggrun.plan.cards import CARDS
-from ggrun.plan.cost import predict
+from ggrun.plan.cost import HOP, Clock, Place, predict
 from ggrun.plan.facts import ModelFacts
-from ggrun.plan.hardware import cpu_info, parse_devices
+from ggrun.plan.hardware import CpuSpeeds, cpu_info, parse_devices
 from ggrun.plan.mixes import outline
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planner import make_plan
@@ -56,7 +56,7 @@ def test_the_table_is_plausible() -> None:
 
 
 def test_devices_that_pretend_keep_their_limits_in_their_names() -> None:
-    here = cpu_info("cpu", 16 << 30, 8 << 30, 40e9)
+    here = cpu_info("cpu", 16 << 30, 8 << 30, CpuSpeeds(40e9))
     a, b, c, d = parse_devices("cpu:0:2GB, cpu:1:512MiB, cpu, emulated:0:1GB", here)
     assert [x.name for x in (a, b, c, d)] == ["cpu:0:2GB", "cpu:1:512MB", "cpu", "emulated:0:1GB"]
     assert (a.free, b.free, c.free, d.free) == (2 << 30, 512 << 20, 8 << 30, 1 << 30)
@@ -130,3 +130,26 @@ def test_rows_read_at_once_and_pay_for_their_sums() -> None:
     layer = make_plan(facts, parse_devices("2x rtx3090"), PlanOptions(n_ctx=8192)).speed
     row = make_plan(facts, parse_devices("2x rtx3090"), PlanOptions(n_ctx=8192, split_mode="row")).speed
     assert layer.token / 2 < row.token < layer.token
+
+
+def test_a_sum_costs_more_with_more_members() -> None:
+    """Each member sends to all others: twice as many bytes for three members as for two."""
+    facts, clocks = facts_of("llama-3-70b"), []
+    for n in (2, 3, 8):
+        planned = make_plan(facts, parse_devices(f"{n}x rtx3090"), PlanOptions(n_ctx=2048, split_mode="row"))
+        place = Place(planned.devices, planned.plan.stages[0].members)
+        clock = Clock(facts, planned.sizes)
+        members = zip(place.devices, place.members, strict=True)
+        alone = max(clock.batch(1, Place((device,), (member,))) for device, member in members)
+        clocks.append(clock.batch(1, place) - alone)
+    sent = 512 * 8192 * 4 / place.devices[0].link * 1e12
+    assert clocks == pytest.approx([HOP * 1e12 + k * sent for k in (1, 2, 7)], rel=1e-9)
+
+
+def test_float_weights_have_a_rate_of_their_own() -> None:
+    cpu = cpu_info("cpu", 1, 1, CpuSpeeds(40e9, 4e12, 1e12))
+    assert cpu.products(3, 0) == 6 / 4e12
+    assert cpu.products(3, 2) == 2 / 4e12 + 4 / 1e12
+    f16, q8_0 = facts_of("llama-3-8b", "F16"), facts_of("llama-3-8b", "Q8_0")
+    assert [p.floats for p in q8_0.parts[:2]] == [{"heads": 0, "kv_heads": 0}, {"ff": 0}]
+    assert [p.floats for p in f16.parts[:2]] == [p.weights for p in f16.parts[:2]]

@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 SANITIZE = "GGRUN_EMULATOR_SANITIZE"
 """The environment variable that asks for AddressSanitizer. libasan has to be preloaded: see sanitize.py."""
 
-_COMMON = ["-std=c++17", "-fPIC", "-shared", "-pthread", "-g1", "-Wall", "-Wno-unknown-pragmas"]
+_COMMON = ["-std=c++17", "-fPIC", "-pthread", "-g1"]
 _RUNTIME = [*_COMMON, "-O2", "-march=native", "-fno-strict-aliasing", "-D__CUDA_ARCH__=800"]
 _KERNEL = [
     *_COMMON,
@@ -32,8 +32,10 @@ _KERNEL = [
         "-fno-sanitize=null,vptr,return,float-cast-overflow",
         "-fno-sanitize-recover=all",
     ),
-    *("-Wno-unused", "-Wno-attributes", "-Werror=uninitialized"),
+    "-Werror=uninitialized",
 ]
+
+_RACES = ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"]  # see runtime/races.cpp
 
 
 class BuildError(Exception):
@@ -50,7 +52,7 @@ def build_kernels(path: Path, arch: int, defines: dict[str, str]) -> Path:
     macros = [f"-D__CUDA_ARCH__={arch}", *(f"-D{name}={value}" for name, value in sorted(defines.items()))]
     text = to_cpp(_preprocess(path, macros))
     runtime = build_runtime()
-    flags = [*_KERNEL, *_sanitize(), *macros, f"-I{HERE / 'shim'}"]
+    flags = [*_KERNEL, *(_address() or _RACES), *macros, f"-I{HERE / 'shim'}"]
     source = f'#include "cuda_emulator.h"\n{text}'
     name = f"{path.stem}-{_key(source, _shim(), _processor(), runtime.name, flags)}"
     return _keep(name, flags, source, [runtime, f"-Wl,-rpath,{runtime.parent}"])
@@ -61,7 +63,7 @@ def build_runtime() -> Path:
     """The library with fibers, barriers and memory."""
     sources = sorted((HERE / "runtime").glob("*.cpp"))
     text = "".join(p.read_text() for p in sorted((HERE / "runtime").iterdir()))
-    flags = [*_RUNTIME, *_sanitize()]
+    flags = [*_RUNTIME, *_address()]
     source = "".join(f'#include "{path}"\n' for path in sources)
     return _keep(f"runtime-{_key(text, _shim(), _processor(), flags)}", flags, source, [])
 
@@ -83,13 +85,17 @@ def _preprocess(path: Path, macros: list[str]) -> str:
 
 
 def _keep(name: str, flags: list[str], source: str, libraries: list[Path | str]) -> Path:
-    """Compile, unless it has been; others may do the same at the same time."""
+    """Compile and link, unless it has been; others may do the same at the same time.
+
+    The linker is not told of the sanitizers: runtime/ has what their checks call.
+    """
     result = cache_folder() / f"{name}.so"
     if not result.exists():
         with tempfile.TemporaryDirectory(dir=cache_folder()) as scratch:
-            text, library = Path(scratch, f"{name}.cpp"), Path(scratch, result.name)
+            text, machine, library = (Path(scratch, f"{name}.{end}") for end in ("cpp", "o", "so"))
             text.write_text(source)
-            _run([compiler(), *flags, "-o", library, text, *libraries])
+            _run([compiler(), *flags, "-c", "-o", machine, text])
+            _run([compiler(), "-shared", "-pthread", *_address(), "-o", library, machine, *libraries])
             library.rename(result)
     return result
 
@@ -97,11 +103,11 @@ def _keep(name: str, flags: list[str], source: str, libraries: list[Path | str])
 def _run(command: list[Path | str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BuildError(f"{command[0]} cannot compile this:\n{done.stderr[:8000]}")
+        raise BuildError(f"{command[0]} cannot compile this:\n{done.stderr[:4000]}")
     return done.stdout
 
 
-def _sanitize() -> list[str]:
+def _address() -> list[str]:
     return ["-fsanitize=address"] if os.environ.get(SANITIZE) else []
 
 

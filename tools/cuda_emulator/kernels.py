@@ -13,7 +13,7 @@ import numpy as np
 from ggrun.errors import GgrunError
 from ggrun.kernels import cuda_source
 from tools.cuda_emulator.build import build_kernels, build_runtime
-from tools.cuda_variants import allowed
+from tools.cuda_variants import allows
 
 FORWARD, REVERSE = 0, 1
 """Orders of the threads and blocks; any greater number is the seed of a random one."""
@@ -46,7 +46,8 @@ class _Failure(c.Structure):
         ("text", c.c_char * 512),
         ("file", c.c_char * 256),
         ("line", c.c_int),
-        ("address", c.c_void_p),
+        ("instruction", c.c_void_p),
+        ("other", c.c_void_p),
         ("block", c.c_uint * 3),
         ("thread", c.c_uint * 3),
     )
@@ -131,11 +132,14 @@ class Kernel:
 
     def _explain(self, failure: _Failure) -> str:
         file, line = failure.file.decode(), failure.line
-        if failure.address:
-            file, line = _line_of(self._library._name, self._library, failure.address)
+        if failure.instruction:
+            file, line = _line_of(self._library._name, failure.instruction)
+        text = failure.text.decode(errors="replace")
+        if failure.other:
+            text += " {}:{}".format(*_line_of(self._library._name, failure.other))
         place = f" at {os.path.basename(file)}:{line}" if file else ""
         block, thread = tuple(failure.block), tuple(failure.thread)
-        return f"{self.name}{place}, block {block}, thread {thread}: {failure.text.decode(errors='replace')}"
+        return f"{self.name}{place}, block {block}, thread {thread}: {text}"
 
 
 def load_kernel(file: str, name: str, arch: int, defines: dict[str, str | int]) -> Kernel:
@@ -146,10 +150,14 @@ def load_kernel(file: str, name: str, arch: int, defines: dict[str, str | int]) 
 @cache
 def _load(file: str, arch: int, defines: tuple[tuple[str, str | int], ...]) -> c.CDLL:
     path, choice = cuda_source(file), {name: str(value) for name, value in defines}
-    if path.parent == cuda_source("") and not allowed(path, choice):
-        raise KernelError(f"{file} has no line `// variants: ...` that allows {choice}")
+    if path.parent == cuda_source("") and not allows(path, choice):
+        raise KernelError(f"{file} has no line `// variants: ...` that allows {_short(choice)}")
     runtime()
     return c.CDLL(str(build_kernels(path, arch * 10, choice)))
+
+
+def _short(defines: dict[str, str]) -> str:
+    return " ".join(f"{name}={value if len(value) < 30 else '*'}" for name, value in defines.items())
 
 
 @cache
@@ -161,7 +169,7 @@ def _three(sizes: Sequence[int]) -> c.Array[c.c_uint]:
     return (c.c_uint * 3)(*sizes, *(1,) * (3 - len(sizes)))
 
 
-def _line_of(path: str, library: c.CDLL, address: int) -> tuple[str, int]:
+def _line_of(path: str, address: int) -> tuple[str, int]:
     """The innermost line of the kernel's source at an address of its code; nothing where addr2line is not."""
     with open("/proc/self/maps") as maps:
         bases = [int(line.split("-")[0], 16) for line in maps if line.rstrip().endswith(path)]
@@ -178,6 +186,6 @@ def _line_of(path: str, library: c.CDLL, address: int) -> tuple[str, int]:
         return "", 0
     for place in done.stdout.split():
         file, _, line = place.rpartition(":")
-        if file.endswith((".cu", ".cuh")) and line.isdecimal():
-            return file, int(line)
+        if file.endswith((".cu", ".cuh")) and not file.endswith("ptx.cuh") and line.isdecimal():
+            return os.path.basename(file), int(line)
     return "", 0

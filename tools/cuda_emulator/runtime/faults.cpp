@@ -7,21 +7,21 @@
 
 namespace emu {
 
-void Worker::report(Where where, const void* address, const char* text) {
+void Worker::report(const Place& place, const char* text) {
     std::lock_guard<std::mutex> lock(launch_->mutex);
     if (launch_->failed) return;
     Failure& failure = *launch_->failure;
     snprintf(failure.text, sizeof failure.text, "%s", text);
-    snprintf(failure.file, sizeof failure.file, "%s", where.file ? where.file : "");
-    failure.line = where.line;
-    failure.address = const_cast<void*>(address);
+    snprintf(failure.file, sizeof failure.file, "%s", place.where.file ? place.where.file : "");
+    failure.line = place.where.line;
+    failure.instruction = place.instruction, failure.other = place.other;
     memcpy(failure.block, &block->index, sizeof failure.block);
     memcpy(failure.thread, &thread->index, sizeof failure.thread);
     launch_->failed = true;
 }
 
-void Worker::fail(Where where, const void* address, const char* text) {
-    report(where, address, text);
+void Worker::fail(const Place& place, const char* text) {
+    report(place, text);
     switch_to(static_cast<Fiber*>(thread), nullptr);
     __builtin_unreachable();
 }
@@ -32,7 +32,7 @@ void fail(Where where, const char* format, ...) {
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    Worker::mine().fail(where, nullptr, text);
+    Worker::mine().fail({where}, text);
 }
 
 bool Worker::owns_stack(const void* address) const {
@@ -59,7 +59,7 @@ void on_fault(int signal, siginfo_t* info, void* context) {
         if (Worker::mine().owns_stack(info->si_addr))
             snprintf(text, sizeof text, "the thread's stack is full");
         else describe_address(info->si_addr, text, sizeof text);
-        Worker::mine().fail({}, instruction(context), text);
+        Worker::mine().fail({{}, instruction(context)}, text);
     }
     if (previous.sa_flags & SA_SIGINFO) return previous.sa_sigaction(signal, info, context);
     std::signal(signal, SIG_DFL);

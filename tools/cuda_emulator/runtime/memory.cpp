@@ -13,14 +13,6 @@ namespace {
 constexpr unsigned char FRESH = 0xff, SLACK = 0xfe;
 constexpr size_t WATCHED = 64;  // bytes in front of a shared array
 
-char* guarded(size_t bytes) {  // whole pages, with pages that fault on both sides
-    char* memory = static_cast<char*>(
-        mmap(nullptr, bytes + 2 * GUARD, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    if (memory == MAP_FAILED) return nullptr;
-    mprotect(memory + GUARD, bytes, PROT_READ | PROT_WRITE);
-    return memory + GUARD;
-}
-
 size_t rounded(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
 bool all(const char* begin, const char* end, unsigned char value) {
@@ -42,12 +34,20 @@ constexpr size_t ALIGN = 256;  // as cudaMalloc's
 
 }  // namespace
 
+char* guarded_pages(size_t bytes) {
+    char* memory = static_cast<char*>(
+        mmap(nullptr, bytes + 2 * GUARD, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    if (memory == MAP_FAILED) return nullptr;
+    mprotect(memory + GUARD, bytes, PROT_READ | PROT_WRITE);
+    return memory + GUARD;
+}
+
 #define EMU_API extern "C" __attribute__((visibility("default")))
 
 // Flush with the guard page behind, but for the slack that alignment makes; null if the host has no memory.
 EMU_API void* emu_allocate(uint64_t bytes) {
     const size_t taken = rounded(bytes, ALIGN), pages = rounded(taken, PAGE);
-    char* memory = guarded(pages);
+    char* memory = guarded_pages(pages);
     if (!memory) return nullptr;
     char* begin = memory + pages - taken;
     memset(begin, FRESH, bytes);
@@ -102,7 +102,6 @@ void describe_address(const void* address, char* text, size_t size) {
 }
 
 void* SharedRegion::take(const void* new_tag, size_t new_bytes, size_t new_align) {
-    if (!memory) memory = guarded(MAX_SHARED);
     tag = new_tag, bytes = new_bytes, align = new_align;
     ASAN_UNPOISON_MEMORY_REGION(memory, MAX_SHARED);
     memset(begin(), FRESH, bytes);
@@ -126,7 +125,7 @@ void* Worker::shared_array(const void* tag, size_t bytes, size_t align, Where wh
     if (static_bytes_ > STATIC_SHARED || static_bytes_ + p.dynamic_shared > p.max_shared)
         emu::fail(where, "%zu bytes of static and %u of dynamic shared memory are more than the card has",
                   static_bytes_, p.dynamic_shared);
-    if (shared_used_ == shared_.size()) shared_.emplace_back();
+    if (shared_used_ == SHARED_REGIONS) emu::fail(where, "more than %zu shared arrays", SHARED_REGIONS - 1);
     return shared_[shared_used_++].take(tag, bytes, align);
 }
 
@@ -138,11 +137,8 @@ void* Worker::dynamic_shared(size_t align, Where where) {
 }
 
 const SharedRegion* Worker::shared_near(const void* address) const {
-    for (const SharedRegion& region : shared_) {
-        if (!region.memory || !region.bytes) continue;
-        if (address >= region.memory - GUARD && address < region.end() + GUARD) return &region;
-    }
-    return nullptr;
+    const size_t offset = static_cast<const char*>(address) - arena_;
+    return offset < SHARED_REGIONS * SHARED_STRIDE ? &shared_[offset / SHARED_STRIDE] : nullptr;
 }
 
 void Worker::check_shared(const void* address, size_t bytes, const char* what, Where where) {
@@ -160,7 +156,7 @@ void Worker::check_overruns() {
         char text[100];
         snprintf(text, sizeof text, "something wrote before or past a shared array of %zu bytes",
                  shared_[i].bytes);
-        report({}, nullptr, text);
+        report({}, text);
     }
 }
 

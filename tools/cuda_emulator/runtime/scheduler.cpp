@@ -12,18 +12,23 @@ namespace emu {
 EMU_THREAD_LOCAL Thread* thread;
 EMU_THREAD_LOCAL Block* block;
 
-Worker& Worker::mine() {
-    static EMU_THREAD_LOCAL Worker* mine;
+EMU_THREAD_LOCAL Worker* Worker::mine_;
+
+Worker& Worker::create() {
     static thread_local std::unique_ptr<Worker> owner;  // on the heap: static thread-local memory is scarce
-    if (!mine) owner.reset(mine = new Worker);
-    return *mine;
+    owner.reset(mine_ = new Worker);
+    return *mine_;
 }
 
 Worker::Worker() {
     void* memory = mmap(nullptr, STACK * MAX_THREADS, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     stacks_ = static_cast<char*>(memory);
-    shared_.resize(1);
+    arena_ = guarded_pages(SHARED_REGIONS * SHARED_STRIDE);
+    for (size_t i = 0; i < SHARED_REGIONS; i++) {
+        shared_[i].memory = arena_ + i * SHARED_STRIDE;
+        mprotect(shared_[i].memory + MAX_SHARED, GUARD, PROT_NONE);
+    }
     pthread_attr_t attributes;
     void* bottom;
     pthread_getattr_np(pthread_self(), &attributes);
@@ -32,7 +37,10 @@ Worker::Worker() {
     host_stack_ = bottom;
 }
 
-Worker::~Worker() { munmap(stacks_, STACK * MAX_THREADS); }
+Worker::~Worker() {
+    munmap(stacks_, STACK * MAX_THREADS);
+    munmap(arena_ - GUARD, SHARED_REGIONS * SHARED_STRIDE + 2 * GUARD);
+}
 
 void Worker::run(Launch& launch) {
     watch_faults();
@@ -62,6 +70,7 @@ void Worker::run_block(uint64_t number) {
         warp.exited = warp.arrived = 0;
     }
     barrier_ = {0, 0, true, false, Vote::NONE, {}, 0};
+    races_.next_block();
     ready_begin_ = ready_end_ = 0;
     living_ = threads;
     free_stacks_.clear();
@@ -167,6 +176,7 @@ void Worker::finish_barrier(Fiber* running) {
                        : barrier_.vote == Vote::ALL ? barrier_.all
                                                     : barrier_.any;
     barrier_ = {0, 0, true, false, Vote::NONE, {}, result};
+    races_.next_epoch();
     for (unsigned i = 0; i < launch_->threads; i++) {
         Fiber& fiber = fibers_[thread_at(i)];
         if (fiber.state == Fiber::AT_BLOCK) make_ready(&fiber, running);
@@ -201,7 +211,7 @@ void Worker::stalled() {
             text + used, sizeof text - used, "; thread %u and others wait in %s at line %d", fiber.rank,
             fiber.state == Fiber::AT_BLOCK ? "__syncthreads" : "an operation of the warp", fiber.where.line);
     }
-    fail(last ? last->where : Where{}, nullptr, text);
+    fail({last ? last->where : Where{}}, text);
 }
 
 int block_barrier(Vote vote, bool predicate, Where where) {

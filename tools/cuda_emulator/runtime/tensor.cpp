@@ -111,6 +111,7 @@ void load_matrices(uint32_t* registers, int count, bool transposed, const void* 
     slot.source = count;
     if (static_cast<Fiber*>(thread)->lane < 8u * count) {  // the other lanes' addresses are not used
         Worker::mine().check_shared(row, 16, "ldmatrix", where);
+        touch(row, 16, false, __builtin_return_address(0));
         memcpy(slot.in, row, 16);
     }
     Worker::mine().warp_operation(~0u, transposed ? do_load<true> : do_load<false>, where);
@@ -122,6 +123,7 @@ void copy_async(void* target, const void* source, int bytes, int source_bytes, W
     Worker::mine().check_shared(target, bytes, "cp.async", where);
     if (reinterpret_cast<uintptr_t>(source) % bytes)
         fail(where, "cp.async from %p, which is not aligned", source);
+    touch(target, bytes, true, __builtin_return_address(0));
     static_cast<Fiber*>(thread)->copies.push_back({target, source, bytes, source_bytes, 0});
 }
 
@@ -137,6 +139,7 @@ void wait_for_copies(int groups) {
             copies[left++] = copy;
             continue;
         }
+        touch(copy.target, copy.bytes, true, __builtin_return_address(0));
         memcpy(copy.target, copy.source, copy.source_bytes);
         memset(static_cast<char*>(copy.target) + copy.source_bytes, 0, copy.bytes - copy.source_bytes);
     }

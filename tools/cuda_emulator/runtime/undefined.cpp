@@ -30,7 +30,7 @@ struct OutOfBounds {
 };
 
 [[noreturn]] void fail(const Location& location, const char* what) {
-    emu::Worker::mine().fail({location.file, int(location.line)}, nullptr, what);
+    emu::Worker::mine().fail({{location.file, int(location.line)}}, what);
 }
 
 }  // namespace

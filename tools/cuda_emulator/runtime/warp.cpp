@@ -32,6 +32,7 @@ void Worker::finish_operation(Warp& warp, uint32_t lanes, Fiber* running) {
     }
     if (first.operation) first.operation(warp, lanes);
     warp.arrived &= ~lanes;
+    warp.epoch++;
     const bool reverse = launch_->parameters.order == 1;
     for (uint32_t left = lanes; left;) {
         const int lane = reverse ? 31 - __builtin_clz(left) : __builtin_ctz(left);

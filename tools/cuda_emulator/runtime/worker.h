@@ -3,24 +3,13 @@
 #include <csignal>
 
 #include <atomic>
-#include <deque>
 #include <mutex>
 #include <vector>
 
-#include "../shim/launch.h"
-#include "../shim/tensor.h"
-#include "../shim/warp.h"
-#include "context.h"
-#undef threadIdx
-#undef blockIdx
-#undef blockDim
-#undef gridDim
+#include "fiber.h"
+#include "races.h"
 
 namespace emu {
-
-constexpr unsigned MAX_THREADS = 1024, LANES = 32;
-constexpr size_t PAGE = 4096, GUARD = 1 << 20, STACK = 1 << 17, MAX_SHARED = 57 * PAGE;
-constexpr size_t STATIC_SHARED = 48 << 10, DYNAMIC_ALIGN = 16;
 
 struct Parameters {  // of a launch, as the host gives them
     unsigned grid[3], block[3];
@@ -31,8 +20,13 @@ struct Parameters {  // of a launch, as the host gives them
 struct Failure {  // what the host is told of the first error
     char text[512], file[256];
     int line;
-    void* address;  // of the instruction, where the line is not known
+    const void *instruction, *other;  // where the line is not known; and of another that `text` ends with
     unsigned block[3], thread[3];
+};
+
+struct Place {  // of an error: a line or an instruction
+    Where where;
+    const void *instruction = nullptr, *other = nullptr;
 };
 
 struct Launch {
@@ -48,45 +42,9 @@ struct Launch {
     Failure* failure;
 };
 
-struct Warp;
-typedef void (*Operation)(Warp&, uint32_t lanes);  // done by the last lane to come, for all
-
-struct Slot {  // what a lane brings to an operation of its warp, and takes from it
-    alignas(16) unsigned char in[48];
-    alignas(16) unsigned char out[16];
-    Operation operation;
-    uint32_t mask;
-    int source;
-    Where where;
-    struct Fiber* fiber;
-};
-
-struct Warp {
-    uint32_t existing, exited, arrived;
-    Slot slots[LANES];
-};
-
-struct AsyncCopy {
-    void* target;
-    const void* source;
-    int bytes, source_bytes, age;  // age: how many groups have been committed since
-};
-
-struct Fiber : Thread {
-    enum State { RUNNING, AT_WARP, AT_BLOCK };
-    void* stack_pointer;
-    unsigned rank, stack;
-    State state;
-    Where where;  // it waits
-    Warp* warp;
-    std::vector<AsyncCopy> copies;
-
-    Slot& slot() { return warp->slots[lane]; }
-};
-
-// Shared arrays lie between guard pages, each in a region of its own, flush with the page behind it.
+// A shared array, in a region of its own, flush with the guard pages behind it.
 struct SharedRegion {
-    char* memory = nullptr;
+    char* memory;
     const void* tag = nullptr;
     size_t bytes = 0, align = 1;
 
@@ -100,7 +58,7 @@ class Worker {
   public:
     Worker();
     ~Worker();
-    static Worker& mine();  // of the calling thread
+    static Worker& mine() { return mine_ ? *mine_ : create(); }  // of the calling thread
 
     void run(Launch& launch);
     int block_barrier(Vote vote, bool predicate, Where where);
@@ -108,12 +66,14 @@ class Worker {
     void* shared_array(const void* tag, size_t bytes, size_t align, Where where);
     void* dynamic_shared(size_t align, Where where);
     void check_shared(const void* address, size_t bytes, const char* what, Where where);
-    void report(Where where, const void* address, const char* text);
-    [[noreturn]] void fail(Where where, const void* address, const char* text);
+    void report(const Place& place, const char* text);
+    [[noreturn]] void fail(const Place& place, const char* text);
     bool owns_stack(const void* address) const;
     const SharedRegion* shared_near(const void* address) const;
+    void touch(const void* address, size_t bytes, bool write, const void* instruction);
 
   private:
+    static Worker& create();
     static void fiber_main();
     void run_block(uint64_t number);
     void start_fiber(unsigned number);
@@ -130,6 +90,7 @@ class Worker {
     unsigned thread_at(unsigned position) const;
     char* stack_bottom(unsigned stack) const { return stacks_ + STACK * stack; }
 
+    static EMU_THREAD_LOCAL Worker* mine_;
     Launch* launch_ = nullptr;
     Block block_;
     Fiber fibers_[MAX_THREADS];
@@ -153,10 +114,18 @@ class Worker {
     size_t host_stack_bytes_ = 0;
     char signal_stack_[1 << 16];  // a stack that is full cannot run the handler of its fault
 
-    std::deque<SharedRegion> shared_;  // the first is the dynamic one
-    size_t shared_used_;               // regions in this block
+    char* arena_;                          // the regions, with guard pages between them
+    SharedRegion shared_[SHARED_REGIONS];  // the first is the dynamic one
+    size_t shared_used_;                   // regions in this block
     size_t static_bytes_;
+    Races races_;
 };
+
+// Whole pages, with guard pages on both sides; null if there is no room.
+char* guarded_pages(size_t bytes);
+
+// The running thread reads or writes memory: what the compiler's hooks say for what is no kernel's code.
+void touch(const void* address, size_t bytes, bool write, const void* instruction);
 
 void watch_faults();
 void describe_address(const void* address, char* text, size_t size);

@@ -4,7 +4,8 @@
 
 namespace emu {
 
-template <class T, class F> T read_modify_write(T* address, F change) {
+// Atomic accesses are in no race.
+template <class T, class F> __attribute__((no_sanitize("thread"))) T read_modify_write(T* address, F change) {
     typedef std::conditional_t<sizeof(T) == 8, uint64_t,
                                std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>>
         Bits;

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 from ggrun.arch.config import Config
 from ggrun.errors import UsageError
-from ggrun.gguf import GGUF, Tensor
+from ggrun.gguf import Declared, Outline
 from ggrun.plan import Plan, Stage
 
 
-def check_cuts(plan: Plan, model: GGUF, config: Config) -> None:
+def check_cuts(plan: Plan, model: Outline, config: Config) -> None:
     """UsageError when members share a matrix whose format cannot be cut there: inside of a block.
 
     Rows can be cut anywhere, so only matrices whose columns are shared count: after heads and after the
@@ -23,7 +23,7 @@ def check_cuts(plan: Plan, model: GGUF, config: Config) -> None:
                 )
 
 
-def _cuts(stage: Stage, model: GGUF, config: Config) -> Iterator[tuple[Tensor, int]]:
+def _cuts(stage: Stage, model: Outline, config: Config) -> Iterator[tuple[Declared, int]]:
     """The tensors of a stage that are cut, each with a column where one member's share ends."""
     for half in range(*stage.halves):
         names = ("ffn_down", "ffn_down_exps") if half % 2 else ("attn_output",)
