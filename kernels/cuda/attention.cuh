@@ -34,7 +34,7 @@ struct Attention {
     // The first position that one sees.
     DEVICE int oldest(int position) const { return window > 0 ? max(position - window + 1, 0) : 0; }
 
-    // The score of a product; factor: see Query.
+    // The score of a product of a key and a query in range.
     DEVICE float score(float product, float factor) const {
         if constexpr (SOFT_CAP) return cap * LOG2_E * tanhf(product * factor / (cap * LOG2_E));
         return product * factor;

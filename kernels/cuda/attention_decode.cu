@@ -1,8 +1,8 @@
 // Attention of single tokens over the KV cache: flash decoding.
 //
 // KEY_KIND, VALUE_KIND: of the cells; KEY_DIM, VALUE_DIM: values of a row; SOFT_CAP: whether there is one.
-// variants: KEY_KIND=F16|BF16|F32|Q8_0 VALUE_KIND=F16|Q8_0|... KEY_DIM=128|... VALUE_DIM=128|...
-//     SOFT_CAP=0|...
+// variants: KEY_KIND=F16|BF16|F32|Q8_0 VALUE_KIND=F16|Q8_0|* KEY_DIM=128|* VALUE_DIM=128|*
+//     SOFT_CAP=0|*
 // variants: KEY_KIND=Q8_0 VALUE_KIND=F16|BF16|F32|Q8_0 KEY_DIM=256 VALUE_DIM=256 SOFT_CAP=1
 // variants: KEY_KIND=F16|BF16 VALUE_KIND=F16|BF16 KEY_DIM=192 VALUE_DIM=128 SOFT_CAP=1
 // variants: KEY_KIND=F16|BF16 VALUE_KIND=F16|BF16 KEY_DIM=64 VALUE_DIM=64 SOFT_CAP=0

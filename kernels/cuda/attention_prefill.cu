@@ -2,8 +2,8 @@
 //
 // KEY_KIND, VALUE_KIND: of the cells, not F32; KEY_DIM, VALUE_DIM: values of a row; SOFT_CAP: whether there
 // is one; BLOCK_ROWS: 16 for each warp of a block; STEP_KEYS: positions of a step, 16, 32 or 64.
-// variants: KEY_KIND=F16|BF16|Q8_0|... VALUE_KIND=F16|... KEY_DIM=128|... VALUE_DIM=128|... SOFT_CAP=0|...
-//     BLOCK_ROWS=64|... STEP_KEYS=32|...
+// variants: KEY_KIND=F16|BF16|Q8_0|* VALUE_KIND=F16|* KEY_DIM=128|* VALUE_DIM=128|* SOFT_CAP=0|*
+//     BLOCK_ROWS=64|* STEP_KEYS=32|*
 // variants: KEY_KIND=F16|Q8_0 VALUE_KIND=F16 KEY_DIM=192 VALUE_DIM=128 SOFT_CAP=1 BLOCK_ROWS=32 STEP_KEYS=32
 // variants: KEY_KIND=F16|BF16 VALUE_KIND=Q8_0 KEY_DIM=64 VALUE_DIM=64 SOFT_CAP=0 BLOCK_ROWS=64 STEP_KEYS=32
 // Values of 256 are not among them: on Turing registers spill by 8 bytes.
@@ -69,7 +69,6 @@ struct Queries {
                     fragments[((step * QUERY_PARTS + part) * 4 + r) * WARP + lane] = parts[part];
             }
         }
-        __syncwarp();
     }
 
     DEVICE void get(int step, int part, uint32_t (&a)[4]) const {

@@ -31,7 +31,7 @@ DEVICE float block_magnitude(float4 x) {
 // Blocks of q8_0, as kernels/cpu/cache/q8_0.py makes them: x less its scale's share, the scale by itself.
 DEVICE float4 quantize(float4 x, __half& scale) {
     const float most = block_magnitude(x);
-    const float by = most > 0.0f ? fminf(127.0f / most, 3.4028235e38f) : 0.0f;
+    const float by = most > 0.0f ? 127.0f / most : 0.0f;
     scale = __float2half_rn(most / 127.0f);
     return make_float4(x.x * by, x.y * by, x.z * by, x.w * by);
 }

@@ -41,6 +41,13 @@ def test_no_rows(card: Card, kind: str) -> None:
     assert not card.read(cells).any()
 
 
+def test_blocks_too_small_for_a_scale_are_zeros(card: Card) -> None:
+    x = np.full((1, 1, 32), 1e-39, np.float32)
+    cells = card.zeros(PAGE * row_bytes("q8_0", 32), np.uint8)
+    run_store(card, "q8_0", x, np.zeros(1, np.int32), cells)
+    assert card.read(cells)[PAGE * 32 :].view(np.float16)[0] == 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
 def test_what_is_no_number_stays_none(card: Card, kind: str, odd: float) -> None:
