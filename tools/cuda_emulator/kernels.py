@@ -13,7 +13,7 @@ import numpy as np
 from ggrun.errors import GgrunError
 from ggrun.kernels import cuda_source
 from tools.cuda_emulator.build import build_kernels, build_runtime
-from tools.cuda_variants import allowed
+from tools.cuda_variants import allows
 
 FORWARD, REVERSE = 0, 1
 """Orders of the threads and blocks; any greater number is the seed of a random one."""
@@ -150,7 +150,7 @@ def load_kernel(file: str, name: str, arch: int, defines: dict[str, str | int]) 
 @cache
 def _load(file: str, arch: int, defines: tuple[tuple[str, str | int], ...]) -> c.CDLL:
     path, choice = cuda_source(file), {name: str(value) for name, value in defines}
-    if path.parent == cuda_source("") and not allowed(path, choice):
+    if path.parent == cuda_source("") and not allows(path, choice):
         raise KernelError(f"{file} has no line `// variants: ...` that allows {_short(choice)}")
     runtime()
     return c.CDLL(str(build_kernels(path, arch * 10, choice)))
