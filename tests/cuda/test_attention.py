@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from ggrun.devices.cuda.attention import Launch, Shape, bucket, plan_attention
+from ggrun.devices.cuda.attention import AttentionLaunch, Shape, bucket, plan_attention
 from tests.cuda.conftest import Card
 from tests.cuda.kv import PAGE, Floats, Options, attention, kept, pack
 
@@ -68,7 +68,7 @@ class Case:
     def _kinds(self) -> list[tuple[str, list[Floats]]]:
         return [(self.shape.key_kind, self.keys), (self.shape.value_kind, self.values)]
 
-    def run(self, card: Card, launch: Launch, n: int | None = None) -> np.ndarray:
+    def run(self, card: Card, launch: AttentionLaunch, n: int | None = None) -> np.ndarray:
         s, n = self.shape, len(self.q) if n is None else n
         y = card.empty((len(self.q), s.heads, s.value_dim), np.float32)
         sums, states = (card.empty(max(size, 4) // 4, np.float32) for size in launch.scratch(s, len(self.q)))
@@ -104,7 +104,7 @@ def error(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.abs(got - want).max() / np.sqrt((want**2).mean()))
 
 
-def check(card: Card, case: Case, launch: Launch, bar: float = BAR) -> None:
+def check(card: Card, case: Case, launch: AttentionLaunch, bar: float = BAR) -> None:
     assert error(case.run(card, launch), case.reference()) <= bar
 
 
@@ -114,13 +114,13 @@ def shape(
     return Shape(heads, kv_heads, *dims, kind, kind, **more)
 
 
-def plan(card: Card, case: Case, multiprocessors: int = 1) -> Launch:
+def plan(card: Card, case: Case, multiprocessors: int = 1) -> AttentionLaunch:
     return plan_attention(
         case.shape, len(case.q), len(case.lengths), max(case.lengths), card.arch // 10, multiprocessors
     )
 
 
-def in_parts(launch: Launch, parts: int) -> Launch:
+def in_parts(launch: AttentionLaunch, parts: int) -> AttentionLaunch:
     return replace(launch, parts=parts, grid=(*launch.grid[:2], parts))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ggrun.devices.cuda_tiles import LARGE, ROWS, Tiles, expert_tiles, matmul_tiles
+from ggrun.devices.cuda.tiles import LARGE, ROWS, Tiles, expert_tiles, matmul_tiles
 from tests.cuda.conftest import Card
 from tests.cuda.weights import exact, quantized, random_rows, values
 

@@ -358,13 +358,13 @@ class CudaRecorder:
         starts = CudaBuffer(self._memory, rows, experts + 1, 4 * (experts + 1), 1)
         self._record(
             "moe.cu", "route", rows, grids.route,
-            [logits, chosen, weights, N(), np.int32(used), np.int32(normalize)],
-            chosen, weights, EXPERTS=experts,
+            [logits, chosen, weights, N(), np.int32(experts), np.int32(used), np.int32(normalize)],
+            chosen, weights, PER_LANE=grids.per_lane(experts),
         )  # fmt: skip
         self._record(
             "moe.cu", "sort", rows, lambda n: grids.sort(experts),
-            [chosen, starts, tokens, places, N(), np.int32(used)],
-            starts, tokens, places, EXPERTS=experts,
+            [chosen, starts, tokens, places, N(), np.int32(experts), np.int32(used)],
+            starts, tokens, places, PER_LANE=grids.per_lane(experts),
         )  # fmt: skip
         return _Routing(used, experts, weights, starts, tokens, places)
 
