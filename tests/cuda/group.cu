@@ -14,7 +14,8 @@ extern "C" __global__ void by_group(const uint8_t* w, float* y, int k, int rows)
 
 extern "C" __global__ void by_unit(const uint8_t* w, float* y, int k, int rows) {
     constexpr int PARTS = Weights::PARTS;
-    const int i = blockIdx.x * blockDim.x + threadIdx.x, units = k / (16 * PARTS), row = i / units, u = i % units;
+    const int i = blockIdx.x * blockDim.x + threadIdx.x, units = k / (16 * PARTS);
+    const int row = i / units, u = i % units;
     if (row >= rows) return;
     Unpacked<Weights> unpacked;
     Weights::unpack(Weights::load(w + row * row_bytes<Weights>(k), u), u, unpacked);

@@ -1,8 +1,11 @@
-"""ggrun/devices/cuda_launch.py: every row and column has its warps, and no block is too large."""
+"""What kernels are launched with: every row and column has its warps, no block is too large."""
+
+from pathlib import Path
 
 import pytest
 
 from ggrun.devices.cuda_launch import WARP, experts_shape, matvec_defines, matvec_shape, width_for
+from tools.cuda_variants import variants
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 30, 132])
@@ -29,3 +32,12 @@ def test_few_rows_are_shared_and_many_are_not() -> None:
 def test_pairs_are_blocks_of_their_own() -> None:
     assert experts_shape(768, 2048, 8, 132).grid[1] == 8
     assert experts_shape(768, 2048, 0, 132).grid[1] == 1
+
+
+def test_formats_bring_their_code_books(tmp_path: Path) -> None:
+    path = tmp_path / "kernel.cu"
+    path.write_text("// variants: FORMAT=Q4_K|IQ1_M|IQ3_S\n")
+    plain, of_eights, of_fours = variants(path)
+    assert plain == {"FORMAT": "Q4_K"}
+    assert len(of_eights["CODE_BOOK"].split(",")) == 2 * 2048
+    assert len(of_fours["CODE_BOOK"].split(",")) == 512
