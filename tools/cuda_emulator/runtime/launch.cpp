@@ -62,9 +62,7 @@ class Helpers {
 }  // namespace
 
 // 0: done. 1: `failure` says why not.
-extern "C" __attribute__((visibility("default"))) int emu_launch(Entry entry, void** arguments,
-                                                                 const Parameters* parameters,
-                                                                 Failure* failure) {
+extern "C" int emu_launch(Entry entry, void** arguments, const Parameters* parameters, Failure* failure) {
     static Helpers* helpers = new Helpers;  // never destroyed: its threads are never joined
     const unsigned *grid = parameters->grid, *size = parameters->block;
     Launch launch;

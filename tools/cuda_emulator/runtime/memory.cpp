@@ -1,6 +1,7 @@
 // Memory between guard pages: the card's, and the shared memory of blocks. What is fresh is full of NaNs.
 #include <cstdio>
 #include <map>
+#include <new>
 
 #include <sys/mman.h>
 
@@ -34,22 +35,23 @@ constexpr size_t ALIGN = 256;  // as cudaMalloc's
 
 }  // namespace
 
-char* guarded_pages(size_t bytes) {
-    char* memory = static_cast<char*>(
-        mmap(nullptr, bytes + 2 * GUARD, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    if (memory == MAP_FAILED) return nullptr;
-    mprotect(memory + GUARD, bytes, PROT_READ | PROT_WRITE);
-    return memory + GUARD;
+char* pages(size_t bytes, int protection) {
+    void* memory = mmap(nullptr, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    return static_cast<char*>(memory);
 }
 
-#define EMU_API extern "C" __attribute__((visibility("default")))
+char* guarded_pages(size_t bytes) {
+    char* memory = pages(bytes + 2 * GUARD, PROT_NONE) + GUARD;
+    mprotect(memory, bytes, PROT_READ | PROT_WRITE);
+    return memory;
+}
 
 // Flush with the guard page behind, but for the slack that alignment makes; null if the host has no memory.
-EMU_API void* emu_allocate(uint64_t bytes) {
-    const size_t taken = rounded(bytes, ALIGN), pages = rounded(taken, PAGE);
-    char* memory = guarded_pages(pages);
-    if (!memory) return nullptr;
-    char* begin = memory + pages - taken;
+extern "C" void* emu_allocate(uint64_t bytes) try {
+    const size_t taken = rounded(bytes, ALIGN), whole = rounded(taken, PAGE);
+    char* memory = guarded_pages(whole);
+    char* begin = memory + whole - taken;
     memset(begin, FRESH, bytes);
     memset(begin + bytes, SLACK, taken - bytes);
     ASAN_POISON_MEMORY_REGION(memory, begin - memory);
@@ -57,10 +59,12 @@ EMU_API void* emu_allocate(uint64_t bytes) {
     std::lock_guard<std::mutex> lock(allocations().mutex);
     allocations().sizes[begin] = bytes;
     return begin;
+} catch (const std::bad_alloc&) {
+    return nullptr;
 }
 
 // 1: the slack behind the memory was written to.
-EMU_API int emu_free(void* address) {
+extern "C" int emu_free(void* address) {
     char* begin = static_cast<char*>(address);
     size_t bytes;
     {
@@ -69,11 +73,11 @@ EMU_API int emu_free(void* address) {
         bytes = entry->second;
         allocations().sizes.erase(entry);
     }
-    const size_t taken = rounded(bytes, ALIGN), pages = rounded(taken, PAGE);
-    char* memory = begin + taken - pages;
-    ASAN_UNPOISON_MEMORY_REGION(memory, pages);
+    const size_t taken = rounded(bytes, ALIGN), whole = rounded(taken, PAGE);
+    char* memory = begin + taken - whole;
+    ASAN_UNPOISON_MEMORY_REGION(memory, whole);
     const bool overrun = !all(begin + bytes, begin + taken, SLACK);
-    munmap(memory - GUARD, pages + 2 * GUARD);
+    munmap(memory - GUARD, whole + 2 * GUARD);
     return overrun;
 }
 

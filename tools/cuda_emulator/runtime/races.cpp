@@ -14,9 +14,8 @@
 namespace emu {
 
 Races::Races() {
-    void* memory = mmap(nullptr, SHARED_REGIONS * MAX_SHARED * sizeof(Byte), PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    bytes_ = static_cast<Byte*>(memory);
+    bytes_ =
+        reinterpret_cast<Byte*>(pages(SHARED_REGIONS * MAX_SHARED * sizeof(Byte), PROT_READ | PROT_WRITE));
 }
 
 Races::~Races() { munmap(bytes_, SHARED_REGIONS * MAX_SHARED * sizeof(Byte)); }

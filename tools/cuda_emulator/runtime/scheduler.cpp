@@ -21,9 +21,7 @@ Worker& Worker::create() {
 }
 
 Worker::Worker() {
-    void* memory = mmap(nullptr, STACK * MAX_THREADS, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    stacks_ = static_cast<char*>(memory);
+    stacks_ = pages(STACK * MAX_THREADS, PROT_READ | PROT_WRITE);
     arena_ = guarded_pages(SHARED_REGIONS * SHARED_STRIDE);
     for (size_t i = 0; i < SHARED_REGIONS; i++) {
         shared_[i].memory = arena_ + i * SHARED_STRIDE;

@@ -35,7 +35,7 @@ struct OutOfBounds {
 
 }  // namespace
 
-#define EMU_CHECK(NAME) extern "C" __attribute__((visibility("default"), noreturn)) void __ubsan_handle_##NAME
+#define EMU_CHECK(NAME) extern "C" __attribute__((noreturn)) void __ubsan_handle_##NAME
 
 EMU_CHECK(type_mismatch_v1_abort)(const TypeMismatch* data, uintptr_t address) {
     char text[200];

@@ -121,7 +121,8 @@ class Worker {
     Races races_;
 };
 
-// Whole pages, with guard pages on both sides; null if there is no room.
+// Whole pages, for as little as is touched of them, and with guard pages on both sides; std::bad_alloc.
+char* pages(size_t bytes, int protection);
 char* guarded_pages(size_t bytes);
 
 // The running thread reads or writes memory: what the compiler's hooks say for what is no kernel's code.
