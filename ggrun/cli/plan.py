@@ -96,8 +96,7 @@ def _is_shape(name: str) -> bool:
 
 def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
     from ggrun.cli.terminal import compile_progress
-    from ggrun.devices.local import devices_of, here_is_known, local_cpu, planned_as_written
-    from ggrun.plan.hardware import parse_devices
+    from ggrun.devices.local import devices_of, here_is_known, local_cpu, local_devices, planned_as_written
     from ggrun.plan.options import PlanOptions
     from ggrun.plan.planner import make_plan
 
@@ -107,11 +106,10 @@ def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
     options["n_ubatch"] = min(options["n_ubatch"], n_batch)
     wishes = PlanOptions(**options, **placement)
     # Speeds of this machine are only measured where its CPU counts.
-    here = local_cpu(threads)
     if not here_is_known(threads) and (hardware is None or "cpu" in hardware.lower()):
         with compile_progress():
-            here = local_cpu(threads, measure=True)
+            local_cpu(threads, measure=True)
     if own is None:
-        return make_plan(facts, parse_devices("cpu" if hardware is None else hardware, here), wishes)
-    devices = devices_of(own, threads) if hardware is None else parse_devices(hardware, here)
+        return make_plan(facts, local_devices(hardware, threads), wishes)
+    devices = devices_of(own, threads) if hardware is None else local_devices(hardware, threads)
     return planned_as_written(facts, devices, wishes, own)

@@ -8,6 +8,7 @@ from ggrun.plan.facts import EMBEDDING, ModelFacts, pages
 LOGITS_BYTES = 64 << 20
 """How much memory the logits of one run may take: as the engine has it (a test says so)."""
 _ROOM = 7  # rows that every buffer has more, because products take several columns at a time
+_CARD_SCRATCH = 32 << 20  # parts of sums, for as many blocks as the largest cards run at once
 _SLACK = 16 << 10  # what all buffers of a stage lose to alignment, and tables of addresses
 
 
@@ -79,6 +80,7 @@ def working(facts: ModelFacts, member: Member, sizes: Sizes, peers: int) -> int:
         pairs = sizes.tokens * c.experts_used + _ROOM
         total += rows * 4 * (c.experts + 3 * c.experts_used + c.width)
         total += pairs * (4 + (c.width + ff) * 4 * 2 + _column(c.width) + _column(ff))
+    total += _CARD_SCRATCH if member.device.startswith("cuda:") else 0
     return total + 32 * rows + 4 * sizes.sequences * pages(sizes.n_ctx) + _SLACK
 
 

@@ -10,8 +10,10 @@ from ggrun import GgrunError, Interrupted
 from ggrun.devices import open_devices
 from ggrun.devices.base import Inputs, Limits, Rows
 from ggrun.devices.cuda.device import Cuda
-from ggrun.gguf import GGUF
-from ggrun.plan import Plan
+from ggrun.gguf import GGUF, Outline
+from ggrun.plan import Plan, single
+from ggrun.plan.facts import ModelFacts
+from ggrun.plan.usage import Sizes, plan_use
 from tests.cuda.models import cards, engine, logits
 from tests.engine.test_peer import distance
 from tests.engine.test_plans import MODELS
@@ -181,3 +183,16 @@ def test_an_empty_batch_launches_nothing_wrong() -> None:
     ops.feed(nothing)
     program.run()
     device.stream.synchronize()
+
+
+@pytest.mark.parametrize("n_ubatch", [8, 64, 256])
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_no_more_memory_is_taken_than_planned(model: Tiny, n_ubatch: int, tmp_path: Path) -> None:
+    path, devices = model.write(tmp_path / "model.gguf"), cards(1)
+    (device,) = devices.values()
+    before = device.available()
+    held = engine(path, devices, n_ubatch=n_ubatch)
+    facts = ModelFacts.from_outline(Outline.read(path))
+    planned = plan_use(facts, single(held.config, "cuda:0"), Sizes(256, n_ubatch), 0)["cuda:0"]
+    scratch = 32 << 20  # for cards that are much larger than the emulated ones
+    assert 0 < before - device.available() <= planned.total - scratch
