@@ -9,9 +9,9 @@
 // padded.
 //
 // The int32 sums of a group start at MAGIC: read as a float, such a sum is 1.5 * 2^23 + sum, exactly, since
-// |sum| is below 2^22. A scale is an f16 times a small whole number, so MAGIC * scale is exact too, and one
-// fma makes scale * sum of it. So a group's sum costs two fma, three with an offset; four where each half of
-// the group has its own scale.
+// |sum| is below 2^22. A scale is an f16 times a small whole number, or a power of two, so MAGIC * scale is
+// exact too (below 2^104, where it overflows), and one fma makes scale * sum of it. So a group's sum costs
+// two fma, three with an offset; four where each half of the group has its own scale.
 #pragma once
 #include "columns.cuh"
 #include "formats.cuh"
