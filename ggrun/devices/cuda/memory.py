@@ -83,6 +83,8 @@ class CudaBuffer:
         """Its columns, for as long as it is not written to."""
         self.step: Step | None = None
         """What has written it, where a later operation may want to change that."""
+        self.source: CudaBuffer | None = None
+        """What that step has read: its memory must not be taken for what the step may come to write."""
         finalize(self, pool.give, memory).atexit = False
 
 

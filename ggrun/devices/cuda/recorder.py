@@ -115,7 +115,7 @@ class CudaRecorder:
 
     def _add(self, step: Step, *written: CudaBuffer) -> None:
         for buffer in written:
-            buffer.quantized, buffer.step = None, step
+            buffer.quantized, buffer.step, buffer.source = None, step, None
         self._steps.append(step)
 
     def _last(self, x: CudaBuffer, back: int = 1) -> Step | None:
@@ -236,8 +236,8 @@ class CudaRecorder:
         y = self._buffer(x.rows, w.rows)
         self._keep += [w.memory, bias]
         limit = self._limits.outputs if x.rows == Rows.OUTPUTS else self._limits.tokens
+        columns = self._columns(x, w)  # before the scratch, which must not be the same memory
         scratch = self._scratch(scratch_bytes(w, limit, self._driver.multiprocessors))
-        columns = self._columns(x, w)
         step = Linear(self._driver, x.rows, columns, w, y.address, scale, address_of(bias), scratch)
         self._add(step, y)
         return y
@@ -265,6 +265,7 @@ class CudaRecorder:
         norm = self._last(x)
         if isinstance(norm, _Norm) and norm.groups == 1:
             self._steps[-1] = norm.with_columns(columns.address)
+            x.source = None
         else:
             self._record(
                 "columns.cu", "quantize", x.rows, lambda n: matvec.quantize_shape(k, n),
@@ -280,6 +281,7 @@ class CudaRecorder:
         self._keep.append(weight)
         step = _Norm(self._driver, x.rows, x.address, weight.address, y.address, x.width, groups, eps)
         self._add(step, y)
+        y.source = x
         return y
 
     def rope_table(
