@@ -11,7 +11,7 @@ from ggrun.errors import UsageError
 
 if TYPE_CHECKING:
     from ggrun.plan.facts import ModelFacts
-    from ggrun.plan.planner import Planned
+    from ggrun.plan.planned import Planned
     from ggrun.plan.report import DoesNotFit
 
 _CACHE_TYPES = click.Choice(["f16", "f32", "bf16", "q8_0"])

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from ggrun.plan.cost import DEPTH
-from ggrun.plan.planner import Planned
+from ggrun.plan.planned import Planned
+from ggrun.plan.planner import largest_context
 from ggrun.plan.report import bottleneck, flags, notes, size
 
 _WIDTH = 40
@@ -90,7 +91,7 @@ def _predicted(planned: Planned) -> Iterator[str]:
     yield f"decode      {_rate(speed.decode)} tokens/s after {depth} tokens{full}"
     yield f"prefill     {_rate(speed.prefill)} tokens/s (a prompt of {speed.prompt_tokens})"
     yield f"bottleneck  {bottleneck(planned)}"
-    as_laid_out, largest = planned.context_as_laid_out, planned.largest_context
+    as_laid_out, largest = planned.context_as_laid_out, largest_context(planned)
     other = f", {largest} with others" if largest > as_laid_out else ""
     yield f"context     {planned.sizes.n_ctx}; at most {as_laid_out} with the layers where they are{other}"
     yield f"flags       {shlex.join(flags(planned))}"

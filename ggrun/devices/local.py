@@ -14,7 +14,8 @@ from ggrun.plan import Plan
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.hardware import DeviceInfo, Speeds, card_info, cpu_info, parse_devices
 from ggrun.plan.options import PlanOptions
-from ggrun.plan.planner import Planned, make_plan
+from ggrun.plan.planned import Planned
+from ggrun.plan.planner import make_plan
 from ggrun.plan.report import DoesNotFit, require_fit, size, with_plan
 
 _BANDWIDTH = 20e9  # bytes a second, where none was measured: only ratios of it matter to a plan

@@ -7,7 +7,8 @@ from ggrun.errors import GgrunError, UsageError
 from ggrun.plan import Plan
 from ggrun.plan.cost import HALF_LAYER
 from ggrun.plan.options import PlanOptions
-from ggrun.plan.planner import Planned, Settled, make_plan
+from ggrun.plan.planned import Planned, Settled
+from ggrun.plan.planner import make_plan
 from ggrun.plan.rows import uncut
 
 _MIB = 1 << 20

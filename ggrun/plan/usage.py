@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from ggrun.plan import Member, Plan, Stage
-from ggrun.plan.facts import EMBEDDING, ModelFacts, pages
+from ggrun.plan.facts import EMBEDDING, PAGE, ModelFacts, pages
 
 LOGITS_BYTES = 64 << 20
 """How much memory the logits of one run may take: as the engine has it (a test says so)."""
@@ -56,7 +56,7 @@ def item_use(facts: ModelFacts, item: int, member: Member, sizes: Sizes) -> Use:
         use.weights += facts.tied_output("nbytes", member)
     elif item != EMBEDDING and item % 2 == 0:
         cell = facts.cell_bytes(member, sizes.keys, sizes.values)
-        use.kv = pages(sizes.n_ctx) * 64 * cell
+        use.kv = pages(sizes.n_ctx) * PAGE * cell
     return use
 
 

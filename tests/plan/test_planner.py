@@ -11,7 +11,8 @@ from ggrun.plan.facts import ModelFacts
 from ggrun.plan.hardware import parse_devices
 from ggrun.plan.mixes import outline
 from ggrun.plan.options import PlanOptions, parse_layers, parse_overrides, parse_ratios
-from ggrun.plan.planner import Planned, make_plan
+from ggrun.plan.planned import Planned
+from ggrun.plan.planner import largest_context, make_plan
 from ggrun.plan.report import DoesNotFit, bottleneck, flags, notes, remedy, require_fit, with_plan
 from ggrun.plan.rows import cut, shared
 
@@ -338,9 +339,9 @@ def test_ratios_of_rows_can_be_read() -> None:
 
 def test_the_largest_context_is_that_of_any_layout() -> None:
     planned = plan("llama-3-8b", f"2x rtx3060,{SMALL}", n_ctx=4096)
-    assert planned.largest_context > planned.context_as_laid_out >= 4096
-    assert plan("llama-3-8b", f"2x rtx3060,{SMALL}", n_ctx=planned.largest_context).fits
-    assert not plan("llama-3-8b", f"2x rtx3060,{SMALL}", n_ctx=planned.largest_context + 64).fits
+    assert largest_context(planned) > planned.context_as_laid_out >= 4096
+    assert plan("llama-3-8b", f"2x rtx3060,{SMALL}", n_ctx=largest_context(planned)).fits
+    assert not plan("llama-3-8b", f"2x rtx3060,{SMALL}", n_ctx=largest_context(planned) + 64).fits
 
 
 def test_a_full_context_takes_longer() -> None:
