@@ -76,7 +76,7 @@ class LLM:
         names = {member.device for stage in self.plan.stages for member in stage.members}
         self._devices = open_devices(names, threads)
         try:
-            options = EngineOptions(n_ctx, n_ubatch, 1, cache_type_k, cache_type_v)
+            options = EngineOptions(n_ctx, wishes.n_ubatch, 1, cache_type_k, cache_type_v)
             self._engine = Engine(self._model, self.config, self.plan, self._devices, options)
         except BaseException:
             for device in self._devices.values():
@@ -232,7 +232,8 @@ class LLM:
 
 def _check_kinds(threads: Any, devices: Any, plan: Any) -> None:
     """UsageError for what the types say, to those who do not check them."""
-    if threads is not None and not (isinstance(threads, Integral) and int(threads) >= 1):
+    whole = isinstance(threads, Integral) and not isinstance(threads, bool)
+    if threads is not None and not (whole and int(threads) >= 1):
         raise UsageError(f"threads {threads!r:.40}: must be a whole number, 1 or more")
     if not isinstance(devices, str | None):
         raise UsageError(f"devices is {devices!r:.40}: it must be text, as cpu or cpu:0:2GB,cpu:1:2GB")

@@ -59,12 +59,10 @@ def plan(**options: Any) -> int:
 
 def _shortage(planned: "Planned") -> "DoesNotFit | None":
     """Why it does not fit, if it does not."""
-    from ggrun.devices.local import require_host
     from ggrun.plan.report import DoesNotFit, require_fit
 
     try:
         require_fit(planned)
-        require_host(planned)
     except DoesNotFit as error:
         return error
     return None
@@ -96,7 +94,15 @@ def _is_shape(name: str) -> bool:
 
 def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
     from ggrun.cli.terminal import compile_progress
-    from ggrun.devices.local import devices_of, here_is_known, local_cpu, local_devices, planned_as_written
+    from ggrun.devices.local import (
+        devices_of,
+        here_is_known,
+        local_cpu,
+        local_devices,
+        planned_as_written,
+        pretends,
+        shared_out,
+    )  # fmt: skip
     from ggrun.plan.options import PlanOptions
     from ggrun.plan.planner import make_plan
 
@@ -109,7 +115,10 @@ def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
     if not here_is_known(threads) and (hardware is None or "cpu" in hardware.lower()):
         with compile_progress():
             local_cpu(threads, measure=True)
-    if own is None:
-        return make_plan(facts, local_devices(hardware, threads), wishes)
-    devices = devices_of(own, threads) if hardware is None else local_devices(hardware, threads)
-    return planned_as_written(facts, devices, wishes, own)
+    own_here = own is not None and hardware is None
+    devices = devices_of(own, threads) if own_here else local_devices(hardware, threads)
+    if hardware is None or pretends(devices):
+        devices = shared_out(devices, wishes)
+    return (
+        make_plan(facts, devices, wishes) if own is None else planned_as_written(facts, devices, wishes, own)
+    )

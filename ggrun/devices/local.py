@@ -1,9 +1,10 @@
 """The devices of this machine as a planner sees them; speeds are measured once and kept."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from fractions import Fraction
 
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import count_cards
@@ -16,11 +17,11 @@ from ggrun.plan.hardware import DeviceInfo, Speeds, card_info, cpu_info, parse_d
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planned import Planned
 from ggrun.plan.planner import make_plan
-from ggrun.plan.report import DoesNotFit, require_fit, size, with_plan
+from ggrun.plan.report import require_fit, with_plan
 
 _BANDWIDTH = 20e9  # bytes a second, where none was measured: only ratios of it matter to a plan
 
-_PRETENDS = re.compile(r"(cpu|emulated):\d")
+_PRETENDS = re.compile(r"cpu:\d|emulated")
 """Names of what pretends to be a card, and has its memory from this machine."""
 
 _BESIDE_A_PLAN = (
@@ -57,26 +58,33 @@ def planned_here(
 ) -> Planned:
     """The plan for the devices of this machine, or the user's own, checked: DoesNotFit, or UsageError."""
     if plan is None:
-        planned = make_plan(facts, local_devices(devices, threads), options)
+        planned = make_plan(facts, shared_out(local_devices(devices, threads), options), options)
     else:
-        planned = planned_as_written(facts, devices_of(plan, threads), options, plan)
+        there = devices_of(plan, threads) if devices is None else local_devices(devices, threads)
+        planned = planned_as_written(facts, shared_out(there, options), options, plan)
     if options.fit:
         require_fit(planned)
-        require_host(planned)
     return planned
 
 
-def require_host(planned: Planned) -> None:
-    """DoesNotFit, when devices that pretend to be cards take more of this machine's memory than there is."""
-    here = {name: use.total for name, use in planned.uses.items() if _PRETENDS.match(name)}
-    here |= {"cpu": planned.uses["cpu"].total} if here and "cpu" in planned.uses else {}
-    may = max(0, host_memory().available - (planned.options.fit_margin << 20))
-    if (needed := sum(here.values())) > may:
-        raise DoesNotFit(
-            f"{planned.facts.name}: does not fit: {' and '.join(here)} need {size(needed)} together, and of "
-            f"this machine's memory they may take {size(may)}: give a smaller context with -c, or take a "
-            "smaller quantization"
-        )
+def shared_out(devices: Sequence[DeviceInfo], options: PlanOptions) -> list[DeviceInfo]:
+    """The same devices, of which those that live in this machine's memory may take no more than there is.
+
+    What pretends to be a card has its limit, or less in proportion; the CPU has the rest.
+    """
+    margin = options.fit_margin << 20
+    there, cards = max(0, host_memory().available - margin), [d for d in devices if pretends([d])]
+    for_cards = there - there // 8 if any(d.host for d in devices) else there
+    wanted = sum(d.usable(margin) for d in cards)
+    part = Fraction(min(wanted, for_cards), max(1, wanted))
+    rest = there - int(wanted * part)
+
+    def cut(device: DeviceInfo) -> DeviceInfo:
+        if device.host:
+            return replace(device, free=min(device.free, rest + margin))
+        return replace(device, free=int(device.usable(margin) * part)) if device in cards else device
+
+    return [cut(device) for device in devices] if options.fit else list(devices)
 
 
 def devices_of(plan: Plan, threads: int | None = None) -> list[DeviceInfo]:
@@ -85,6 +93,11 @@ def devices_of(plan: Plan, threads: int | None = None) -> list[DeviceInfo]:
     if plan.kv_on_host:
         names["cpu"] = None
     return named_devices(names, threads)
+
+
+def pretends(devices: Iterable[DeviceInfo]) -> bool:
+    """Whether any of them pretends to be a card: that can only be on this machine."""
+    return any(_PRETENDS.match(device.name) for device in devices)
 
 
 def planned_as_written(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ggrun.errors import UsageError
 
 KINDS = ("cpu", "emulated", "cuda")
-_NAME = re.compile(r"(?P<kind>[a-z]+)(:(?P<index>\d{1,4}))?(:(?P<size>\d+(\.\d+)?)(?P<unit>[KMGT]?)i?B)?")
+_NAME = re.compile(r"(?P<kind>[a-z]+)(:(?P<index>\d{1,3}))?(:(?P<size>\d+(\.\d+)?)(?P<unit>[KMGT]?)i?B)?")
 _UNITS = {unit: 1 << (10 * i) for i, unit in enumerate(("", "K", "M", "G", "T"))}
 
 

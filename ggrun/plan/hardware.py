@@ -25,7 +25,7 @@ _ITEM = re.compile(
     r"((?:cpu|emulated|cuda)(?::\d{1,3})?|[^:@,]+?)"  # cpu, cpu:0, rtx3090
     r"(?:\s*:\s*([0-9.]+)\s*([KMGT]?)i?B)?"  # :64GB
     r"(?:\s*@\s*([0-9.]+)\s*([MGT])B/s)?",  # @50GB/s
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 _CPU, _CUDA = re.compile(r"(cpu|emulated)(?::(\d+))?"), re.compile(r"cuda:(\d+)")
 _BINARY = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -122,6 +122,11 @@ def _memory(match: re.Match[str]) -> int:
     return int(_number(match[3], _BINARY[match[4].upper()], 1.0, 2.0**60)) if match[3] else 0
 
 
+def _limit(match: re.Match[str]) -> str:
+    """The memory as names of devices have it: 2GB, 0.5GB."""
+    return f"{float(match[3]):.15g}{match[4].upper()}B"
+
+
 def _speed(match: re.Match[str]) -> float:
     return _number(match[5], _DECIMAL[match[6].upper()], 1e6, 1e16) if match[5] else 0.0
 
@@ -147,7 +152,7 @@ def _device(
         info = card_here(int(of_here[1]))
         if not memory:
             return info
-        limited = f"{info.name}:{match[3]}{match[4].upper()}B"
+        limited = f"{info.name}:{_limit(match)}"
         return replace(info, name=limited, memory=memory, free=min(memory, info.free), shared=False)
     if of_host := _CPU.fullmatch(name.lower()):
         plain = of_host[1] + (f":{int(of_host[2])}" if of_host[2] else "")
@@ -155,7 +160,7 @@ def _device(
         if info.host or not memory:
             return info
         # What pretends to be a card has its limit in its name: the engine has to know it too.
-        return replace(info, name=f"{plain}:{match[3]}{match[4].upper()}B")
+        return replace(info, name=f"{plain}:{_limit(match)}")
     card = CARDS.get(key(name))
     if card is None and not (memory and speed):
         raise UsageError(
