@@ -10,7 +10,7 @@ from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import count_cards
 from ggrun.devices.host_memory import host_memory
 from ggrun.devices.names import DeviceName, refuse_twins
-from ggrun.devices.speeds import card_key, cpu_key, keep, kept, measured_card, measured_cpu
+from ggrun.devices.speeds import card_key, cpu_key, forget, keep, kept, measured_card, measured_cpu
 from ggrun.plan import Plan
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.hardware import DeviceInfo, Speeds, card_info, cpu_info, parse_devices
@@ -20,6 +20,9 @@ from ggrun.plan.planner import make_plan
 from ggrun.plan.report import require_fit, with_plan
 
 _BANDWIDTH = 20e9  # bytes a second, where none was measured: only ratios of it matter to a plan
+
+_BUSY = 1.1
+"""So much faster is memory than when others were using it."""
 
 _PRETENDS = re.compile(r"cpu:\d|emulated")
 """Names of what pretends to be a card, and has its memory from this machine."""
@@ -140,7 +143,12 @@ def here_is_known(threads: int | None) -> bool:
 
 
 def remember(threads: int | None, bandwidth: float) -> None:
-    """Keep what was measured, if it is more than what is kept: less was of a moment when others ran."""
-    known = kept(cpu_key(threads))
-    if known is not None and known.bandwidth < bandwidth:
-        keep(cpu_key(threads), replace(known, bandwidth=bandwidth))
+    """Keep what was measured, if it is more than what is kept: less was of a moment when others ran.
+
+    Where it is much more, the other speeds are of such a moment too: they are measured again.
+    """
+    key, known = cpu_key(threads), kept(cpu_key(threads))
+    if known is not None and known.bandwidth * _BUSY < bandwidth:
+        forget(key)
+    elif known is not None and known.bandwidth < bandwidth:
+        keep(key, replace(known, bandwidth=bandwidth))

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def kept(key: str) -> Speeds | None:
     with suppress(OSError, ValueError, KeyError, TypeError):
         known: dict[str, Any] = json.loads(_file(key).read_text())
         speeds = Speeds(*(float(known[field.name]) for field in fields(Speeds)))
-        if speeds.bandwidth > 0 and min(speeds.operations, speeds.float_operations, speeds.link) >= 0:
+        if speeds.bandwidth > 0 and min(astuple(speeds)) >= 0:
             return speeds
     return None
 
@@ -66,14 +66,22 @@ def keep(key: str, speeds: Speeds) -> None:
         file.write_text(json.dumps(asdict(speeds)))
 
 
+def forget(key: str) -> None:
+    """Measure again the next time."""
+    with suppress(OSError):
+        _file(key).unlink()
+
+
 def _measured(device: Device, matrix: int, rows: int) -> Speeds:
-    bandwidths, quantized, floats = [], [], []
+    bandwidths, quantized, floats, unpacked = [], [], [], []
     for _ in range(_MEASUREMENTS):
         bandwidths.append(device.bandwidth())
         quantized.append(_operations(device, "Q8_0", matrix, rows))
         floats.append(_operations(device, "F16", matrix, rows))
+        unpacked.append(_operations(device, "IQ2_XS", matrix, 1) / 2)
         time.sleep(_PAUSE)
-    return Speeds(max(bandwidths), _OF_A_PROMPT * max(quantized), _OF_A_PROMPT * max(floats))
+    rates = _OF_A_PROMPT * max(quantized), _OF_A_PROMPT * max(floats)
+    return Speeds(max(bandwidths), *rates, unpacked=max(unpacked))
 
 
 def _operations(device: Device, kind: str, size: int, rows: int) -> float:

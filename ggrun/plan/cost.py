@@ -131,10 +131,11 @@ class Clock:
             read = facts.of(part.read, member) + facts.tied_output("nbytes", member)
             weights = facts.of(part.weights, member) + facts.tied_output("weights", member)
             floats = facts.of(part.floats, member) + facts.tied_output("floats", member)
+            slow = facts.of(part.slow, member) + facts.tied_output("slow", member)
             tokens = 1  # of a prompt, only the last token's logits are wanted
         else:
             read, weights = facts.of(part.read, member), facts.of(part.weights, member)
-            floats = facts.of(part.floats, member)
+            floats, slow = facts.of(part.floats, member), facts.of(part.slow, member)
             if part.experts:  # many tokens together use all experts
                 read = min(facts.of(part.nbytes, member), read * tokens)
         seconds = read / (device.bandwidth * EFFICIENCY)
@@ -143,7 +144,7 @@ class Clock:
             over_link = self._kv_on_host and not device.host
             seconds += cells / (device.link if over_link else device.bandwidth * EFFICIENCY)
             weights += (member.heads[1] - member.heads[0]) * (c.key_dim + c.value_dim) * depth
-        return _ps(max(seconds, tokens * device.products(weights, floats)) + HALF_LAYER)
+        return _ps(max(seconds, device.products(weights, floats, slow, tokens)) + HALF_LAYER)
 
 
 def predict(facts: ModelFacts, plan: Plan, sizes: Sizes, devices: dict[str, DeviceInfo]) -> Speed:

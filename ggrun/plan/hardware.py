@@ -45,16 +45,21 @@ class DeviceInfo:
     label: str = ""
     shared: bool = True  # others take from its memory too: a margin is left
     float_operations: float = 0.0  # of products with F32, F16 and BF16 weights; 0: as many
+    unpacked: float = 0.0  # weights a second of formats that it unpacks to floats first; 0: any number
 
     @property
     def host(self) -> bool:
         """Whether it is this machine's CPU and memory, and not a card or what pretends to be one."""
         return self.name == "cpu"
 
-    def products(self, weights: int, floats: int) -> float:
-        """Seconds to multiply so many weights with one number each, `floats` of them no quantized ones."""
+    def products(self, weights: int, floats: int, slow: int, tokens: int) -> float:
+        """Seconds to multiply so many weights with `tokens` numbers each.
+
+        floats    of them are no quantized ones; slow: of them are unpacked to floats first
+        """
         quantized = (weights - floats) / self.operations
-        return 2 * (quantized + floats / (self.float_operations or self.operations))
+        multiplied = 2 * tokens * (quantized + floats / (self.float_operations or self.operations))
+        return multiplied + (slow / self.unpacked if self.unpacked else 0.0)
 
     def usable(self, margin: int) -> int:
         """The bytes that a plan may take."""
@@ -69,6 +74,7 @@ class Speeds:
     operations: float = 0.0
     float_operations: float = 0.0
     link: float = 0.0
+    unpacked: float = 0.0
 
 
 def card_info(name: str, label: str, memory: int, free: int, speeds: Speeds) -> DeviceInfo:
@@ -85,7 +91,16 @@ def cpu_info(name: str, memory: int, free: int, speeds: Speeds) -> DeviceInfo:
     floats = speeds.float_operations or CPU_FLOATS * rate
     # Copies from the host's memory to itself read and write.
     return DeviceInfo(
-        name, memory, free, speeds.bandwidth, rate, speeds.bandwidth / 2, "CPU", name == "cpu", floats
+        name,
+        memory,
+        free,
+        speeds.bandwidth,
+        rate,
+        speeds.bandwidth / 2,
+        "CPU",
+        name == "cpu",
+        floats,
+        speeds.unpacked,
     )
 
 
@@ -185,7 +200,8 @@ def _cpu(name: str, memory: int, speed: float, here: DeviceInfo | None) -> Devic
     speeds = Speeds(rate)
     if here:
         scale = rate / here.bandwidth
-        speeds = Speeds(rate, scale * here.operations, scale * here.float_operations)
+        operations = scale * here.operations, scale * here.float_operations
+        speeds = Speeds(rate, *operations, unpacked=scale * here.unpacked)
     return cpu_info(
         name, memory or (here.memory if here else 0), memory or (here.free if here else 0), speeds
     )

@@ -148,8 +148,10 @@ def test_a_sum_costs_more_with_more_members() -> None:
 
 def test_float_weights_have_a_rate_of_their_own() -> None:
     cpu = cpu_info("cpu", 1, 1, Speeds(40e9, 4e12, 1e12))
-    assert cpu.products(3, 0) == 6 / 4e12
-    assert cpu.products(3, 2) == 2 / 4e12 + 4 / 1e12
+    assert cpu.products(3, 0, 0, 1) == 6 / 4e12
+    assert cpu.products(3, 2, 0, 10) == pytest.approx(10 * (2 / 4e12 + 4 / 1e12))
+    slow = cpu_info("cpu", 1, 1, Speeds(40e9, 4e12, 1e12, unpacked=1e9))
+    assert slow.products(3, 0, 2, 10) == pytest.approx(60 / 4e12 + 2 / 1e9)
     f16, q8_0 = facts_of("llama-3-8b", "F16"), facts_of("llama-3-8b", "Q8_0")
     assert [p.floats for p in q8_0.parts[:2]] == [{"heads": 0, "kv_heads": 0}, {"ff": 0}]
     assert [p.floats for p in f16.parts[:2]] == [p.weights for p in f16.parts[:2]]
