@@ -28,7 +28,7 @@ constexpr int ROW_TILES = WARP_ROWS / 16, COLUMN_TILES = WARP_COLUMNS / 8;  // o
 static_assert(WARP_ROWS % 16 == 0 && WARP_COLUMNS % 16 == 0 && TILE_COLUMNS <= THREADS, "no such tile");
 
 // Blocks that share a multiprocessor: its 65,536 registers are then enough for each, and nothing spills.
-constexpr int BLOCKS = TILE_ROWS == 128 ? 1 : TILE_COLUMNS == 64 ? 4 - HALVES : TILE_COLUMNS == 32 ? 4 : 5;
+constexpr int BLOCKS = TILE_ROWS == 128 ? 1 : (TILE_COLUMNS == 64 ? 4 : TILE_COLUMNS == 32 ? 5 : 6) - HALVES;
 static_assert(TILE_ROWS == 64 ? TILE_COLUMNS <= 64 : HALVES == 1, "too many sums for a thread's registers");
 
 constexpr int STAGES = TILE_COLUMNS <= 64 ? 3 : 2;  // fits 48 KiB with TILE_ROWS = TILE_COLUMNS = 128
