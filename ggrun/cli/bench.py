@@ -136,11 +136,11 @@ class _Bench:
         self._begun += 1
         time.sleep(self._options["delay"])
         start = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        samples = session.samples(
+        samples, threads = session.samples(
             case, self._options["repetitions"], not self._options["no_warmup"], partial(self._tell, case)
         )
         for output in self._outputs:
-            output.add(Result(setup, session.facts, case, start, samples))
+            output.add(Result(setup, session.facts, case, start, samples, threads))
 
     def _tell(self, case: Case, what: str) -> None:
         if self._options["progress"]:

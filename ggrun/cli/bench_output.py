@@ -63,7 +63,7 @@ class Markdown(Output):
             "size": _size(model.size),
             "params": _params(model.n_params),
             "backend": "CPU",
-            "threads": str(setup.n_threads),
+            "threads": _threads(result),
             "test": result.case.name,
             "t/s": f"{speed:.2f} ± {deviation:.2f}",
             "GB/s": "" if result.read is None else f"{result.read / 1e9:.2f}",
@@ -129,6 +129,12 @@ FORMATS = {"csv": Csv, "json": Json, "jsonl": Jsonl}
 
 def _all_fields(result: Result) -> dict[str, Any]:
     return {**result.fields(), "samples_ns": result.samples_ns, "samples_ts": result.samples_ts}
+
+
+def _threads(result: Result) -> str:
+    """As many as were wanted; "1.4/2" where not all of them took part all the time."""
+    wanted, mean = result.setup.n_threads, f"{result.threads:.1f}"
+    return str(wanted) if float(mean) == wanted else f"{mean}/{wanted}"
 
 
 def _size(nbytes: int) -> str:

@@ -73,18 +73,26 @@ class Session:
         random = np.random.default_rng(1)
         self._tokens: list[int] = random.integers(self._config.vocab, size=positions).tolist()
 
-    def samples(self, case: Case, repetitions: int, warm_up: bool, tell: Callable[[str], None]) -> list[int]:
-        """The nanoseconds of each repetition; `tell` is told what comes next."""
+    def samples(
+        self, case: Case, repetitions: int, warm_up: bool, tell: Callable[[str], None]
+    ) -> tuple[list[int], float]:
+        """The nanoseconds of each repetition, and how many of the CPU's threads took part.
+
+        `tell` is told what comes next.
+        """
         if warm_up:
             tell("warm-up")
             self._engine.cache.truncate(0, case.n_depth)
             self._compute(case.n_prompt, self._setup.n_batch)
             self._compute(min(case.n_gen, 1), 1)
+        cpu = self._devices.get("cpu", self.device)
+        pool = cpu.pool if isinstance(cpu, Cpu) else self.device.pool
+        pool.mean_threads()  # those of what was before
         samples = []
         for i in range(repetitions):
             tell(f"run {i + 1}/{repetitions}")
             samples.append(self._sample(case))
-        return samples
+        return samples, pool.mean_threads()
 
     def interrupt(self) -> None:
         """End what is being computed; from any thread."""

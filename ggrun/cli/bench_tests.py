@@ -54,13 +54,17 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Result:
-    """The times of a test's repetitions."""
+    """The times of a test's repetitions.
+
+    threads    of the CPU's, how many took part: fewer than there are when other programs had their cores
+    """
 
     setup: Setup
     model: ModelFacts
     case: Case
     test_time: str
     samples_ns: list[int]
+    threads: float
 
     @property
     def samples_ts(self) -> list[float]:
@@ -95,7 +99,8 @@ class Result:
             "build_commit": f"ggrun {__version__}", "backends": "CPU",
             "model_filename": str(setup.model), "model_type": model.type, "model_size": model.size,
             "model_n_params": model.n_params, "n_batch": setup.n_batch, "n_ubatch": setup.n_ubatch,
-            "n_threads": setup.n_threads, "type_k": setup.type_k, "type_v": setup.type_v,
+            "n_threads": setup.n_threads, "mean_threads": self.threads,
+            "type_k": setup.type_k, "type_v": setup.type_v,
             "n_prompt": case.n_prompt, "n_gen": case.n_gen, "n_depth": case.n_depth,
             "test_time": self.test_time, "avg_ns": int(fmean(self.samples_ns)),
             "stddev_ns": int(_deviation(self.samples_ns)), "avg_ts": speed, "stddev_ts": deviation,

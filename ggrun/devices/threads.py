@@ -77,14 +77,23 @@ class Turnout:
         self.active, self._threads, self._rest, self._left = threads, threads, self._RESTS[0], 0.0
         self._seconds = self._lost = 0.0
         self._on_trial = False
+        self._all_seconds = self._thread_seconds = 0.0
 
     def note(self, seconds: float, lost: float) -> None:
         """A job took so long; so long, in all, its threads did not run. In seconds."""
         self._seconds, self._lost = self._seconds + seconds, self._lost + lost
         self._left -= seconds
+        self._all_seconds += seconds
+        self._thread_seconds += self.active * seconds
         if self._seconds > self._WINDOW:
             self._decide()
             self._seconds = self._lost = 0.0
+
+    def mean(self) -> float:
+        """How many took part, of the time of all jobs since this was asked before."""
+        mean = self._thread_seconds / self._all_seconds if self._all_seconds else float(self.active)
+        self._all_seconds = self._thread_seconds = 0.0
+        return mean
 
     def _decide(self) -> None:
         first, last = self._RESTS
@@ -124,11 +133,16 @@ class ThreadPool:
             try:
                 self._crew.wake()
                 control, active, start = self._crew.control, self._turnout.active, time.perf_counter()
-                if self._runtime.post(control, active, table.ctypes.data, len(table)):
+                lost = self._runtime.post(control, active, table.ctypes.data, len(table))
+                if lost < 0:
                     raise Interrupted("the computation was interrupted")
-                self._turnout.note(time.perf_counter() - start, self._runtime.lost(control) / 1e9)
+                self._turnout.note(time.perf_counter() - start, lost / 1e9)
             finally:
                 self._crew.rest()
+
+    def mean_threads(self) -> float:
+        """How many threads took part since this was asked before: one that shares its core may sit out."""
+        return self._turnout.mean()
 
     def interrupt(self) -> None:
         """End a run that is going on, and those that come; from any thread."""

@@ -13,6 +13,8 @@ from ggrun.errors import GgrunError
 PAGE = 64
 """Positions in a page."""
 
+_OFFSETS = np.arange(PAGE, dtype=np.int32)
+
 
 class CacheFull(GgrunError):
     """There are no free pages for what was asked."""
@@ -48,9 +50,9 @@ class KVCache:
         for i in range(held, needed):
             self._tables[sequence, i] = self._take()
         self._lengths[sequence] = begin + n
-        positions = np.arange(begin, begin + n, dtype=np.int32)
-        slots: NDArray[np.int32] = self._tables[sequence, positions // PAGE] * PAGE + positions % PAGE
-        return slots
+        first = begin // PAGE
+        slots: NDArray[np.int32] = self._tables[sequence, first:needed, None] * PAGE + _OFFSETS
+        return slots.ravel()[begin - first * PAGE :][:n]
 
     def truncate(self, sequence: int, length: int) -> None:
         """Step back: forget the positions from `length` on.

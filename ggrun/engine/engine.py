@@ -66,8 +66,8 @@ class Engine:
         ids = self.check(tokens, begin)
         try:
             slots = self.cache.extend(sequence, len(ids))
-            outputs = np.full(len(ids), all_logits)
-            outputs[-1:] = True
+            outputs = np.zeros(len(ids), np.bool_)
+            outputs[0 if all_logits else -1 :] = True
             parts = self._pipeline.run(
                 [
                     self._batch(ids, slots, outputs, sequence, begin, part)

@@ -7,9 +7,9 @@ narrow down the candidates; the temperature and a seeded draw come last.
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from math import isfinite, isinf, log
+from math import isfinite, isinf, isnan, log
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 Logits = NDArray[np.float32]
 FLOAT_MAX = np.finfo(np.float32).max
+_COLD = 1e-260
+"""A temperature that leaves only the best; with lower ones numbers would be too large."""
+_COLUMNS = 1024
+"""As few as numpy finds the maxima of at full speed."""
 FLOAT_MAX_LOG = 88.7228391
 """The logarithm of the largest float32: llama.cpp's bound for DRY's penalty."""
 
@@ -90,12 +94,11 @@ def _finite(value: Any) -> bool:
         return False
 
 
-@dataclass(frozen=True)
-class Candidates:
+class Candidates(NamedTuple):
     """Tokens that may be chosen, the most probable first; all logits are above -inf."""
 
     ids: NDArray[np.intp]
-    logits: NDArray[np.floating[Any]]
+    logits: NDArray[np.float64]
 
     def keep(self, which: NDArray[np.bool_] | slice) -> "Candidates":
         """Some of them (the first, if that were none)."""
@@ -104,8 +107,9 @@ class Candidates:
 
     def probabilities(self) -> NDArray[np.float64]:
         """Softmax."""
-        p = np.exp(self.logits.astype(np.float64) - self.logits[0])
-        return np.asarray(p / p.sum())
+        p: NDArray[np.float64] = np.exp(self.logits - self.logits[0])
+        p /= p.sum()
+        return p
 
 
 # ---------------------------------------------------------------- what changes logits
@@ -171,10 +175,9 @@ def top_candidates(logits: Logits, o: SamplingOptions) -> Candidates:
     GgrunError when all logits are -inf.
     """
     if o.top_n_sigma <= 0 and 0 < o.top_k < len(logits):
-        # All tokens are looked at only here, and only as often as must be.
-        least = np.partition(logits, -o.top_k)[-o.top_k]
+        least = _least(logits, o.top_k)
         if least > -np.inf:
-            return _sorted(logits, np.flatnonzero(logits >= least)).keep(slice(o.top_k))
+            return _sorted(logits, (logits >= least).nonzero()[0]).keep(slice(o.top_k))
     ids = np.flatnonzero(logits > -np.inf)
     if not len(ids):
         raise GgrunError("no token can come next: the model's logits and the options leave none")
@@ -188,9 +191,22 @@ def top_candidates(logits: Logits, o: SamplingOptions) -> Candidates:
     return _sorted(logits, ids)
 
 
+def _least(logits: Logits, k: int) -> np.float32:
+    """What at least k logits reach, and hardly more: the k-th of the maxima of columns that they are laid in.
+
+    All tokens are looked at once for it; to sort so many takes longer than all else that a sampler does.
+    """
+    columns = max(16 * k, _COLUMNS)
+    if rows := len(logits) // columns:
+        logits = logits[: rows * columns].reshape(rows, columns).max(axis=0)
+    least: np.float32 = np.partition(logits, -k)[-k]
+    return least
+
+
 def _sorted(logits: Logits, ids: NDArray[np.intp]) -> Candidates:
-    ids = ids[np.argsort(-logits[ids], kind="stable")]
-    return Candidates(ids, logits[ids])
+    values = logits[ids].astype(np.float64)
+    order = (-values).argsort(kind="stable")
+    return Candidates(ids[order], values[order])
 
 
 def typical(c: Candidates, p: float) -> Candidates:
@@ -208,7 +224,7 @@ def top_p(c: Candidates, p: float) -> Candidates:
     """Nucleus sampling (Holtzman et al. 2019): the fewest that together have probability p."""
     if p >= 1.0:
         return c
-    return c.keep(slice(int(np.searchsorted(np.cumsum(c.probabilities()), p)) + 1))
+    return c.keep(slice(int(c.probabilities().cumsum().searchsorted(p)) + 1))
 
 
 def min_p(c: Candidates, p: float) -> Candidates:
@@ -228,8 +244,7 @@ def tempered(c: Candidates, temperature: float) -> Candidates:
     """Divide by the temperature; 0 or less leaves only the best of what the filters left."""
     if temperature <= 0.0:
         return c.keep(slice(1))
-    with np.errstate(over="ignore"):
-        return Candidates(c.ids, (c.logits.astype(np.float64) - c.logits[0]) / temperature)
+    return Candidates(c.ids, (c.logits - c.logits[0]) / max(temperature, _COLD))
 
 
 # ---------------------------------------------------------------- the chain
@@ -248,7 +263,9 @@ class Sampler:
         grammar: "Grammar | None" = None,
     ) -> None:
         options.check()
-        self.options = options
+        self.options = self._filters = options
+        if options.temp <= 0.0 and options.typical >= 1.0 and options.xtc_probability <= 0.0:
+            self._filters = replace(options, top_k=1)  # nothing drops the best: no need to sort the others
         self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if options.seed < 0 else options.seed
         self._rng = np.random.default_rng(self.seed)
         self._token_text, self._grammar = token_text, grammar
@@ -276,15 +293,13 @@ class Sampler:
     def sample(self, logits: Logits) -> int:
         """The next token, from its logits [vocab]; GgrunError when they are no numbers, or all -inf."""
         c = self.candidates(logits)
-        total = np.cumsum(c.probabilities())
+        total = c.probabilities().cumsum()
         # As Generator.choice does it, which looks at much first.
-        return int(c.ids[np.searchsorted(total / total[-1], self._rng.random(), side="right")])
+        return int(c.ids[(total / total[-1]).searchsorted(self._rng.random(), side="right")])
 
     def candidates(self, logits: Logits) -> Candidates:
         """What `sample` draws from: the tokens that all links of the chain left, and how probable each is."""
-        o = self.options
-        if o.temp <= 0.0 and o.typical >= 1.0 and o.xtc_probability <= 0.0:
-            o = replace(o, top_k=1)  # nothing drops the best: no need to sort the others
+        o = self._filters
         c = top_candidates(self._adjusted(logits), o)
         c = xtc(min_p(top_p(typical(c, o.typical), o.top_p), o.min_p), self._rng, o)
         return tempered(c, o.temp)
@@ -292,7 +307,7 @@ class Sampler:
     def _adjusted(self, logits: Logits) -> Logits:
         """A copy with biases, grammar and penalties; at most FLOAT_MAX, for an infinite bias means always."""
         o = self.options
-        if np.isnan(most := np.max(logits)):
+        if isnan(most := logits.max()):
             raise GgrunError("the model computed values that are no numbers: its file may be damaged")
         if most <= FLOAT_MAX and not (o.logit_bias or self._grammar or self._penalizes):
             return logits

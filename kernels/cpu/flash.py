@@ -22,9 +22,9 @@ BLOCK = 192
 
 
 @jit
-def _transpose_keys(a: Any, raw: int, keys: int) -> None:
-    """[page, dim] to [dim, page]."""
-    for j in range(0, a.page, 16):
+def _transpose_keys(a: Any, raw: int, n: int, keys: int) -> None:
+    """n positions (and more, up to 16) of [page, dim] to [dim, page]."""
+    for j in range(0, n, 16):
         for i in range(0, a.padded_dim, 16):
             source, target = raw + 4 * (j * a.padded_dim + i), keys + 4 * (i * a.page + j)
             transpose(source, 4 * a.padded_dim, target, 4 * a.page, _SIXTEEN)
@@ -32,19 +32,17 @@ def _transpose_keys(a: Any, raw: int, keys: int) -> None:
 
 @jit
 def _unpack_page(a: Any, rows: int, n: int, raw: int, keys: int, values: int) -> None:
-    """n positions of a page of cells; values beyond them become zero (and keys are masked)."""
+    """n positions of a page of cells."""
     invoke(a.key_unpack, (a.keys + rows * a.key_bytes, a.key_bytes, n, a.padded_dim, raw))
-    _transpose_keys(a, raw, keys)
+    _transpose_keys(a, raw, n, keys)
     invoke(a.value_unpack, (a.values + rows * a.value_bytes, a.value_bytes, n, a.padded_value, values))
-    for i in range(n * a.padded_value, a.page * a.padded_value, 16):
-        store(f32x16, splat(f32x16, np.float32(0.0)), values + 4 * i)
 
 
 @jit
 def _products(
     w: int, w_stride: int, k: int, lanes: int, x: int, x_stride: int, y: int, y_stride: int, add: bool
 ) -> None:
-    """y[_QUERIES, lanes] (+)= x[_QUERIES, k] . w[k, lanes]; strides in bytes."""
+    """y[_QUERIES, lanes] (+)= x[_QUERIES, k] . w[k, lanes]; strides in bytes, lanes up to the next _LANES."""
     for lane in range(0, lanes, _LANES):
         tile = tile_zero(_TILE, f32x16)
         for i in range(k):
@@ -56,8 +54,8 @@ def _products(
 
 
 @jit
-def _softmax_row(a: Any, scores: int, valid: int, state: int, sums: int) -> None:
-    """Scores of a query to weights, zero from `valid` on; its sums and state (max, total) follow."""
+def _softmax_row(a: Any, scores: int, n: int, valid: int, state: int, sums: int) -> None:
+    """n scores of a query to weights, zero from `valid` on; its sums and state (max, total) follow."""
     if valid > 0:
         before, total = load(f32, state), load(f32, state + 4)
         largest, part = softmax_step(scores, valid, np.float32(a.scale), before)
@@ -68,7 +66,7 @@ def _softmax_row(a: Any, scores: int, valid: int, state: int, sums: int) -> None
             for i in range(0, a.padded_value, 16):
                 store(f32x16, load(f32x16, sums + 4 * i) * splat(f32x16, rescale), sums + 4 * i)
         store(f32, total + part, state + 4)
-    for j in range(max(valid, 0), a.page):
+    for j in range(max(valid, 0), n):
         store(f32, np.float32(0.0), scores + 4 * j)
 
 
@@ -129,16 +127,17 @@ def attend_run(a: Any, token: int, tokens: int, kv_head: int) -> None:
             if first_position + last // group < first:
                 continue  # these tokens come before the page
             x, y = q + 4 * a.padded_dim * tile, o + 4 * a.padded_value * tile
+            n = min(a.page, first_position + last // group + 1 - first)  # positions that any of them sees
             _products(
-                address_of(keys), 4 * a.page, a.padded_dim, a.page, x, 4 * a.padded_dim, s, 4 * a.page, False
+                address_of(keys), 4 * a.page, a.padded_dim, n, x, 4 * a.padded_dim, s, 4 * a.page, False
             )
             for i in range(_QUERIES):
                 seen = first_position + (tile + i) // group + 1 - first if tile + i <= last else 0
                 _softmax_row(
-                    a, s + 4 * a.page * i, min(a.page, seen), w + 8 * (tile + i), y + 4 * a.padded_value * i
+                    a, s + 4 * a.page * i, n, min(n, seen), w + 8 * (tile + i), y + 4 * a.padded_value * i
                 )
             _products(
-                address_of(values), 4 * a.padded_value, a.page, a.padded_value, s, 4 * a.page, y,
+                address_of(values), 4 * a.padded_value, n, a.padded_value, s, 4 * a.page, y,
                 4 * a.padded_value, True,
             )  # fmt: skip
     _store_sums(a, token, tokens, kv_head, group, o, w)

@@ -22,6 +22,7 @@ from .simd import (
     splat,
     store,
     to_i32,
+    where_less,
     zero,
 )
 
@@ -43,11 +44,11 @@ _P = tuple(
 
 @jit
 def exp(x: Any) -> Any:
-    """e^x for 16 floats; what is below -87 gives about 1e-38, above 88 about 1e38; no number stays none."""
-    nothing = x - x
-    x = minimum(maximum(x, splat(f32x16, np.float32(-87.0))), splat(f32x16, np.float32(88.0)))
-    n = rounded(x * splat(f32x16, _LOG2E))
-    r = fma(n, splat(f32x16, -_LN2_HIGH), x)
+    """e^x for 16 floats; below -87 it gives 0, above 88 infinity; what is no number stays none."""
+    least, most = splat(f32x16, np.float32(-87.0)), splat(f32x16, np.float32(88.0))
+    near = minimum(maximum(x, least), most)
+    n = rounded(near * splat(f32x16, _LOG2E))
+    r = fma(n, splat(f32x16, -_LN2_HIGH), near)
     r = fma(n, splat(f32x16, -_LN2_LOW), r)
     p = fma(splat(f32x16, _P[0]), r, splat(f32x16, _P[1]))
     p = fma(p, r, splat(f32x16, _P[2]))
@@ -55,7 +56,9 @@ def exp(x: Any) -> Any:
     p = fma(p, r, splat(f32x16, _P[4]))
     p = fma(p, r, splat(f32x16, _P[5]))
     p = fma(p, r * r, r + splat(f32x16, np.float32(1.0)))
-    return bitcast(f32x16, bitcast(i32x16, p) + (to_i32(n) << 23)) + nothing
+    y = bitcast(f32x16, bitcast(i32x16, p) + (to_i32(n) << 23)) + (x - x)
+    y = where_less(x, least, zero(f32x16), y)
+    return where_less(most, x, splat(f32x16, np.float32(np.inf)), y)
 
 
 @jit

@@ -362,7 +362,10 @@ def serve(control: int, thread: int, job: int, patience: int) -> int:
 
 @_entry
 def post(control: int, threads: int, table: int, operations: int) -> int:
-    """Run a table on the first `threads` of a pool, as thread 0 of it; returns ABORT when all are done."""
+    """Run a table on the first `threads` of a pool, as thread 0 of it.
+
+    Gives the nanoseconds in which threads did not run, of all of them together; -1 when walks are to end.
+    """
     atomic_store(control + DONE, 0)
     atomic_store(control + LOST, 0)
     atomic_store(control + TABLE, table)
@@ -372,13 +375,7 @@ def post(control: int, threads: int, table: int, operations: int) -> int:
     atomic_store(control + JOB, before - before % _JOB + _JOB + threads)
     _walk_and_count(table, operations, control, 0, threads)
     _wait(control + DONE, 0, threads - 1)
-    return atomic_load(control + ABORT)
-
-
-@_entry
-def lost(control: int) -> int:
-    """The nanoseconds of the last job in which threads did not run, of all of them together."""
-    return atomic_load(control + LOST)
+    return -1 if atomic_load(control + ABORT) else max(0, atomic_load(control + LOST))
 
 
 @_entry

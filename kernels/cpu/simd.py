@@ -287,6 +287,16 @@ def minimum(ctx: Any, x: Any, y: Any) -> Codegen:
 
 
 @intrinsic
+def where_less(ctx: Any, x: Any, y: Any, then: Any, other: Any) -> Codegen:
+    """Lanes of `then` where the float x < y; of `other` elsewhere, also where one is no number."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Value:
+        return b.select(b.fcmp_ordered("<", args[0], args[1]), args[2], args[3])
+
+    return then(x, x, then, then), codegen
+
+
+@intrinsic
 def divide(ctx: Any, x: Any, y: Any) -> Codegen:
     """x / y, lane by lane (/ itself is Numba's, with its checks)."""
     return x(x, y), lambda context, b, sig, args: b.fdiv(*args)

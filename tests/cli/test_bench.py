@@ -1,6 +1,7 @@
 """ggrun bench: its lists and ranges, the bytes it counts, and the command as users meet it."""
 
 import csv
+import io
 import json
 import signal
 import statistics
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from ggrun.arch.config import Config
 from ggrun.bundled import demo_model
 from ggrun.cli.bench_model import model_type
+from ggrun.cli.bench_output import Markdown
 from ggrun.cli.bench_tests import Case, ModelFacts, Result, Setup, all_tests
 from ggrun.cli.bench_values import Files, Names, Numbers, Pairs
 from ggrun.gguf import GGUF
@@ -131,9 +133,9 @@ def test_all_combinations_in_llama_benchs_order() -> None:
     assert [(str(s.model), s.n_threads) for s, _ in tests[::6]] == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
 
 
-def result(case: Case, samples: list[int]) -> Result:
+def result(case: Case, samples: list[int], threads: float = 1.0) -> Result:
     facts = ModelFacts("tiny", 10, 10, weight_bytes=1000, cell_bytes=10, bandwidth=1e6)
-    return Result(Setup(Path("m"), 8, 4, "f16", "f16", 1), facts, case, "", samples)
+    return Result(Setup(Path("m"), 8, 4, "f16", "f16", 2), facts, case, "", samples, threads)
 
 
 def test_what_is_computed_from_times() -> None:
@@ -149,6 +151,14 @@ def test_what_is_computed_from_times() -> None:
     assert of_prompt["avg_ts"] == 8
     assert of_prompt["stddev_ts"] == 0
     assert of_prompt["token_bytes"] is of_prompt["memory_share"] is None
+
+
+@pytest.mark.parametrize(("threads", "shown"), [(2.0, "2"), (1.98, "2"), (1.4, "1.4/2"), (1.0, "1.0/2")])
+def test_threads_that_sat_out_are_shown(threads: float, shown: str) -> None:
+    stream = io.StringIO()
+    Markdown(stream, []).add(result(Case(0, 4, 0), [10**9], threads))
+    assert [cell.strip() for cell in stream.getvalue().splitlines()[-1].split("|")][5] == shown
+    assert result(Case(0, 4, 0), [10**9], threads).fields()["mean_threads"] == threads
 
 
 def opened(path: Path) -> tuple[GGUF, Config]:
@@ -221,6 +231,7 @@ def test_json_says_what_happened(tiny: Path) -> None:
     for r in results:
         n = r["n_prompt"] + r["n_gen"]
         assert len(r["samples_ns"]) == 2
+        assert r["mean_threads"] == r["n_threads"] == 1
         assert r["samples_ts"] == pytest.approx([n * 1e9 / ns for ns in r["samples_ns"]])
         assert r["avg_ts"] == pytest.approx(statistics.mean(r["samples_ts"]))
         assert r["stddev_ts"] == pytest.approx(statistics.stdev(r["samples_ts"]))

@@ -221,7 +221,7 @@ def test_closing_waits_for_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.05)
         return post(*args)
 
-    monkeypatch.setattr(device.pool, "_runtime", SimpleNamespace(post=slow, lost=lambda control: 0))
+    monkeypatch.setattr(device.pool, "_runtime", SimpleNamespace(post=slow))
     in_time(lambda: np.testing.assert_allclose(program(rows(6)), want, rtol=1e-5, atol=1e-5), 5)
     closer.join(5)
     with pytest.raises(GgrunError, match="closed"):

@@ -34,6 +34,15 @@ def test_a_thread_that_shares_its_core_sits_out_and_is_tried_again_less_and_less
     assert spend(turnout, 20.0, 0)[-400:] == [2] * 400
 
 
+def test_how_many_took_part_is_known() -> None:
+    turnout = Turnout(2)
+    assert turnout.mean() == 2.0  # of nothing
+    active = spend(turnout, 10.0, 1)
+    assert turnout.mean() == pytest.approx(sum(active) / len(active))
+    turnout.note(1.0, 0.0)
+    assert turnout.mean() in (1.0, 2.0)
+
+
 def test_as_many_sit_out_as_share_a_core_and_come_back_one_by_one() -> None:
     turnout = Turnout(8)
     active = spend(turnout, 30.0, 3)

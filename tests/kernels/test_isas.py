@@ -20,7 +20,7 @@ def test_other_instructions(isa: str) -> None:
     own = load_cpu("llvm_ir").ISA
     if own in (isa, "portable"):
         pytest.skip(f"these tests ran with {own} already, and this CPU may have no more")
-    names = ("test_formats", "test_columns", "test_simd", "test_dots", "test_guards")
+    names = ("test_formats", "test_columns", "test_simd", "test_functions", "test_dots", "test_guards")
     tests = [str(HERE / f"{name}.py") for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     run = subprocess.run(command, env=os.environ | {"GGRUN_SIMD": isa}, capture_output=True, text=True)

@@ -6,18 +6,26 @@ minima 0-3 those of scales[4:8]; scales 4-7 are the low nibbles of scales[8:12],
 the free bits of the first eight bytes are their tops.
 """
 
-import numpy as np
-
-from ..kinds import Lanes
+from ..kinds import Kind, Lanes
 from ..runtime import jit, kernel
-from ..simd import bitcast, f16x8, i8x8, i32x16, load, shuffle, to_f32, u32, zext
+from ..simd import i32, i32x16, load, numbers, shuffle, splat, to_f32
 from .superblocks import superblocks_dequantize, superblocks_matmul
 from .values import Values
 
 COLUMNS = "q8"
 SIZE = 144
-_FIRST, _SECOND = Lanes([0] * 8), Lanes([1] * 8)
 _VALUES = Values(15, minima=True)
+
+# A lane for the scale of sub-block 0, one for its minimum, then those of sub-block 1...
+_f16x2, _i32x2 = Kind("f16", 2), Kind("i32", 2)
+_TWO = Lanes([0, 1] * 8)
+_EVEN, _ODD = Lanes(range(0, 16, 2)), Lanes(range(1, 16, 2))
+# All bits of sub-blocks 0-3, and the tops of the others.
+_SHIFTS = Lanes([8 * i + top for top in (0, 2) for i in range(4) for _ in range(2)])
+_BITS = Lanes([0x3F] * 8 + [0x30] * 8)
+# Their low bits.
+_LOW_SHIFTS = Lanes([0] * 8 + [4 * i for i in range(8)])
+_LOW_BITS = Lanes([0] * 8 + [0x0F] * 8)
 
 
 @jit
@@ -35,15 +43,11 @@ def _unpack(p: int) -> tuple[object, object, object, object]:
 @jit
 def scale(p: int) -> tuple[object, object]:
     """The scales and minima of the block at p (Q5_K has the same)."""
-    a, b, c = load(u32, p + 4), load(u32, p + 8), load(u32, p + 12)
-    low, top, nibble = np.uint32(0x3F3F3F3F), np.uint32(0x30303030), np.uint32(0x0F0F0F0F)
-    scales_high = (c & nibble) | ((a >> np.uint32(2)) & top)
-    minima_high = ((c >> np.uint32(4)) & nibble) | ((b >> np.uint32(2)) & top)
-    scales = np.uint64(a & low) | (np.uint64(scales_high) << np.uint64(32))
-    minima = np.uint64(b & low) | (np.uint64(minima_high) << np.uint64(32))
-    both = load(f16x8, p)  # of which the first two are d and dmin
-    d, m = to_f32(zext(bitcast(i8x8, scales))), to_f32(zext(bitcast(i8x8, minima)))
-    return d * shuffle(both, _FIRST), m * shuffle(both, _SECOND)
+    words, low = shuffle(load(_i32x2, p + 4), _TWO), splat(i32x16, load(i32, p + 12))
+    words = (words >> numbers(i32x16, _SHIFTS)) & numbers(i32x16, _BITS)
+    low = (low >> numbers(i32x16, _LOW_SHIFTS)) & numbers(i32x16, _LOW_BITS)
+    both = to_f32(words | low) * shuffle(load(_f16x2, p), _TWO)
+    return shuffle(both, _EVEN), shuffle(both, _ODD)
 
 
 matmul = kernel(superblocks_matmul(_unpack, scale, SIZE, 8, _VALUES))
