@@ -92,6 +92,17 @@ def _is_shape(name: str) -> bool:
     return name.lower() in SHAPES
 
 
+def _is_elsewhere(hardware: str) -> bool:
+    """Whether a text says all of its devices: then none of this machine's is meant."""
+    from ggrun.plan.hardware import parse_devices
+
+    try:
+        parse_devices(hardware)
+    except UsageError:
+        return False
+    return True
+
+
 def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
     from ggrun.cli.terminal import compile_progress
     from ggrun.devices.local import (
@@ -111,8 +122,8 @@ def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
     hardware, own = placement.pop("hardware"), placement.pop("plan")
     options["n_ubatch"] = min(options["n_ubatch"], n_batch)
     wishes = PlanOptions(**options, **placement)
-    # Speeds of this machine are only measured where its CPU counts.
-    if not here_is_known(threads) and (hardware is None or "cpu" in hardware.lower()):
+    # Speeds of this machine are only measured where they count.
+    if not here_is_known(threads) and (hardware is None or not _is_elsewhere(hardware)):
         with compile_progress():
             local_cpu(threads, measure=True)
     own_here = own is not None and hardware is None

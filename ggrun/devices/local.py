@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from fractions import Fraction
 
 from ggrun.devices.cuda.device import Cuda
@@ -11,6 +11,7 @@ from ggrun.devices.cuda.found import count_cards
 from ggrun.devices.host_memory import host_memory
 from ggrun.devices.names import DeviceName, refuse_twins
 from ggrun.devices.speeds import card_key, cpu_key, forget, keep, kept, measured_card, measured_cpu
+from ggrun.errors import UsageError
 from ggrun.plan import Plan
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.hardware import DeviceInfo, Speeds, card_info, cpu_info, parse_devices
@@ -21,6 +22,11 @@ from ggrun.plan.report import require_fit, with_plan
 
 _BANDWIDTH = 20e9  # bytes a second, where none was measured: only ratios of it matter to a plan
 
+_PLACING = {
+    "split_mode": "-sm", "n_gpu_layers": "-ngl", "tensor_split": "-ts", "main_gpu": "-mg", "order": "-dev",
+    "overrides": "-ot", "cpu_moe": "-cmoe", "n_cpu_moe": "-ncmoe", "n_cpu_ffn": "-ncffn",
+    "kv_offload": "-nkvo",
+}  # fmt: skip
 _BUSY = 1.1
 """So much faster is memory than when others were using it."""
 
@@ -106,9 +112,13 @@ def pretends(devices: Iterable[DeviceInfo]) -> bool:
 def planned_as_written(
     facts: ModelFacts, devices: list[DeviceInfo], options: PlanOptions, plan: Plan
 ) -> Planned:
-    """A plan that a user wrote. The flags that say what it says count for nothing beside it."""
+    """A plan that a user wrote; UsageError for flags that say what it says."""
     plan.check(facts.config)
     sizes_only = PlanOptions(**{name: getattr(options, name) for name in _BESIDE_A_PLAN})
+    if options != sizes_only:
+        others = [f.name for f in fields(options) if getattr(options, f.name) != getattr(sizes_only, f.name)]
+        said = ", ".join(_PLACING[name] for name in others)
+        raise UsageError(f"a plan says where everything runs: it goes without {said}")
     return with_plan(make_plan(facts, devices, sizes_only), plan)
 
 

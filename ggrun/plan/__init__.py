@@ -59,8 +59,16 @@ class Plan:
             kv_on_host = data.get("kv_on_host", False)
             if type(kv_on_host) is not bool:
                 raise ValueError(f"kv_on_host is {kv_on_host!r:.60}")
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise UsageError(f"not a plan: {type(error).__name__}: {error}") from None
+        except KeyError as error:
+            raise UsageError(f"not a plan: {error.args[0]!r:.40} is missing") from None
+        except json.JSONDecodeError as error:
+            raise UsageError(f"not a plan: no JSON: {error}") from None
+        except (ValueError, OverflowError, RecursionError) as error:
+            raise UsageError(f"not a plan: {error!s:.120}") from None
+        except (TypeError, AttributeError):
+            raise UsageError(
+                "not a plan: it must be stages of members, as ggrun plan --json writes"
+            ) from None
         return cls(tuple(stages), kv_on_host)
 
     def _check_kinds(self) -> None:
