@@ -178,7 +178,9 @@ class FakeCupy:
         assert kind == self.memcpyHostToDevice
         ctypes.memmove(target, source, nbytes)
 
-    def memcpyAsync(self, target: int, source: int, nbytes: int, kind: int, stream: int) -> None:  # noqa: N802
+    def memcpyAsync(  # noqa: N802
+        self, target: int, source: int, nbytes: int, kind: int, stream: int
+    ) -> None:
         self.memcpy(target, source, nbytes, kind)
 
     def memcpy2DAsync(  # noqa: N802
