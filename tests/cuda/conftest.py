@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from ggrun.devices.cuda.driver import Driver
+from tests.cuda import models
 from tools.cuda_emulator.build import compiler
 from tools.cuda_emulator.driver import EmulatedDriver
 
@@ -84,6 +85,11 @@ class Card:
         """Fails if a kernel wrote past the end of an array."""
         for there in self._arrays:
             getattr(there.memory, "free", lambda: None)()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("device") == "cuda":
+        models.REAL.append(True)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -1,4 +1,4 @@
-"""Models on emulated CUDA devices, for tests."""
+"""Models on CUDA devices, emulated ones or, with --device cuda, parts of a real card; for tests."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ggrun.arch.config import Config
 from ggrun.devices.base import Device
+from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.late import Schedule
 from ggrun.engine.engine import Engine, EngineOptions
@@ -15,11 +16,16 @@ from ggrun.gguf import GGUF
 from ggrun.plan import Plan, single
 from tools.cuda_emulator.driver import EmulatedDriver
 
+REAL: list[bool] = []
+"""Has something in it with --device cuda."""
+
 
 def cards(n: int, arch: int = 80, seed: int = 0, limit: int = 1 << 30) -> dict[str, Device]:
-    """Emulated cards by their names, cuda:0 and so on, whose streams are interleaved."""
+    """Cards by their names, cuda:0 and so on. Emulated: of an architecture, their streams interleaved."""
     schedule = Schedule(seed)
     names = [f"cuda:{i}" for i in range(n)]
+    if REAL:
+        return {name: Cuda(CupyDriver(0, name), name, limit) for name in names}
     return {name: Cuda(EmulatedDriver(arch, limit, schedule, name=name), name, limit) for name in names}
 
 

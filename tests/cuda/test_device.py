@@ -129,9 +129,9 @@ def test_memory_that_is_short(tmp_path: Path) -> None:
     devices = cards(1)
     (device,) = devices.values()
     assert isinstance(device, Cuda)
-    before = device.driver.free_memory()[0]
+    before = device.available()
     held = engine(path, devices)
-    needed = before - device.driver.free_memory()[0]
+    needed = before - device.available()
     assert held.n_ctx == 256
     told = set()
     for limit in range(0, needed, needed // 40):
