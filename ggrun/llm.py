@@ -36,7 +36,8 @@ class LLM:
                   least) where memory is short
     n_ubatch      tokens of a prompt that are computed together
     threads       of the CPU; None: one for each physical core
-    devices       "cpu"; to try splits, CPUs that pretend to be cards: "cpu:0:2GB,cpu:1:2GB,cpu"
+    devices       "cuda:0,cpu"; to try splits, CPUs that pretend to be cards: "cpu:0:2GB,cpu:1:2GB,cpu"; None:
+                  all cards of this machine, and its CPU
     cache_type_k, cache_type_v
                   the form of keys and values in the cache: f16, f32, bf16 or q8_0
     plan          where every layer runs, instead of devices and what follows
@@ -54,7 +55,7 @@ class LLM:
         n_ctx: int = 0,
         n_ubatch: int = 512,
         threads: int | None = None,
-        devices: str = "cpu",
+        devices: str | None = None,
         cache_type_k: str = "f16",
         cache_type_v: str = "f16",
         plan: Plan | None = None,
@@ -75,7 +76,7 @@ class LLM:
         names = {member.device for stage in self.plan.stages for member in stage.members}
         self._devices = open_devices(names, threads)
         try:
-            options = EngineOptions(n_ctx, n_ubatch, 1, cache_type_k, cache_type_v)
+            options = EngineOptions(n_ctx, wishes.n_ubatch, 1, cache_type_k, cache_type_v)
             self._engine = Engine(self._model, self.config, self.plan, self._devices, options)
         except BaseException:
             for device in self._devices.values():
@@ -231,9 +232,10 @@ class LLM:
 
 def _check_kinds(threads: Any, devices: Any, plan: Any) -> None:
     """UsageError for what the types say, to those who do not check them."""
-    if threads is not None and not (isinstance(threads, Integral) and int(threads) >= 1):
+    whole = isinstance(threads, Integral) and not isinstance(threads, bool)
+    if threads is not None and not (whole and int(threads) >= 1):
         raise UsageError(f"threads {threads!r:.40}: must be a whole number, 1 or more")
-    if not isinstance(devices, str):
+    if not isinstance(devices, str | None):
         raise UsageError(f"devices is {devices!r:.40}: it must be text, as cpu or cpu:0:2GB,cpu:1:2GB")
     if plan is not None and not isinstance(plan, Plan):
         raise UsageError(f"plan is {plan!r:.40}: it must be a ggrun.plan.Plan")

@@ -1,6 +1,7 @@
 """The floors: a package imports only from those to its left, and its imports form no cycle."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ FLOORS = [
 SOURCES = sorted((ROOT / "ggrun").rglob("*.py"))
 MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in SOURCES}
 KERNELS = sorted((ROOT / "kernels" / "cpu").rglob("*.py"))
+CUDA = sorted(p for p in (ROOT / "kernels" / "cuda").rglob("*") if p.suffix in (".cu", ".cuh"))
 
 
 def imported(path: Path) -> set[str]:
@@ -58,6 +60,15 @@ def test_imports_go_one_way(path: Path) -> None:
 @pytest.mark.parametrize("path", KERNELS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_kernels_know_nothing_of_ggrun(path: Path) -> None:
     assert not imported(path)
+
+
+@pytest.mark.parametrize("path", CUDA, ids=lambda p: str(p.relative_to(ROOT)))
+def test_cuda_sources_keep_to_what_nvrtc_and_the_emulator_have(path: Path) -> None:
+    text = re.sub(r"//.*", "", path.read_text())
+    included = set(re.findall(r"#include\s+(\S+)", text))
+    assert {name for name in included if name.startswith("<")} <= {"<cuda_fp16.h>", "<cuda_bf16.h>"}
+    assert not re.search(r"\bINFINITY\b", text)
+    assert path.name == "ptx.cuh" or not re.search(r"\basm\b", text), "inline PTX belongs to ptx.cuh"
 
 
 def test_every_package_has_a_floor() -> None:

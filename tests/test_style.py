@@ -16,6 +16,12 @@ FILES = sorted(
     for p in (ROOT / folder).rglob("*.py")
 )
 PRODUCT = [p for p in FILES if p.relative_to(ROOT).parts[0] in ("ggrun", "kernels")]
+CPP = sorted(
+    p
+    for folder in ("kernels", "tests", "tools")
+    for p in (ROOT / folder).rglob("*")
+    if p.suffix in (".cu", ".cuh", ".h", ".cpp")
+)
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -34,7 +40,8 @@ def length(function: Function) -> int:
 
 
 def test_files_are_short() -> None:
-    assert {str(p.relative_to(ROOT)): n for p in FILES if (n := len(p.read_text().splitlines())) > 400} == {}
+    lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in FILES + CPP}
+    assert {name: n for name, n in lengths.items() if n > 400} == {}
 
 
 def test_functions_are_short() -> None:
@@ -46,7 +53,7 @@ def test_functions_are_short() -> None:
 def test_lines_fit() -> None:
     long = [
         f"{p.name}:{i}"
-        for p in FILES
+        for p in FILES + CPP
         for i, line in enumerate(p.read_text().splitlines(), 1)
         if len(line) > 110
     ]
@@ -57,6 +64,10 @@ def test_modules_have_docstrings() -> None:
     assert [
         str(p) for p in FILES if p.read_text().strip() and not ast.get_docstring(ast.parse(p.read_text()))
     ] == []
+
+
+def test_c_files_say_what_they_are() -> None:
+    assert [str(p) for p in CPP if not p.read_text().startswith("// ")] == []
 
 
 def test_functions_are_typed() -> None:

@@ -15,7 +15,7 @@ from ggrun.cli.bench_tests import Case, ModelFacts, Setup
 from ggrun.devices import open_devices
 from ggrun.devices.base import Device
 from ggrun.devices.cpu import Cpu
-from ggrun.devices.local import planned_here, remember
+from ggrun.devices.local import everything, planned_here, remember
 from ggrun.engine.cache import pages_for
 from ggrun.engine.engine import Engine, EngineOptions
 from ggrun.engine.runner import CacheSpec
@@ -39,7 +39,7 @@ class Session:
         self._config = Config.from_gguf(self._model)
         self._placement = dict(placement)
         hardware = self._placement.pop("hardware")
-        self._hardware = "cpu" if hardware is None else hardware
+        self._hardware = everything() if hardware is None else hardware
         self._own_plan = self._placement.pop("plan")
         self.device = Cpu(setup.n_threads)
         self._devices: dict[str, Device] = {"cpu": self.device}

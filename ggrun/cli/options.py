@@ -118,11 +118,10 @@ def load(options: dict[str, Any]) -> Any:
     keys = ("model", "n_ctx", "n_batch", "n_ubatch", "threads", "cache_type_k", "cache_type_v")
     model, n_ctx, n_batch, n_ubatch, threads, keys_type, values_type = (options.pop(key) for key in keys)
     placement = taken(options)
-    devices = placement.pop("hardware")
     return LLM(
         model or demo_model(), n_ctx=n_ctx, n_ubatch=min(n_ubatch, n_batch), threads=threads,
         cache_type_k=keys_type, cache_type_v=values_type,
-        devices="cpu" if devices is None else devices, **placement,
+        devices=placement.pop("hardware"), **placement,
     )  # fmt: skip
 
 

@@ -18,8 +18,7 @@ def _list_devices(context: click.Context, parameter: click.Parameter, wanted: bo
     from ggrun.devices.local import local_devices
 
     print("devices:")
-    hardware = context.params.get("hardware")
-    for device in local_devices("cpu" if hardware is None else hardware):
+    for device in local_devices(context.params.get("hardware")):
         print(f"  {device.name}: {device.label} ({device.memory >> 20} MiB, {device.free >> 20} MiB free)")
     context.exit()
 

@@ -11,7 +11,7 @@ from ggrun.errors import UsageError
 
 if TYPE_CHECKING:
     from ggrun.plan.facts import ModelFacts
-    from ggrun.plan.planner import Planned
+    from ggrun.plan.planned import Planned
     from ggrun.plan.report import DoesNotFit
 
 _CACHE_TYPES = click.Choice(["f16", "f32", "bf16", "q8_0"])
@@ -59,12 +59,10 @@ def plan(**options: Any) -> int:
 
 def _shortage(planned: "Planned") -> "DoesNotFit | None":
     """Why it does not fit, if it does not."""
-    from ggrun.devices.local import require_host
     from ggrun.plan.report import DoesNotFit, require_fit
 
     try:
         require_fit(planned)
-        require_host(planned)
     except DoesNotFit as error:
         return error
     return None
@@ -94,10 +92,28 @@ def _is_shape(name: str) -> bool:
     return name.lower() in SHAPES
 
 
+def _is_elsewhere(hardware: str) -> bool:
+    """Whether a text says all of its devices: then none of this machine's is meant."""
+    from ggrun.plan.hardware import parse_devices
+
+    try:
+        parse_devices(hardware)
+    except UsageError:
+        return False
+    return True
+
+
 def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
     from ggrun.cli.terminal import compile_progress
-    from ggrun.devices.local import devices_of, here_is_known, local_cpu, planned_as_written
-    from ggrun.plan.hardware import parse_devices
+    from ggrun.devices.local import (
+        devices_of,
+        here_is_known,
+        local_cpu,
+        local_devices,
+        planned_as_written,
+        pretends,
+        shared_out,
+    )  # fmt: skip
     from ggrun.plan.options import PlanOptions
     from ggrun.plan.planner import make_plan
 
@@ -106,12 +122,14 @@ def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
     hardware, own = placement.pop("hardware"), placement.pop("plan")
     options["n_ubatch"] = min(options["n_ubatch"], n_batch)
     wishes = PlanOptions(**options, **placement)
-    # Speeds of this machine are only measured where its CPU counts.
-    here = local_cpu(threads)
-    if not here_is_known(threads) and (hardware is None or "cpu" in hardware.lower()):
+    # Speeds of this machine are only measured where they count.
+    if not here_is_known(threads) and (hardware is None or not _is_elsewhere(hardware)):
         with compile_progress():
-            here = local_cpu(threads, measure=True)
-    if own is None:
-        return make_plan(facts, parse_devices("cpu" if hardware is None else hardware, here), wishes)
-    devices = devices_of(own, threads) if hardware is None else parse_devices(hardware, here)
-    return planned_as_written(facts, devices, wishes, own)
+            local_cpu(threads, measure=True)
+    own_here = own is not None and hardware is None
+    devices = devices_of(own, threads) if own_here else local_devices(hardware, threads)
+    if hardware is None or pretends(devices):
+        devices = shared_out(devices, wishes)
+    return (
+        make_plan(facts, devices, wishes) if own is None else planned_as_written(facts, devices, wishes, own)
+    )

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from ggrun.plan.cost import DEPTH
-from ggrun.plan.planner import Planned
+from ggrun.plan.planned import Planned
+from ggrun.plan.planner import largest_context
 from ggrun.plan.report import bottleneck, flags, notes, size
 
 _WIDTH = 40
@@ -19,7 +20,8 @@ def draw(planned: Planned) -> str:
     total = sum(part.total for part in facts.parts) + facts.embedding.total + facts.output.total
     cache = sizes.keys if sizes.keys == sizes.values else f"{sizes.keys}/{sizes.values}"
     lines = [
-        f"{facts.name}: {size(total)}, {facts.config.layers} layers, context {sizes.n_ctx}, cache {cache}"
+        f"{_printable(facts.name)}: {size(total)}, {facts.config.layers} layers, "
+        f"context {sizes.n_ctx}, cache {cache}"
     ]
     lines += ["  ".join(f"{_painted(letter, colour)} {name}" for name, letter, colour in _PARTS), ""]
     for device in planned.devices:
@@ -90,10 +92,15 @@ def _predicted(planned: Planned) -> Iterator[str]:
     yield f"decode      {_rate(speed.decode)} tokens/s after {depth} tokens{full}"
     yield f"prefill     {_rate(speed.prefill)} tokens/s (a prompt of {speed.prompt_tokens})"
     yield f"bottleneck  {bottleneck(planned)}"
-    as_laid_out, largest = planned.context_as_laid_out, planned.largest_context
+    as_laid_out, largest = planned.context_as_laid_out, largest_context(planned)
     other = f", {largest} with others" if largest > as_laid_out else ""
     yield f"context     {planned.sizes.n_ctx}; at most {as_laid_out} with the layers where they are{other}"
     yield f"flags       {shlex.join(flags(planned))}"
+
+
+def _printable(name: str) -> str:
+    """A file's name, which may have what would steer a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def _rate(value: float) -> str:

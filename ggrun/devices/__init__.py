@@ -23,6 +23,9 @@ def open_devices(names: Iterable[str], threads: int | None = None) -> dict[str, 
     try:
         if any(p.kind == "emulated" for p in parsed.values()):
             devices |= _emulated({name: p for name, p in parsed.items() if p.kind == "emulated"})
+        for name, p in parsed.items():
+            if p.kind == "cuda":
+                devices[name] = _cuda(p)
         for name, crew in crews.items():
             devices[name] = _cpu(parsed[name], crew, alone=len(parsed) == 1)
     except GgrunError:
@@ -47,6 +50,13 @@ def _cpu(name: DeviceName, threads: int, alone: bool) -> Device:
     from ggrun.devices.streams import Threaded
 
     return Cpu(threads, name.short, name.limit, None if alone else Threaded(name.short))
+
+
+def _cuda(name: DeviceName) -> Device:
+    from ggrun.devices.cuda.cupy_driver import CupyDriver
+    from ggrun.devices.cuda.device import Cuda
+
+    return Cuda(CupyDriver(name.index or 0, name.short), name.short, name.limit)
 
 
 def _emulated(names: dict[str, DeviceName]) -> dict[str, Device]:

@@ -12,6 +12,7 @@ stream, and done in that order. What another stream must have done before is for
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,17 +57,31 @@ class Limits:
     pages: int  # of one sequence
 
 
+_INPUTS = ("tokens", "positions", "sequences", "slots", "outputs", "tables")
+
+
 class Inputs:
-    """What changes from run to run: written before a run (see Recorder.feed), read during it."""
+    """What changes from run to run: written before a run (see Recorder.feed), read during it.
+
+    words    all but the counts, one behind the other: a device copies them as one
+    """
 
     def __init__(self, limits: Limits) -> None:
+        t = limits.tokens
         self.counts = np.zeros(len(Rows), np.int64)
-        self.tokens = np.zeros(limits.tokens, np.int32)
-        self.positions = np.zeros(limits.tokens, np.int32)
-        self.sequences = np.zeros(limits.tokens, np.int32)  # rows of tables
-        self.slots = np.zeros(limits.tokens, np.int32)  # where each token's keys and values go
-        self.outputs = np.zeros(limits.outputs, np.int32)  # which tokens' logits are wanted
-        self.tables = np.zeros((limits.sequences, limits.pages), np.int32)  # the pages of each sequence
+        self.offsets = dict(zip(_INPUTS, accumulate((0, t, t, t, t, limits.outputs)), strict=True))
+        """Where each of the following begins in words."""
+        self.words = np.zeros(self.offsets["tables"] + limits.sequences * limits.pages, np.int32)
+        self.tokens = self._words("tokens", t)
+        self.positions = self._words("positions", t)
+        self.sequences = self._words("sequences", t)  # rows of tables
+        self.slots = self._words("slots", t)  # where each token's keys and values go
+        self.outputs = self._words("outputs", limits.outputs)  # which tokens' logits are wanted
+        # The pages of each sequence.
+        self.tables = self.words[self.offsets["tables"] :].reshape(limits.sequences, limits.pages)
+
+    def _words(self, name: str, size: int) -> NDArray[np.int32]:
+        return self.words[self.offsets[name] :][:size]
 
 
 @dataclass(frozen=True)
@@ -121,7 +136,7 @@ class Recorder(Protocol):
         """silu(gate) * up."""
 
     def add(self, x: Buffer, y: Buffer) -> None:
-        """y += x."""
+        """y += x, which is used up: what it has then is of no use."""
 
     def pick(self, x: Buffer) -> Buffer:
         """The rows of the tokens whose logits are wanted."""

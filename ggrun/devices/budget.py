@@ -19,15 +19,17 @@ class Budget:
 
     def take(self, owner: Any, nbytes: int, what: str) -> None:
         """Count what an object takes for as long as it lives; GgrunError when there is not so much."""
-        if self.limit is None:
-            return
-        if nbytes > self.limit - self.used:
+        self.check(nbytes, what)
+        self.used += nbytes
+        finalize(owner, self._give, nbytes).atexit = False
+
+    def check(self, nbytes: int, what: str) -> None:
+        """GgrunError when there is not so much."""
+        if self.limit is not None and nbytes > self.limit - self.used:
             raise GgrunError(
                 f"{self.device}: no memory for {what}: {nbytes} bytes, "
                 f"{self.limit - self.used} of {self.limit} are free"
             )
-        self.used += nbytes
-        finalize(owner, self._give, nbytes).atexit = False
 
     def _give(self, nbytes: int) -> None:
         self.used -= nbytes

@@ -1,36 +1,36 @@
 """The devices of this machine as a planner sees them; speeds are measured once and kept."""
 
-import json
-import platform
 import re
-import time
-from collections.abc import Iterable
-from contextlib import closing, suppress
-from dataclasses import asdict, fields, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import fields, replace
+from fractions import Fraction
 
-import numpy as np
-
+from ggrun.devices.cuda.device import Cuda
+from ggrun.devices.cuda.found import count_cards
 from ggrun.devices.host_memory import host_memory
 from ggrun.devices.names import DeviceName, refuse_twins
-from ggrun.devices.threads import physical_cores
-from ggrun.gguf import FORMATS, Tensor
-from ggrun.kernels import cache_home
+from ggrun.devices.speeds import card_key, cpu_key, forget, keep, kept, measured_card, measured_cpu
+from ggrun.errors import UsageError
 from ggrun.plan import Plan
 from ggrun.plan.facts import ModelFacts
-from ggrun.plan.hardware import CpuSpeeds, DeviceInfo, cpu_info, parse_devices
+from ggrun.plan.hardware import DeviceInfo, Speeds, card_info, cpu_info, parse_devices
 from ggrun.plan.options import PlanOptions
-from ggrun.plan.planner import Planned, make_plan
-from ggrun.plan.report import DoesNotFit, require_fit, size, with_plan
+from ggrun.plan.planned import Planned
+from ggrun.plan.planner import make_plan
+from ggrun.plan.report import require_fit, with_plan
 
 _BANDWIDTH = 20e9  # bytes a second, where none was measured: only ratios of it matter to a plan
 
-_OF_A_PROMPT = 0.78
-"""What a whole prompt reaches of its products' rate: the rest is norms, attention and the ways between."""
-_MEASUREMENTS, _PAUSE = 4, 0.25  # seconds between them: others may be using the memory for a while
+_PLACING = {
+    "split_mode": "-sm", "n_gpu_layers": "-ngl", "tensor_split": "-ts", "main_gpu": "-mg", "order": "-dev",
+    "overrides": "-ot", "cpu_moe": "-cmoe", "n_cpu_moe": "-ncmoe", "n_cpu_ffn": "-ncffn",
+    "kv_offload": "-nkvo",
+}  # fmt: skip
+_BUSY = 1.1
+"""So much faster is memory than when others were using it."""
 
-_PRETENDS = re.compile(r"(cpu|emulated):\d")
+_PRETENDS = re.compile(r"cpu:\d|emulated")
 """Names of what pretends to be a card, and has its memory from this machine."""
 
 _BESIDE_A_PLAN = (
@@ -38,43 +38,62 @@ _BESIDE_A_PLAN = (
 )  # fmt: skip
 
 
-def local_devices(text: str, threads: int | None = None) -> list[DeviceInfo]:
-    """The devices of a text such as "cpu" or "cpu:0:2GB,cpu:1:2GB", with speeds that were measured before."""
-    return parse_devices(text, local_cpu(threads))
+def local_devices(text: str | None = None, threads: int | None = None) -> list[DeviceInfo]:
+    """The devices of a text such as "cuda:0,cpu" or "cpu:0:2GB,cpu:1:2GB"; None: all cards, and the CPU.
+
+    With the speeds that were measured before.
+    """
+    return parse_devices(everything() if text is None else text, local_cpu(threads), local_card)
+
+
+def everything() -> str:
+    """The names of all cards that can be used here, and the CPU."""
+    return ",".join([*(f"cuda:{i}" for i in range(count_cards())), "cpu"])
 
 
 def named_devices(names: Iterable[str], threads: int | None = None) -> list[DeviceInfo]:
     """The devices of a plan, called as it calls them; UsageError for one that there is not."""
     here, names = local_cpu(threads), list(names)
     refuse_twins([DeviceName.parse(name) for name in names])
-    return [replace(parse_devices(name, here)[0], name=name) for name in names]
+    return [replace(parse_devices(name, here, local_card)[0], name=name) for name in names]
 
 
 def planned_here(
-    facts: ModelFacts, devices: str, threads: int | None, options: PlanOptions, plan: Plan | None = None
+    facts: ModelFacts,
+    devices: str | None,
+    threads: int | None,
+    options: PlanOptions,
+    plan: Plan | None = None,
 ) -> Planned:
     """The plan for the devices of this machine, or the user's own, checked: DoesNotFit, or UsageError."""
     if plan is None:
-        planned = make_plan(facts, local_devices(devices, threads), options)
+        planned = make_plan(facts, shared_out(local_devices(devices, threads), options), options)
     else:
-        planned = planned_as_written(facts, devices_of(plan, threads), options, plan)
+        there = devices_of(plan, threads) if devices is None else local_devices(devices, threads)
+        planned = planned_as_written(facts, shared_out(there, options), options, plan)
     if options.fit:
         require_fit(planned)
-        require_host(planned)
     return planned
 
 
-def require_host(planned: Planned) -> None:
-    """DoesNotFit, when devices that pretend to be cards take more of this machine's memory than there is."""
-    here = {name: use.total for name, use in planned.uses.items() if _PRETENDS.match(name)}
-    here |= {"cpu": planned.uses["cpu"].total} if here and "cpu" in planned.uses else {}
-    may = max(0, host_memory().available - (planned.options.fit_margin << 20))
-    if (needed := sum(here.values())) > may:
-        raise DoesNotFit(
-            f"{planned.facts.name}: does not fit: {' and '.join(here)} need {size(needed)} together, and of "
-            f"this machine's memory they may take {size(may)}: give a smaller context with -c, or take a "
-            "smaller quantization"
-        )
+def shared_out(devices: Sequence[DeviceInfo], options: PlanOptions) -> list[DeviceInfo]:
+    """The same devices, of which those that live in this machine's memory may take no more than there is.
+
+    What pretends to be a card has its limit, or less in proportion; the CPU has the rest.
+    """
+    margin = options.fit_margin << 20
+    there, cards = max(0, host_memory().available - margin), [d for d in devices if pretends([d])]
+    for_cards = there - there // 8 if any(d.host for d in devices) else there
+    wanted = sum(d.usable(margin) for d in cards)
+    part = Fraction(min(wanted, for_cards), max(1, wanted))
+    rest = there - int(wanted * part)
+
+    def cut(device: DeviceInfo) -> DeviceInfo:
+        if device.host:
+            return replace(device, free=min(device.free, rest + margin))
+        return replace(device, free=int(device.usable(margin) * part)) if device in cards else device
+
+    return [cut(device) for device in devices] if options.fit else list(devices)
 
 
 def devices_of(plan: Plan, threads: int | None = None) -> list[DeviceInfo]:
@@ -85,84 +104,61 @@ def devices_of(plan: Plan, threads: int | None = None) -> list[DeviceInfo]:
     return named_devices(names, threads)
 
 
+def pretends(devices: Iterable[DeviceInfo]) -> bool:
+    """Whether any of them pretends to be a card: that can only be on this machine."""
+    return any(_PRETENDS.match(device.name) for device in devices)
+
+
 def planned_as_written(
     facts: ModelFacts, devices: list[DeviceInfo], options: PlanOptions, plan: Plan
 ) -> Planned:
-    """A plan that a user wrote. The flags that say what it says count for nothing beside it."""
+    """A plan that a user wrote; UsageError for flags that say what it says."""
     plan.check(facts.config)
     sizes_only = PlanOptions(**{name: getattr(options, name) for name in _BESIDE_A_PLAN})
+    if options != sizes_only:
+        others = [f.name for f in fields(options) if getattr(options, f.name) != getattr(sizes_only, f.name)]
+        said = ", ".join(_PLACING[name] for name in others)
+        raise UsageError(f"a plan says where everything runs: it goes without {said}")
     return with_plan(make_plan(facts, devices, sizes_only), plan)
 
 
 def local_cpu(threads: int | None = None, measure: bool = False) -> DeviceInfo:
     """This machine's CPU and memory. measure: find out its speeds, if that was not done before."""
-    memory = host_memory()
-    known = _kept(threads)
+    memory, key = host_memory(), cpu_key(threads)
+    known = kept(key)
     if known is None and measure:
-        known = _measured(threads)
-        _keep(threads, known)
-    return cpu_info("cpu", memory.total, memory.available, known or CpuSpeeds(_BANDWIDTH))
+        known = measured_cpu(threads)
+        keep(key, known)
+    return cpu_info("cpu", memory.total, memory.available, known or Speeds(_BANDWIDTH))
+
+
+def local_card(index: int) -> DeviceInfo:
+    """A card of this machine. Its speeds are measured once, which takes some seconds."""
+    from ggrun.devices import open_devices
+
+    name = f"cuda:{index}"
+    with closing(open_devices([name])[name]) as device:
+        assert isinstance(device, Cuda)
+        free, total = device.driver.free_memory()
+        key = card_key(device.driver.name, index)
+        if (speeds := kept(key)) is None:
+            speeds = measured_card(device)
+            keep(key, speeds)
+        return card_info(name, device.driver.name, total, free, speeds)
 
 
 def here_is_known(threads: int | None) -> bool:
     """Whether the speeds of this machine were measured before."""
-    return _kept(threads) is not None
+    return kept(cpu_key(threads)) is not None
 
 
 def remember(threads: int | None, bandwidth: float) -> None:
-    """Keep what was measured, if it is more than what is kept: less was of a moment when others ran."""
-    kept = _kept(threads)
-    if kept is not None and kept.bandwidth < bandwidth:
-        _keep(threads, replace(kept, bandwidth=bandwidth))
+    """Keep what was measured, if it is more than what is kept: less was of a moment when others ran.
 
-
-def _measured(threads: int | None) -> CpuSpeeds:
-    from ggrun.devices.cpu import Cpu  # which needs the kernels
-
-    bandwidths, quantized, floats = [], [], []
-    with closing(Cpu(threads)) as cpu:
-        for _ in range(_MEASUREMENTS):
-            bandwidths.append(cpu.bandwidth())
-            quantized.append(_operations(cpu, "Q8_0"))
-            floats.append(_operations(cpu, "F16"))
-            time.sleep(_PAUSE)
-    return CpuSpeeds(max(bandwidths), _OF_A_PROMPT * max(quantized), _OF_A_PROMPT * max(floats))
-
-
-def _operations(cpu: Any, kind: str) -> float:
-    """Operations a second of a product such as prompts have: 256 rows with a matrix of a format."""
-    from ggrun.devices.base import Limits, Rows
-
-    n, size, weights = 256, 2048, FORMATS[kind]
-    zeros = Tensor("", (size, size), weights, np.zeros(weights.nbytes(size) * size, np.uint8))
-    ops = cpu.recorder(Limits(n, 1, 1, 1))
-    ops.linear(ops.input(size), cpu.weight(zeros, (0, size), (0, size)))
-    program = ops.finish()
-    ops.inputs.counts[Rows.TOKENS] = n
-    seconds = []
-    for _ in range(8):  # the first may compile
-        start = time.perf_counter()
-        program.run()
-        seconds.append(time.perf_counter() - start)
-    return 2 * n * size * size / min(seconds)
-
-
-def _file(threads: int | None) -> Path:
-    name = f"{platform.node()}-{threads or physical_cores()}.json".replace("/", "_")
-    return cache_home() / "hardware" / name
-
-
-def _kept(threads: int | None) -> CpuSpeeds | None:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        kept: dict[str, Any] = json.loads(_file(threads).read_text())
-        speeds = CpuSpeeds(*(float(kept[field.name]) for field in fields(CpuSpeeds)))
-        if speeds.bandwidth > 0 and speeds.operations >= 0 and speeds.float_operations >= 0:
-            return speeds
-    return None
-
-
-def _keep(threads: int | None, speeds: CpuSpeeds) -> None:
-    with suppress(OSError):  # measured again the next time
-        file = _file(threads)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(asdict(speeds)))
+    Where it is much more, the other speeds are of such a moment too: they are measured again.
+    """
+    key, known = cpu_key(threads), kept(cpu_key(threads))
+    if known is not None and known.bandwidth * _BUSY < bandwidth:
+        forget(key)
+    elif known is not None and known.bandwidth < bandwidth:
+        keep(key, replace(known, bandwidth=bandwidth))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from ggrun.errors import UsageError
 
-KINDS = ("cpu", "emulated")
-_NAME = re.compile(r"(?P<kind>[a-z]+)(:(?P<index>\d{1,4}))?(:(?P<size>\d+(\.\d+)?)(?P<unit>[KMGT]?)i?B)?")
+KINDS = ("cpu", "emulated", "cuda")
+_NAME = re.compile(r"(?P<kind>[a-z]+)(:(?P<index>\d{1,3}))?(:(?P<size>\d+(\.\d+)?)(?P<unit>[KMGT]?)i?B)?")
 _UNITS = {unit: 1 << (10 * i) for i, unit in enumerate(("", "K", "M", "G", "T"))}
 
 
@@ -30,10 +30,11 @@ class DeviceName:
         found = _NAME.fullmatch(text)
         if found is None or found["kind"] not in KINDS:
             raise UsageError(
-                f"unknown device {text!r:.60}: this ggrun has {' and '.join(KINDS)}, as in cpu, cpu:1, "
-                "cpu:1:2GB"
+                f"unknown device {text!r:.60}: there are {', '.join(KINDS)}, as in cpu, cuda:0, cpu:1:2GB"
             )
         index, size = found["index"], found["size"]
+        if found["kind"] == "cuda" and index is None:
+            raise UsageError(f"device {text!r:.60}: say which card, as cuda:0")
         limit = None if size is None else int(float(size) * _UNITS[found["unit"]])
         return cls(found["kind"], None if index is None else int(index), limit)
 

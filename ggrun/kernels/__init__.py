@@ -14,6 +14,9 @@ from types import ModuleType
 
 from ggrun.errors import UsageError
 
+CUDA_OPTIONS = ("-std=c++17",)
+"""What kernels/cuda is compiled with, besides the card's architecture, macros and folders."""
+
 ROOT = Path(__file__).parent
 if not (ROOT / "cpu").is_dir():
     ROOT = ROOT.parents[1] / "kernels"
@@ -85,3 +88,15 @@ def _not_kept(folder: Path, why: str) -> None:
     if sys.stderr:
         with suppress(OSError):
             print(line, file=sys.stderr)
+
+
+def cuda_source(file: str) -> Path:
+    """Where a file of kernels/cuda is; an absolute path stays as it is."""
+    return ROOT / "cuda" / file
+
+
+@cache
+def cuda_state() -> bytes:
+    """What changes with any of the CUDA sources."""
+    files = sorted(p for p in cuda_source("").rglob("*") if p.suffix in (".cu", ".cuh"))
+    return sha256(b"".join(p.read_bytes() for p in files)).digest()

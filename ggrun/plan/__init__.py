@@ -59,15 +59,34 @@ class Plan:
             kv_on_host = data.get("kv_on_host", False)
             if type(kv_on_host) is not bool:
                 raise ValueError(f"kv_on_host is {kv_on_host!r:.60}")
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise UsageError(f"not a plan: {type(error).__name__}: {error}") from None
+        except KeyError as error:
+            raise UsageError(f"not a plan: {error.args[0]!r:.40} is missing") from None
+        except json.JSONDecodeError as error:
+            raise UsageError(f"not a plan: no JSON: {error}") from None
+        except (ValueError, OverflowError, RecursionError) as error:
+            raise UsageError(f"not a plan: {error!s:.120}") from None
+        except (TypeError, AttributeError):
+            raise UsageError(
+                "not a plan: it must be stages of members, as ggrun plan --json writes"
+            ) from None
         return cls(tuple(stages), kv_on_host)
+
+    def _check_kinds(self) -> None:
+        """UsageError for what the types say, to those who write a plan in Python."""
+        stages: Any = self.stages
+        kinds = isinstance(stages, tuple | list) and all(isinstance(stage, Stage) for stage in stages)
+        members = [m for stage in stages for m in stage.members] if kinds else []
+        if not kinds or not all(isinstance(m, Member) and isinstance(m.device, str) for m in members):
+            raise UsageError("the plan must be Stages of Members, whose devices are names")
+        if not isinstance(self.kv_on_host, bool):
+            raise UsageError(f"the plan's kv_on_host is {self.kv_on_host!r:.40}: it must be True or False")
 
     def check(self, config: Config) -> None:
         """UsageError unless stages cover the half layers, and members all of each, once and in order.
 
         Ranges become sizes of buffers and addresses: nothing may use a plan before this.
         """
+        self._check_kinds()
         inner = self.stages[1:-1]
         _cover("half layers", [stage.halves for stage in self.stages], 2 * config.layers)
         if empty := [stage.halves for stage in inner if stage.halves[0] == stage.halves[1]]:

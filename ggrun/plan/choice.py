@@ -100,7 +100,7 @@ def _overridden(
         device = _known(name, by_name)
         try:
             regex = re.compile(pattern)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise UsageError(f"-ot {pattern!r:.60}: not a regular expression: {error}") from None
         items = [
             item

@@ -51,7 +51,7 @@ class Speed:
     last: int  # picoseconds of the last token that the context holds
     prompt: int  # picoseconds of the prompt
     prompt_tokens: int
-    busy: dict[str, int]  # of a token, the picoseconds of each device; of a row stage, those of the slowest
+    busy: dict[str, int]  # of a token, the picoseconds that each device works, without ways between them
 
     @property
     def pace(self) -> int:
@@ -87,6 +87,10 @@ class Clock:
     def token(self, item: int, place: Place) -> int:
         """Picoseconds of an item for one token."""
         return self._item(item, place, 1, self._depth)
+
+    def share(self, item: int, member: Member, device: DeviceInfo) -> int:
+        """Picoseconds that one member of a place works on an item, for one token."""
+        return self._share(item, member, device, 1, self._depth)
 
     def last_token(self, item: int, place: Place) -> int:
         """The same for the last token that the context holds."""
@@ -127,10 +131,11 @@ class Clock:
             read = facts.of(part.read, member) + facts.tied_output("nbytes", member)
             weights = facts.of(part.weights, member) + facts.tied_output("weights", member)
             floats = facts.of(part.floats, member) + facts.tied_output("floats", member)
+            slow = facts.of(part.slow, member) + facts.tied_output("slow", member)
             tokens = 1  # of a prompt, only the last token's logits are wanted
         else:
             read, weights = facts.of(part.read, member), facts.of(part.weights, member)
-            floats = facts.of(part.floats, member)
+            floats, slow = facts.of(part.floats, member), facts.of(part.slow, member)
             if part.experts:  # many tokens together use all experts
                 read = min(facts.of(part.nbytes, member), read * tokens)
         seconds = read / (device.bandwidth * EFFICIENCY)
@@ -139,7 +144,7 @@ class Clock:
             over_link = self._kv_on_host and not device.host
             seconds += cells / (device.link if over_link else device.bandwidth * EFFICIENCY)
             weights += (member.heads[1] - member.heads[0]) * (c.key_dim + c.value_dim) * depth
-        return _ps(max(seconds, tokens * device.products(weights, floats)) + HALF_LAYER)
+        return _ps(max(seconds, device.products(weights, floats, slow, tokens)) + HALF_LAYER)
 
 
 def predict(facts: ModelFacts, plan: Plan, sizes: Sizes, devices: dict[str, DeviceInfo]) -> Speed:
@@ -153,9 +158,10 @@ def predict(facts: ModelFacts, plan: Plan, sizes: Sizes, devices: dict[str, Devi
         items = [*range(*stage.halves), *([len(facts.parts)] if stage is plan.stages[-1] else [])]
         token = sum(clock.token(item, place) for item in items)
         prompt = sum(clock.batch(item, place) for item in items)
-        for name in place.names:
-            busy[name] = busy.get(name, 0) + token
-            batch[name] = batch.get(name, 0) + prompt
+        for member, device in zip(place.members, place.devices, strict=True):
+            alone = sum(clock.share(item, member, device) for item in items)
+            busy[device.name] = busy.get(device.name, 0) + alone
+            batch[device.name] = batch.get(device.name, 0) + prompt
         flow[0] += token + (clock.move(before, place.devices) if before else 0)
         flow[2] += sum(clock.last_token(item, place) for item in items) - token
         flow[1] += prompt + (clock.move(before, place.devices, clock.micro_batch) if before else 0)

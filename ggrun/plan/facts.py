@@ -24,6 +24,8 @@ EMBEDDING = -1
 _HALF = re.compile(r"blk\.(\d+)\.(attn_|rope_)?")
 _ROWS = {"attn_q": "heads", "attn_k": "kv_heads", "attn_v": "kv_heads", "ffn_gate": "ff", "ffn_up": "ff"}
 _COLUMNS = {"attn_output": "heads", "ffn_down": "ff"}
+_SLOW = re.compile("IQ[123]|TQ1")
+"""Formats that a CPU unpacks to floats before they are multiplied."""
 _CACHE_ROW = {"f32": (1, 4), "f16": (1, 2), "bf16": (1, 2), "q8_0": (32, 34)}
 _CACHE_PADDING = 32  # a row of the cache is a multiple of so many values
 
@@ -40,6 +42,7 @@ class Part:
     read: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # bytes that one token reads
     weights: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     floats: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # of the weights
+    slow: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # of them too: see _SLOW
     experts: int = 0  # bytes, of those above
     padding: int = 0  # bytes beside the tensors' own: alignment, vectors that become float32
     names: list[str] = field(default_factory=list)
@@ -52,7 +55,9 @@ class Part:
     @property
     def signature(self) -> tuple[Any, ...]:
         """What two parts that take the same memory and time have the same."""
-        sums = (tuple(sorted(d.items())) for d in (self.nbytes, self.read, self.weights, self.floats))
+        sums = (
+            tuple(sorted(d.items())) for d in (self.nbytes, self.read, self.weights, self.floats, self.slow)
+        )
         return (*sums, self.experts, self.padding)
 
     def add(self, tensor: Declared, share: str, used: tuple[int, int]) -> None:
@@ -63,6 +68,7 @@ class Part:
         if len(tensor.shape) > 1:
             self.weights[share] += numbers * used[0] // used[1]
             self.floats[share] += numbers * used[0] // used[1] if tensor.format.block == 1 else 0
+            self.slow[share] += numbers * used[0] // used[1] if _SLOW.match(tensor.format.name) else 0
         self.experts += size if len(tensor.shape) > 2 else 0
         self.padding += ALIGNMENT + (max(0, 4 * numbers - size) if len(tensor.shape) == 1 else 0)
         self.names.append(tensor.name)
@@ -144,7 +150,7 @@ class ModelFacts:
         return -(-self.embedding_matrix(sums) * _size(member.vocab) // self.config.vocab)
 
     def embedding_matrix(self, sums: str) -> int:
-        """The embedding's "nbytes", "weights" or "floats", all of it."""
+        """The embedding's "nbytes", "weights", "floats" or "slow", all of it."""
         found: dict[str, int] = getattr(self.embedding, sums)
         return sum(found.values())
 

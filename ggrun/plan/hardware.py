@@ -1,6 +1,7 @@
 """Devices as a planner sees them, and how users write those that are not here."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ggrun.errors import UsageError
@@ -21,12 +22,12 @@ MOST_DEVICES = 32
 
 _ITEM = re.compile(
     r"(?:(\d{1,3})\s*[x×]\s*)?"  # 2x
-    r"((?:cpu|emulated)(?::\d{1,3})?|[^:@,]+?)"  # cpu, cpu:0, rtx3090
+    r"((?:cpu|emulated|cuda)(?::\d{1,3})?|[^:@,]+?)"  # cpu, cpu:0, rtx3090
     r"(?:\s*:\s*([0-9.]+)\s*([KMGT]?)i?B)?"  # :64GB
     r"(?:\s*@\s*([0-9.]+)\s*([MGT])B/s)?",  # @50GB/s
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
-_CPU = re.compile(r"(cpu|emulated)(?::(\d+))?")
+_CPU, _CUDA = re.compile(r"(cpu|emulated)(?::(\d+))?"), re.compile(r"cuda:(\d+)")
 _BINARY = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _DECIMAL = {"M": 1e6, "G": 1e9, "T": 1e12}
 
@@ -44,16 +45,21 @@ class DeviceInfo:
     label: str = ""
     shared: bool = True  # others take from its memory too: a margin is left
     float_operations: float = 0.0  # of products with F32, F16 and BF16 weights; 0: as many
+    unpacked: float = 0.0  # weights a second of formats that it unpacks to floats first; 0: any number
 
     @property
     def host(self) -> bool:
         """Whether it is this machine's CPU and memory, and not a card or what pretends to be one."""
         return self.name == "cpu"
 
-    def products(self, weights: int, floats: int) -> float:
-        """Seconds to multiply so many weights with one number each, `floats` of them no quantized ones."""
+    def products(self, weights: int, floats: int, slow: int, tokens: int) -> float:
+        """Seconds to multiply so many weights with `tokens` numbers each.
+
+        floats    of them are no quantized ones; slow: of them are unpacked to floats first
+        """
         quantized = (weights - floats) / self.operations
-        return 2 * (quantized + floats / (self.float_operations or self.operations))
+        multiplied = 2 * tokens * (quantized + floats / (self.float_operations or self.operations))
+        return multiplied + (slow / self.unpacked if self.unpacked else 0.0)
 
     def usable(self, margin: int) -> int:
         """The bytes that a plan may take."""
@@ -61,29 +67,50 @@ class DeviceInfo:
 
 
 @dataclass(frozen=True)
-class CpuSpeeds:
-    """What is measured of a CPU: see DeviceInfo. Operations are 0 where only the bandwidth is known."""
+class Speeds:
+    """What is measured of a device: see DeviceInfo. What is 0 is not known."""
 
     bandwidth: float
     operations: float = 0.0
     float_operations: float = 0.0
+    link: float = 0.0
+    unpacked: float = 0.0
 
 
-def cpu_info(name: str, memory: int, free: int, speeds: CpuSpeeds) -> DeviceInfo:
+def card_info(name: str, label: str, memory: int, free: int, speeds: Speeds) -> DeviceInfo:
+    """A card that is here."""
+    floats = speeds.float_operations
+    return DeviceInfo(
+        name, memory, free, speeds.bandwidth, speeds.operations, speeds.link, label, float_operations=floats
+    )
+
+
+def cpu_info(name: str, memory: int, free: int, speeds: Speeds) -> DeviceInfo:
     """A CPU, or with a number in its name one that pretends to be a card."""
     rate = speeds.operations or CPU_OPERATIONS * speeds.bandwidth
     floats = speeds.float_operations or CPU_FLOATS * rate
     # Copies from the host's memory to itself read and write.
     return DeviceInfo(
-        name, memory, free, speeds.bandwidth, rate, speeds.bandwidth / 2, "CPU", name == "cpu", floats
+        name,
+        memory,
+        free,
+        speeds.bandwidth,
+        rate,
+        speeds.bandwidth / 2,
+        "CPU",
+        name == "cpu",
+        floats,
+        speeds.unpacked,
     )
 
 
-def parse_devices(text: str, here: DeviceInfo | None = None) -> list[DeviceInfo]:
+def parse_devices(
+    text: str, here: DeviceInfo | None = None, card_here: Callable[[int], DeviceInfo] | None = None
+) -> list[DeviceInfo]:
     """The devices of a text such as "2x rtx3090, cpu:64GB@50GB/s", cards as cuda:0, cuda:1 and so on.
 
-    here: the CPU of this machine, whose speeds count where the text does not say them. A GB of memory is
-    2^30 bytes, one of speed 10^9. UsageError for what is no device.
+    here, card_here: the CPU and the cards of this machine, whose memory and speeds count where the text does
+    not say them. A GB of memory is 2^30 bytes, one of speed 10^9. UsageError for what is no device.
     """
     found: list[DeviceInfo] = []
     for item in text.split(","):
@@ -94,7 +121,7 @@ def parse_devices(text: str, here: DeviceInfo | None = None) -> list[DeviceInfo]
             raise UsageError(f"--devices: no more than {MOST_DEVICES} devices can be planned for")
         for _ in range(int(match[1] or 1)):
             cards = sum(device.name.startswith("cuda:") for device in found)
-            found.append(_device(match, cards, here))
+            found.append(_device(match, cards, here, card_here))
     names = [short_name(device.name) for device in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"--devices: {twice[0]} is there twice")
@@ -108,6 +135,11 @@ def short_name(name: str) -> str:
 
 def _memory(match: re.Match[str]) -> int:
     return int(_number(match[3], _BINARY[match[4].upper()], 1.0, 2.0**60)) if match[3] else 0
+
+
+def _limit(match: re.Match[str]) -> str:
+    """The memory as names of devices have it: 2GB, 0.5GB."""
+    return f"{float(match[3]):.15g}{match[4].upper()}B"
 
 
 def _speed(match: re.Match[str]) -> float:
@@ -124,15 +156,26 @@ def _number(text: str, unit: float, least: float, most: float) -> float:
     raise UsageError(f"--devices: {text!r:.20} is no number that a device could have there")
 
 
-def _device(match: re.Match[str], cards: int, here: DeviceInfo | None) -> DeviceInfo:
+def _device(
+    match: re.Match[str],
+    cards: int,
+    here: DeviceInfo | None,
+    card_here: Callable[[int], DeviceInfo] | None,
+) -> DeviceInfo:
     name, memory, speed = match[2].strip(), _memory(match), _speed(match)
+    if card_here and (of_here := _CUDA.fullmatch(name.lower())):
+        info = card_here(int(of_here[1]))
+        if not memory:
+            return info
+        limited = f"{info.name}:{_limit(match)}"
+        return replace(info, name=limited, memory=memory, free=min(memory, info.free), shared=False)
     if of_host := _CPU.fullmatch(name.lower()):
         plain = of_host[1] + (f":{int(of_host[2])}" if of_host[2] else "")
         info = _cpu(plain, memory, speed, here)
         if info.host or not memory:
             return info
         # What pretends to be a card has its limit in its name: the engine has to know it too.
-        return replace(info, name=f"{plain}:{match[3]}{match[4].upper()}B")
+        return replace(info, name=f"{plain}:{_limit(match)}")
     card = CARDS.get(key(name))
     if card is None and not (memory and speed):
         raise UsageError(
@@ -154,10 +197,11 @@ def _cpu(name: str, memory: int, speed: float, here: DeviceInfo | None) -> Devic
     if here is None and not (memory and speed):
         raise UsageError(f"--devices {name!r:.20}: give its memory and bandwidth, as cpu:64GB@50GB/s")
     rate = speed or (here.bandwidth if here else 0.0)
-    speeds = CpuSpeeds(rate)
+    speeds = Speeds(rate)
     if here:
         scale = rate / here.bandwidth
-        speeds = CpuSpeeds(rate, scale * here.operations, scale * here.float_operations)
+        operations = scale * here.operations, scale * here.float_operations
+        speeds = Speeds(rate, *operations, unpacked=scale * here.unpacked)
     return cpu_info(
         name, memory or (here.memory if here else 0), memory or (here.free if here else 0), speeds
     )

@@ -1,6 +1,5 @@
 """What a user says of a plan; what he leaves open the planner fills."""
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -11,6 +10,7 @@ from ggrun.errors import UsageError
 
 SPLIT_MODES = ("none", "layer", "row", "tensor")
 CACHE_TYPES = ("f16", "f32", "bf16", "q8_0")
+_LEAST_RATIO, _MOST_RATIO = 1e-6, 1e12
 FIT_CONTEXT = 4096
 """The smallest context that fitting to memory may leave (llama.cpp's -fitc)."""
 
@@ -56,6 +56,9 @@ class PlanOptions:
     def __post_init__(self) -> None:
         """UsageError for what no model could take."""
         self._check_kinds()
+        for f in fields(self):  # numpy's numbers would wrap around
+            if _whole(value := getattr(self, f.name)):
+                object.__setattr__(self, f.name, int(value))
         if self.split_mode not in SPLIT_MODES:
             raise UsageError(
                 f"split mode {self.split_mode!r:.40} is unknown: there are {', '.join(SPLIT_MODES)}"
@@ -71,10 +74,8 @@ class PlanOptions:
         if self.n_ctx >= 1 << 31:
             raise UsageError(f"n_ctx {self.n_ctx}: no context is larger than {(1 << 31) - 1}")
         ratios = self.tensor_split
-        if ratios is not None and not (
-            ratios and all(math.isfinite(r) and r >= 0 for r in ratios) and 0 < sum(ratios) < math.inf
-        ):
-            raise UsageError("-ts: numbers of 0 or more, one for each device, and not all of them 0")
+        if ratios is not None and not (any(ratios) and all(_ratio(r) for r in ratios)):
+            raise UsageError("-ts: numbers of 1e-6 to 1e12, or 0, one for each device, not all of them 0")
 
     def _check_kinds(self) -> None:
         for f in fields(self):
@@ -121,6 +122,10 @@ class PlanOptions:
         """Whether the planner may leave feed-forward halves of its own choice to the CPU."""
         said = (self.n_cpu_moe, self.n_cpu_ffn, self.tensor_split)
         return self.n_gpu_layers == "auto" and not self.cpu_moe and said == (None, None, None)
+
+
+def _ratio(value: float) -> bool:
+    return value == 0 or _LEAST_RATIO <= value <= _MOST_RATIO
 
 
 def _whole(value: object, none: bool = False) -> bool:

@@ -1,105 +1,23 @@
 """Makes plans: fills what the user left open, keeps what he set, and takes the fastest that fits."""
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 from ggrun.plan import Plan, Stage, whole
 from ggrun.plan.choice import Choice
-from ggrun.plan.cost import Place, Speed, predict
+from ggrun.plan.cost import Place, predict
 from ggrun.plan.facts import EMBEDDING, PAGE, ModelFacts
 from ggrun.plan.hardware import DeviceInfo
 from ggrun.plan.options import PlanOptions
+from ggrun.plan.planned import Planned, Settled, limits, most_pages
 from ggrun.plan.rows import candidates, proportional, shared
 from ggrun.plan.solve import NEVER, Layout, Problem, solvable, solve
 from ggrun.plan.tables import Sums, Table
-from ggrun.plan.usage import Sizes, Use, plan_use
+from ggrun.plan.usage import Sizes, plan_use
 
-_LARGEST_CONTEXT = 1 << 24  # looked for: sixteen million positions
 _SHARES = 256  # steps of a card's memory
 _NEARLY = 100  # the part of its time that a plan may lose where cards are to be used alike
-
-
-@dataclass(frozen=True)
-class Settled:
-    """What the planner chose of what the user left open, beside the layout.
-
-    cpu_ffn   feed-forward halves that it left to the CPU
-    ratios    of a row stage
-    first     the first item on cards, where -ts says how they share what is behind it; None: no such thing
-    """
-
-    cpu_ffn: int = 0
-    ratios: tuple[float, ...] = ()
-    first: int | None = None
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A plan, and what is known of it before anything is loaded."""
-
-    facts: ModelFacts
-    options: PlanOptions
-    devices: tuple[DeviceInfo, ...]
-    choice: Choice
-    plan: Plan
-    sizes: Sizes
-    settled: Settled
-    own: bool = False  # the user wrote the plan: flags only said the sizes
-
-    @cached_property
-    def uses(self) -> dict[str, Use]:
-        """The bytes that are taken of each device."""
-        return plan_use(self.facts, self.plan, self.sizes, len(self.devices) - 1)
-
-    @cached_property
-    def limits(self) -> dict[str, int]:
-        """The bytes that may be taken of each."""
-        return limits(self.devices, self.options)
-
-    @cached_property
-    def speed(self) -> Speed:
-        """What is predicted."""
-        return predict(self.facts, self.plan, self.sizes, {device.name: device for device in self.devices})
-
-    @property
-    def over(self) -> dict[str, int]:
-        """The bytes that devices lack."""
-        return {
-            name: use.total - n for name, use in self.uses.items() if use.total > (n := self.limits[name])
-        }
-
-    @property
-    def fits(self) -> bool:
-        """Whether it does."""
-        return not self.over
-
-    @cached_property
-    def context_as_laid_out(self) -> int:
-        """The most positions that there is memory for, with all layers where they are; 0: for none."""
-        found = PAGE * _most(lambda pages: self._holds(pages * PAGE))
-        # A whole page more may bring a larger micro-batch with it.
-        return max(found, self.sizes.n_ctx if self.fits else 0)
-
-    @cached_property
-    def largest_context(self) -> int:
-        """The most positions that there is memory for, with any layout that the user's flags allow."""
-        if self.own:
-            return self.context_as_laid_out
-        planner = _Planner(self.facts, self.devices, self.options)
-        return max(planner.largest_context(), self.context_as_laid_out)
-
-    def _holds(self, n_ctx: int) -> bool:
-        sizes = replace(self.sizes, n_ctx=n_ctx)
-        uses = plan_use(self.facts, self.plan, sizes, len(self.devices) - 1)
-        return all(use.total <= self.limits[name] for name, use in uses.items())
-
-
-def limits(devices: Sequence[DeviceInfo], options: PlanOptions) -> dict[str, int]:
-    """The bytes of each device that a plan may take. The CPU is one even where it is not listed."""
-    found = {device.name: device.usable(options.fit_margin << 20) for device in devices}
-    return {"cpu": 0, **found}
 
 
 def make_plan(facts: ModelFacts, devices: Sequence[DeviceInfo], options: PlanOptions) -> Planned:
@@ -111,7 +29,14 @@ def make_plan(facts: ModelFacts, devices: Sequence[DeviceInfo], options: PlanOpt
 
 
 Found = tuple[Layout, Settled]
-Trial = tuple[Problem, Settled]
+
+
+def largest_context(planned: Planned) -> int:
+    """The most positions that there is memory for, with any layout that the user's flags allow; 0: none."""
+    if planned.own:
+        return planned.context_as_laid_out
+    planner = _Planner(planned.facts, planned.devices, planned.options)
+    return max(planner.largest_context(), planned.context_as_laid_out)
 
 
 class _Planner:
@@ -122,20 +47,17 @@ class _Planner:
         self.first = self.choice.first_on_cards(options, self.layers)
         if not options.fit and self.first is None:
             self.first = 0 if self.choice.cards else None
+        self._made: dict[tuple[float, ...], list[Place]] = {}
 
     def planned(self) -> Planned:
         """The plan for the context that was asked for, or that fits."""
         sums = self._sums(self._context())
         found = self._best(sums, spill=True)
-        if found is None:
-            problem, settled = self._last_resort(sums)
-            unlimited = dict.fromkeys(problem.limits, 1 << 80)
-            layout = solve(replace(problem, limits=unlimited))
-            assert layout is not None, "without limits there is always a layout"
-        else:
-            layout, settled = found
+        layout, settled = found or self._to_show(sums)
         plan = _plan(self.facts, layout, sums.kv_on_host)
-        return Planned(self.facts, self.options, self.devices, self.choice, plan, sums.sizes, settled)
+        tried = found is not None
+        made = self.facts, self.options, self.devices, self.choice, plan, sums.sizes, settled
+        return Planned(*made, tried=tried)
 
     # ---------------------------------------------------------------- the context
 
@@ -160,34 +82,28 @@ class _Planner:
         return max(least, low * PAGE)
 
     def largest_context(self) -> int:
-        """The most positions for which any of the problems can be solved; 0: for none."""
+        """The most positions for which any trial has a layout; 0: for none."""
         best = 0
-        for i in itertools.count():
-            # One try tells whether the i-th problem can do better than those before it; most cannot.
-            solved = self._solvable(i, best + 1)
-            if solved is None:
-                return best * PAGE
-            if solved:
-                best = _most(partial(self._solvable, i), best + 1)
-        raise AssertionError("counted to the end")
+        for trial in self._trials(spill=True):
+            # One try tells whether it can do better than those before it; most cannot.
+            if self._solvable(trial, best + 1):
+                best = most_pages(partial(self._solvable, trial), best + 1)
+        return best * PAGE
 
-    def _solvable(self, i: int, pages: int) -> bool | None:
-        """Whether there is a layout for the i-th problem; None where there are not so many problems."""
-        problems = self._problems(self._sums(pages * PAGE), spill=True)
-        numbered = next(itertools.islice(problems, i, None), None)
-        return None if numbered is None else solvable(numbered[0])
+    def _solvable(self, trial: Settled, pages: int) -> bool:
+        return solvable(self._problem(self._sums(pages * PAGE), trial, spill=True))
 
     def _possible(self, n_ctx: int) -> bool:
         sums = self._sums(n_ctx)
-        found = self._problems(sums, spill=False)
-        return any(solvable(problem) for problem, _ in found) or bool(self._on_one_place(sums))
+        found = (self._problem(sums, trial, spill=False) for trial in self._trials(spill=False))
+        return any(map(solvable, found)) or bool(self._on_one_place(sums))
 
     # ---------------------------------------------------------------- what is tried
 
     def _best(self, sums: Sums, spill: bool) -> Found | None:
         best: Found | None = None
-        for problem, settled in self._problems(sums, spill):
-            below = best[0].pace if best else NEVER
+        for settled in self._trials(spill):
+            problem, below = self._problem(sums, settled, spill), best[0].pace if best else NEVER
             if _bound(problem) < below and (found := solve(problem, below)):
                 best = found, settled
         if best and self._spreads():
@@ -216,35 +132,42 @@ class _Planner:
     def _within(self, sums: Sums, share: int, slowest: int, spill: bool) -> Found | None:
         """The best when of each card only a share may be taken; None when that is too slow."""
         best: Found | None = None
-        for problem, settled in self._problems(sums, spill):
+        for settled in self._trials(spill):
+            problem = self._problem(sums, settled, spill)
             may = {n: b if n == "cpu" else b * share // _SHARES for n, b in problem.limits.items()}
             if found := solve(replace(problem, limits=may), best[0].pace if best else slowest + 1):
                 best = found, settled
         return best
 
-    def _problems(self, sums: Sums, spill: bool) -> Iterator[Trial]:
+    def _trials(self, spill: bool) -> Iterator[Settled]:
         """All that is tried.
 
         What there is does not depend on memory, so that more of it never gives a slower plan.
         """
-        for ratios, places in self._places(sums):
+        for ratios in self._ratios():
             for cpu_ffn in self._cpu_ffn(spill, ratios):
                 for first in self._firsts(spill):
-                    problem = self._problem(sums, places, cpu_ffn, first, spill)
-                    yield problem, Settled(cpu_ffn, ratios, None if self._split() is None else first)
+                    yield Settled(cpu_ffn, ratios, first)
 
-    def _places(self, sums: Sums) -> Iterator[tuple[tuple[float, ...], list[Table]]]:
-        """The cards as places: each its own; or one for all of them, in each way to share."""
-        cards = self.choice.cards
+    def _ratios(self) -> Iterator[tuple[float, ...]]:
+        """The ways to share rows over the cards; () where each card is a place of its own."""
+        cards, given = self.choice.cards, self.options.tensor_split
         if not self.options.rows or len(cards) < 2:
-            yield (), [sums.table(self._alone(card)) for card in cards]
-            return
-        given = self.options.tensor_split
-        for ratios in [tuple(given)] if given else candidates([card.bandwidth for card in cards]):
-            yield ratios, [sums.table(self._together(ratios))]
+            yield ()
+        elif given:
+            yield tuple(given)
+        else:
+            yield from candidates([card.bandwidth for card in cards])
 
     def _alone(self, device: DeviceInfo) -> Place:
         return Place((device,), (whole(self.facts.config, device.name),))
+
+    def _places(self, ratios: tuple[float, ...]) -> list[Place]:
+        """The cards as places: each its own; or one for all of them, which share as ratios say."""
+        if ratios not in self._made:
+            alone = [self._alone(card) for card in self.choice.cards]
+            self._made[ratios] = [self._together(ratios)] if ratios else alone
+        return self._made[ratios]
 
     def _together(self, ratios: Sequence[float]) -> Place:
         used = [(card, ratio) for card, ratio in zip(self.choice.cards, ratios, strict=True) if ratio]
@@ -276,10 +199,13 @@ class _Planner:
         alone = self.options.rows or self.options.split_mode == "none" or len(self.choice.cards) < 2
         return None if alone else self.options.tensor_split
 
-    def _problem(
-        self, sums: Sums, cards: list[Table], cpu_ffn: int, first: int | None, spill: bool
-    ) -> Problem:
+    def _problem(self, sums: Sums, trial: Settled, spill: bool) -> Problem:
         choice, forced, host = self.choice, dict[int, Table](), self._host_table(sums)
+        cards, cpu_ffn, first = (
+            [sums.table(p) for p in self._places(trial.ratios)],
+            trial.cpu_ffn,
+            trial.first,
+        )
         given = {item: sums.table(self._alone(device)) for item, device in choice.given.items()}
         if host and cpu_ffn:
             forced |= dict.fromkeys(range(1, 2 * cpu_ffn, 2), host)
@@ -334,24 +260,19 @@ class _Planner:
         speed = predict(self.facts, plan, sums.sizes, {device.name: device for device in self.devices})
         return replace(layout, pace=speed.pace)
 
-    def _last_resort(self, sums: Sums) -> Trial:
-        """What to show when nothing fits: as the user said, and otherwise in proportion to the memory."""
+    def _to_show(self, sums: Sums) -> Found:
+        """What to show when nothing that is tried fits: as the user said, and else shared by memory."""
         may = self._limits(sums)
-        ratios = [max(1.0, float(may[card.name])) for card in self.choice.cards]
-        split = self.options.tensor_split or (ratios if len(ratios) > 1 else None)
-        fallback = replace(self.options, tensor_split=split)
-        stand_in = _Planner(self.facts, self.devices, fallback)
-        stand_in.first = self.first if self.first is not None else (0 if self.choice.cards else None)
-        return next(stand_in._problems(sums, spill=False))
-
-
-def _most(holds: Callable[[int], bool | None], low: int = 0) -> int:
-    """The most pages for which something holds that holds for `low`."""
-    high = _LARGEST_CONTEXT // PAGE
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle - 1)
-    return low
+        by_memory = proportional([max(1.0, float(may[card.name])) for card in self.choice.cards])
+        split = self.options.tensor_split or (by_memory if len(by_memory) > 1 else None)
+        shared_out = _Planner(self.facts, self.devices, replace(self.options, tensor_split=split))
+        if shared_out.first is None and self.choice.cards:
+            shared_out.first = 0
+        trial = next(shared_out._trials(spill=False))
+        problem = shared_out._problem(sums, trial, spill=False)
+        layout = solve(replace(problem, limits=dict.fromkeys(problem.limits, 1 << 80)))
+        assert layout is not None, "without limits there is always a layout"
+        return layout, trial
 
 
 def _bound(problem: Problem) -> int:

@@ -1,14 +1,18 @@
 """What is said of a plan: the flags that give it, what holds it back, what would make it fit."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from ggrun.errors import GgrunError, UsageError
-from ggrun.plan import Plan
+from ggrun.plan import Plan, whole
 from ggrun.plan.cost import HALF_LAYER
+from ggrun.plan.facts import PAGE
 from ggrun.plan.options import PlanOptions
-from ggrun.plan.planner import Planned, Settled, make_plan
+from ggrun.plan.planned import Planned, Settled
+from ggrun.plan.planner import make_plan
 from ggrun.plan.rows import uncut
+from ggrun.plan.usage import item_use, working
 
 _MIB = 1 << 20
 
@@ -24,7 +28,7 @@ def flags(planned: Planned) -> list[str]:
         return ["--plan", "FILE", "-c", str(planned.sizes.n_ctx), *_as_given(o)]
     owners = _owners(planned.plan, 2 * layers)
     free = [i for i, names in enumerate(owners) if i not in planned.choice.given and names != ("cpu",)]
-    start = planned.choice.first_on_cards(o, layers)
+    start = planned.choice.first_on_cards(o, layers) if planned.choice.host else 0
     if start is None:
         start = planned.settled.first
     if start is None:
@@ -48,6 +52,7 @@ def _as_given(o: PlanOptions) -> list[str]:
     ):  # fmt: skip
         found += [flag, str(value)] if value != default else []
     found += ["-nkvo"] if not o.kv_offload else []
+    found += ["-fit", "off"] if not o.fit else []
     found += ["-cmoe"] if o.cpu_moe else []
     found += ["-dev", ",".join(o.order)] if o.order is not None else []
     return found + [part for pattern, device in o.overrides for part in ("-ot", f"{pattern}={device}")]
@@ -110,12 +115,17 @@ def notes(planned: Planned) -> Iterator[str]:
 def _why_left_out(planned: Planned, position: int) -> str:
     """Why the planner gave nothing to a card that it could use."""
     ratios, choice = planned.options.tensor_split, planned.choice
-    if ratios and not ratios[position]:
+    if ratios:
         return " by -ts"
     if len([item for item in choice.given if item >= 0]) == planned.facts.items:
         return ": flags give all layers to other devices"
     if choice.first_on_cards(planned.options, planned.facts.config.layers) == planned.facts.items:
         return " by -ngl 0"
+    card = choice.cards[position].name
+    member, table = whole(planned.facts.config, card), range(planned.facts.items)
+    least = min(item_use(planned.facts, item, member, planned.sizes).total for item in table)
+    if least + working(planned.facts, member, planned.sizes, len(planned.devices) - 1) > planned.limits[card]:
+        return ": it has no room for any layer"
     return ": with it, tokens would take longer"
 
 
@@ -127,6 +137,9 @@ def require_fit(planned: Planned) -> None:
 
 def shortage(planned: Planned) -> str:
     """What is missing where, and the flag that helps, in one line."""
+    if not planned.over:
+        found = " ".join(flags(planned))
+        return f"{planned.facts.name}: does not fit in any way that is tried; it does with {found}"
     name, missing = max(planned.over.items(), key=lambda pair: pair[1])
     use, limit = planned.uses[name], planned.limits[name]
     parts = f"weights {size(use.weights)}, KV cache {size(use.kv)}, working memory {size(use.working)}"
@@ -137,12 +150,19 @@ def shortage(planned: Planned) -> str:
 
 
 def remedy(planned: Planned) -> str:
-    """The flag that would make it fit, tried out."""
-    for words, options in _remedies(planned.options):
-        if _again(planned, options).fits:
-            return f"give {words}"
+    """The flags that would make it fit, tried out: one of them, or else as many as it takes."""
+    changes = list(_remedies(planned))
+    for words, fields in changes:
+        if (other := _again(planned, fields)) and other.fits:
+            return f"give {words(other)}"
     if n := _context_that_fits(planned):
         return f"give a smaller context with -c {n}"
+    together: dict[str, Any] = {}
+    for i, (_, fields) in enumerate(changes):
+        together |= fields
+        if (other := _again(planned, together)) and other.fits:
+            said = dict.fromkeys(words(other) for words, _ in changes[: i + 1])
+            return f"give {' and '.join(said)}"
     if planned.own:
         return "leave the choice to ggrun, without --plan, or write another"
     if planned.choice.host is None:
@@ -150,48 +170,57 @@ def remedy(planned: Planned) -> str:
     return "take a smaller quantization, or more devices"
 
 
-def _again(planned: Planned, options: PlanOptions) -> Planned:
-    """The same with other options; a plan that the user wrote stays as it is."""
-    other = make_plan(planned.facts, planned.devices, options)
+def _again(planned: Planned, fields: dict[str, Any]) -> Planned | None:
+    """The same with other options, if these go together; a plan that the user wrote stays as it is."""
+    try:
+        other = make_plan(planned.facts, planned.devices, replace(planned.options, **fields))
+    except UsageError:
+        return None
     return with_plan(other, planned.plan) if planned.own else other
 
 
-def _remedies(o: PlanOptions) -> Iterator[tuple[str, PlanOptions]]:
+Change = tuple[Callable[[Planned], str], dict[str, Any]]
+"""What to say of what helped, and the options that are other ones: no more than what is said."""
+
+
+def _remedies(planned: Planned) -> Iterator[Change]:
+    """Each changes what it says, and leaves all else as the user has it."""
+    o = planned.options
     if o.n_gpu_layers != "auto":
-        yield "-ngl auto, which leaves to the CPU what does not fit", replace(o, n_gpu_layers="auto")
+        yield _say("-ngl auto, which leaves to the CPU what does not fit"), {"n_gpu_layers": "auto"}
     if o.tensor_split is not None:
-        yield "no -ts, or another one", replace(o, tensor_split=None)
+        yield _say("no -ts, or another one"), {"tensor_split": None}
     if o.split_mode == "none":
-        yield "-sm layer, which uses all devices", replace(o, split_mode="layer", tensor_split=None)
+        yield _say("-sm layer, which uses all devices"), {"split_mode": "layer"}
     if o.n_ctx > o.fit_ctx:
-        smaller = replace(o, n_ctx=0)
-        yield f"-c 0, or a context of {o.fit_ctx} with -c", smaller
-    if "f16" in (o.cache_type_k, o.cache_type_v) or "f32" in (o.cache_type_k, o.cache_type_v):
-        small = replace(o, cache_type_k="q8_0", cache_type_v="q8_0")
-        yield "-ctk q8_0 -ctv q8_0", small
-        yield "-c 0 with -ctk q8_0 -ctv q8_0", replace(small, n_ctx=0)
+        yield lambda other: f"-c {other.sizes.n_ctx}", {"n_ctx": 0}
+    if {o.cache_type_k, o.cache_type_v} != {"q8_0"}:
+        yield _say("-ctk q8_0 -ctv q8_0"), {"cache_type_k": "q8_0", "cache_type_v": "q8_0"}
     if o.n_ubatch > 64:
-        yield "-ub 64", replace(o, n_ubatch=64)
+        yield _say("-ub 64"), {"n_ubatch": 64}
     if not o.kv_offload:
-        yield "no -nkvo", replace(o, kv_offload=True)
+        yield _say("no -nkvo"), {"kv_offload": True}
     if o.overrides:
-        yield "no -ot, or another one", replace(o, overrides=())
+        yield _say("no -ot, or another one"), {"overrides": ()}
     if o.cpu_moe or o.n_cpu_moe or o.n_cpu_ffn:
-        yield "no -cmoe, -ncmoe or -ncffn", replace(o, cpu_moe=False, n_cpu_moe=None, n_cpu_ffn=None)
+        yield _say("no -cmoe, -ncmoe or -ncffn"), {"cpu_moe": False, "n_cpu_moe": None, "n_cpu_ffn": None}
     if o.order is not None:
-        yield "no -dev, which uses all devices", replace(o, order=None, main_gpu=0, tensor_split=None)
+        yield _say("no -dev, which uses all devices"), {"order": None}
     if o.fit_margin:
-        yield "-fitt 0, which leaves nothing for others", replace(o, fit_margin=0)
+        yield _say("-fitt 0, which leaves nothing for others"), {"fit_margin": 0}
+
+
+def _say(words: str) -> Callable[[Planned], str]:
+    return lambda other: words
 
 
 def _context_that_fits(planned: Planned) -> int:
-    low, high = 0, max(planned.sizes.n_ctx // 64, 1)
+    low, high = 0, max(planned.sizes.n_ctx // PAGE, 1)
     while high - low > 1:
         middle = (low + high) // 2
-        options = replace(planned.options, n_ctx=64 * middle)
-        fits = _again(planned, options).fits
-        low, high = (middle, high) if fits else (low, middle)
-    return 64 * low
+        other = _again(planned, {"n_ctx": PAGE * middle})
+        low, high = (middle, high) if other and other.fits else (low, middle)
+    return PAGE * low
 
 
 def with_plan(planned: Planned, plan: Plan) -> Planned:

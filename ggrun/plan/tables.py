@@ -4,12 +4,12 @@ An item is a half layer, or the output (2 * layers). Memory is an upper bound of
 finished plan, and mostly that.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from ggrun.plan import Member, whole
 from ggrun.plan.cost import Clock, Place
-from ggrun.plan.facts import EMBEDDING, ModelFacts
+from ggrun.plan.facts import EMBEDDING, PAGE, ModelFacts, pages
 from ggrun.plan.usage import Sizes, item_use, output_working, working
 
 
@@ -21,6 +21,7 @@ class Sums:
     sizes: Sizes
     kv_on_host: bool = False
     peers: int = 0  # devices that may hand something to another one
+    tables: dict[Place, "Table"] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def clock(self) -> Clock:
@@ -32,11 +33,13 @@ class Sums:
         """The bytes of the whole KV cache."""
         c = self.facts.config
         row = self.facts.cell_bytes(_everything(self.facts), self.sizes.keys, self.sizes.values)
-        return c.layers * 64 * -(-self.sizes.n_ctx // 64) * row
+        return c.layers * PAGE * pages(self.sizes.n_ctx) * row
 
     def table(self, place: Place) -> "Table":
-        """The numbers of a place."""
-        return Table(self, place)
+        """The numbers of a place, worked out once."""
+        if place not in self.tables:
+            self.tables[place] = Table(self, place)
+        return self.tables[place]
 
 
 class Table:

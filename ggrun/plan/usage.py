@@ -3,11 +3,12 @@
 from dataclasses import dataclass, replace
 
 from ggrun.plan import Member, Plan, Stage
-from ggrun.plan.facts import EMBEDDING, ModelFacts, pages
+from ggrun.plan.facts import EMBEDDING, PAGE, ModelFacts, pages
 
 LOGITS_BYTES = 64 << 20
 """How much memory the logits of one run may take: as the engine has it (a test says so)."""
 _ROOM = 7  # rows that every buffer has more, because products take several columns at a time
+_CARD_SCRATCH = 32 << 20  # parts of sums, for as many blocks as the largest cards run at once
 _SLACK = 16 << 10  # what all buffers of a stage lose to alignment, and tables of addresses
 
 
@@ -55,7 +56,7 @@ def item_use(facts: ModelFacts, item: int, member: Member, sizes: Sizes) -> Use:
         use.weights += facts.tied_output("nbytes", member)
     elif item != EMBEDDING and item % 2 == 0:
         cell = facts.cell_bytes(member, sizes.keys, sizes.values)
-        use.kv = pages(sizes.n_ctx) * 64 * cell
+        use.kv = pages(sizes.n_ctx) * PAGE * cell
     return use
 
 
@@ -79,6 +80,7 @@ def working(facts: ModelFacts, member: Member, sizes: Sizes, peers: int) -> int:
         pairs = sizes.tokens * c.experts_used + _ROOM
         total += rows * 4 * (c.experts + 3 * c.experts_used + c.width)
         total += pairs * (4 + (c.width + ff) * 4 * 2 + _column(c.width) + _column(ff))
+    total += _CARD_SCRATCH if member.device.startswith("cuda:") else 0
     return total + 32 * rows + 4 * sizes.sequences * pages(sizes.n_ctx) + _SLACK
 
 

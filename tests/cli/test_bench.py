@@ -275,7 +275,7 @@ def test_progress_on_stderr(tiny: Path) -> None:
         (["-t", "100000", "-p", "1"], 2, ["100000 threads"]),
         (["-np", "2"], 2, ["-np", "not built yet", "ggrun bench -h"]),
         (["-ngl", "most"], 2, ["-ngl 'most'"]),
-        (["-ts", "1,2"], 2, ["-ts gives 2 numbers for 0 devices"]),
+        (["-ts", "1,2"], 2, ["-ts gives 2 numbers for 0 cards"]),
         (["-fitt", "100000000"], 1, ["does not fit"]),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else str(v),

@@ -40,7 +40,7 @@ def test_names(text: str, name: DeviceName) -> None:
     assert DeviceName.parse(text) == name
 
 
-NOTHING = ["", "cuda:0", "cpu:", "cpu:x", "cpu:1:2", "cpu:0:2XB", "CPU", "cpu:0:-1GB", "cpu\n"]
+NOTHING = ["", "gpu:0", "cpu:", "cpu:x", "cpu:1:2", "cpu:0:2XB", "CPU", "cpu:0:-1GB", "cpu\n"]
 
 
 @pytest.mark.parametrize("text", NOTHING)

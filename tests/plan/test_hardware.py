@@ -9,7 +9,7 @@ from ggrun.plan import Plan, Stage, single, whole
 from ggrun.plan.cards import CARDS
 from ggrun.plan.cost import HOP, Clock, Place, predict
 from ggrun.plan.facts import ModelFacts
-from ggrun.plan.hardware import CpuSpeeds, cpu_info, parse_devices
+from ggrun.plan.hardware import Speeds, cpu_info, parse_devices
 from ggrun.plan.mixes import outline
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planner import make_plan
@@ -56,7 +56,7 @@ def test_the_table_is_plausible() -> None:
 
 
 def test_devices_that_pretend_keep_their_limits_in_their_names() -> None:
-    here = cpu_info("cpu", 16 << 30, 8 << 30, CpuSpeeds(40e9))
+    here = cpu_info("cpu", 16 << 30, 8 << 30, Speeds(40e9))
     a, b, c, d = parse_devices("cpu:0:2GB, cpu:1:512MiB, cpu, emulated:0:1GB", here)
     assert [x.name for x in (a, b, c, d)] == ["cpu:0:2GB", "cpu:1:512MB", "cpu", "emulated:0:1GB"]
     assert (a.free, b.free, c.free, d.free) == (2 << 30, 512 << 20, 8 << 30, 1 << 30)
@@ -147,9 +147,11 @@ def test_a_sum_costs_more_with_more_members() -> None:
 
 
 def test_float_weights_have_a_rate_of_their_own() -> None:
-    cpu = cpu_info("cpu", 1, 1, CpuSpeeds(40e9, 4e12, 1e12))
-    assert cpu.products(3, 0) == 6 / 4e12
-    assert cpu.products(3, 2) == 2 / 4e12 + 4 / 1e12
+    cpu = cpu_info("cpu", 1, 1, Speeds(40e9, 4e12, 1e12))
+    assert cpu.products(3, 0, 0, 1) == 6 / 4e12
+    assert cpu.products(3, 2, 0, 10) == pytest.approx(10 * (2 / 4e12 + 4 / 1e12))
+    slow = cpu_info("cpu", 1, 1, Speeds(40e9, 4e12, 1e12, unpacked=1e9))
+    assert slow.products(3, 0, 2, 10) == pytest.approx(60 / 4e12 + 2 / 1e9)
     f16, q8_0 = facts_of("llama-3-8b", "F16"), facts_of("llama-3-8b", "Q8_0")
     assert [p.floats for p in q8_0.parts[:2]] == [{"heads": 0, "kv_heads": 0}, {"ff": 0}]
     assert [p.floats for p in f16.parts[:2]] == [p.weights for p in f16.parts[:2]]

@@ -1,0 +1,1 @@
+"""CUDA devices: cards of NVIDIA, by way of CuPy, or emulated ones."""

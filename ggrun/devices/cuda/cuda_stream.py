@@ -1,0 +1,100 @@
+"""A stream of a card, and its events."""
+
+from collections import deque
+from typing import Any
+
+from ggrun.devices.streams import Event, Work
+from ggrun.errors import GgrunError
+
+
+class CudaEvent:
+    """A place in a stream of a card. Errors show where the host waits: cards tell them no earlier."""
+
+    error: BaseException | None = None
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+
+    @property
+    def done(self) -> bool:
+        """Whether the stream has come there."""
+        return bool(self.raw.done)
+
+    def block(self) -> None:
+        """Let the calling thread sleep until the stream has come there."""
+        self.raw.synchronize()
+
+
+class CudaStream:
+    """See Stream: what is launched while `raw` is current goes here. device: its number, name: for errors."""
+
+    def __init__(self, cupy: Any, name: str, device: int) -> None:
+        self._cupy, self._name, self._device, self._closed = cupy, name, device, False
+        self.raw = cupy.cuda.Stream(non_blocking=True)
+        self._kept: deque[tuple[CudaEvent, Any]] = deque()
+        self._error: BaseException | None = None
+
+    def enqueue(self, work: Work) -> None:
+        """Host's work, done by a thread of the driver's: it must not call CUDA."""
+
+        def attempt(_: Any) -> None:
+            if self._error is None:
+                try:
+                    work()
+                except BaseException as error:  # whatever it is, the thread that synchronizes gets it
+                    self._error = error
+
+        self._open()
+        self.raw.launch_host_func(attempt, None)
+
+    def record(self) -> CudaEvent:
+        """An event behind all that was enqueued before."""
+        self._open()
+        with self._cupy.cuda.Device(self._device):
+            event = self._cupy.cuda.Event(block=True, disable_timing=True)
+            event.record(self.raw)
+        return CudaEvent(event)
+
+    def wait(self, event: Event) -> None:
+        """Of another card's event, without the host; for another kind of device, the host waits."""
+        self._open()
+        if isinstance(event, CudaEvent):
+            self.raw.wait_event(event.raw)
+            return
+        event.block()
+        if event.error:
+            raise event.error
+
+    def keep(self, data: Any) -> None:
+        """Keep something alive until all is done that was enqueued before."""
+        self._kept.append((self.record(), data))
+        while self._kept and self._kept[0][0].done:
+            self._kept.popleft()
+
+    def synchronize(self) -> None:
+        """Wait until all is done; raises the first error."""
+        try:
+            self.raw.synchronize()
+        except (self._cupy.cuda.runtime.CUDARuntimeError, self._cupy.cuda.driver.CUDADriverError) as failed:
+            raise GgrunError(f"{self._name}: {str(failed).splitlines()[0]}") from None
+        self._kept.clear()
+        error, self._error = self._error, None
+        if error:
+            raise error
+
+    def abandon(self) -> None:
+        """Wait for what was enqueued, which a card cannot skip, and forget errors."""
+        try:
+            self.synchronize()
+        except Exception:  # whatever it was, it has been told
+            self._error = None
+
+    def close(self) -> None:
+        """Finish what was enqueued, and take no more."""
+        if not self._closed:
+            self._closed = True
+            self.raw.synchronize()
+
+    def _open(self) -> None:
+        if self._closed:
+            raise GgrunError("the model is closed")

@@ -1,0 +1,207 @@
+"""A card of NVIDIA, by CuPy: plain allocations, one stream, kernels compiled by NVRTC at run time.
+
+CuPy keeps what it has compiled on disk, by card, source and options; one option is a hash of all our sources,
+as it does not look into what a source includes.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import Any, NoReturn
+from weakref import finalize
+
+from numpy.typing import NDArray
+
+from ggrun.devices.cuda.cuda_stream import CudaStream
+from ggrun.devices.cuda.driver import Driver
+from ggrun.devices.cuda.found import Cards
+from ggrun.devices.cuda.staging import Staging
+from ggrun.errors import GgrunError
+from ggrun.kernels import CUDA_OPTIONS, cuda_source, cuda_state
+
+_STATIC_SHARED = 48 << 10
+"""Bytes of shared memory that a block has without asking."""
+
+
+class _Memory:
+    """An allocation of the card or, pinned, of the host."""
+
+    def __init__(self, address: int, nbytes: int, free: Callable[[], None]) -> None:
+        self.address, self.nbytes = address, nbytes
+        finalize(self, free).atexit = False  # at the end, the driver frees all
+
+
+class _Kernel:
+    """A kernel of CuPy's."""
+
+    def __init__(self, name: str, function: Any) -> None:
+        self.name, self.function = name, function
+
+
+class _Graph:
+    def __init__(self, driver: "CupyDriver", graph: Any) -> None:
+        self._driver, self._graph = driver, graph
+
+    def launch(self) -> None:
+        with self._driver.on("a graph"):
+            self._graph.launch(self._driver.stream.raw)
+
+
+class CupyDriver:
+    """Card `index` of this machine, called `name` in errors. See Driver."""
+
+    def __init__(self, index: int, name: str = "") -> None:
+        self.index, self._called = index, name or f"cuda:{index}"
+        card = Cards.found().card(index)
+        self._cupy, self.name = Cards.found().cupy, card.name
+        self.arch, self.multiprocessors = card.arch, card.multiprocessors
+        self._modules: dict[tuple[Any, ...], Any] = {}
+        self._kernels: dict[tuple[Any, ...], _Kernel] = {}
+        with self.on("its stream"):
+            self.stream = CudaStream(self._cupy, self._called, index)
+
+    @contextmanager
+    def on(self, what: str) -> Iterator[None]:
+        """Work on this card and stream; errors of CUDA become GgrunErrors that say for what."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._cupy.cuda.Device(self.index))
+                if hasattr(self, "stream"):
+                    stack.enter_context(self.stream.raw)
+                yield
+            except self._errors as error:
+                self._refuse(what, error)
+
+    def free_memory(self) -> tuple[int, int]:
+        """Free and all bytes of the card."""
+        with self.on("its memory"):
+            free, total = self._runtime.memGetInfo()
+            return int(free), int(total)
+
+    def allocate(self, nbytes: int) -> _Memory:
+        """By cudaMalloc."""
+        with self.on(f"{nbytes} bytes of memory"):
+            address = self._runtime.malloc(max(nbytes, 1))
+        return _Memory(address, nbytes, _freeing(self._cupy, self.index, address))
+
+    def allocate_on_host(self, nbytes: int) -> _Memory:
+        """Pinned memory, which every card reaches by the same address."""
+        with self.on(f"{nbytes} bytes of pinned memory"):
+            pinned = self._cupy.cuda.alloc_pinned_memory(max(nbytes, 1))
+        return _Memory(pinned.ptr, nbytes, lambda: _drop(pinned))
+
+    def kernel(self, file: str, name: str, **defines: str | int) -> _Kernel:
+        """Compile a file with these macros, if that was not done before, and find a kernel in it."""
+        module = (file, *sorted(defines.items()))
+        if (*module, name) not in self._kernels:
+            with self.on(f"the kernel {name}"):
+                if module not in self._modules:
+                    self._modules[module] = self._compiled(file, defines)
+                function = self._modules[module].get_function(name)
+            self._kernels[*module, name] = _Kernel(name, function)
+        return self._kernels[*module, name]
+
+    def _compiled(self, file: str, defines: dict[str, str | int]) -> Any:
+        macros = [f"-D{name}={value}" for name, value in sorted(defines.items())]
+        state = cuda_state().hex()[:16]
+        options = (*CUDA_OPTIONS, f"-I{cuda_source('')}", f"-DSOURCES=0x{state}", *macros)
+        return self._cupy.RawModule(code=cuda_source(file).read_text(), options=options)
+
+    def launch(
+        self,
+        kernel: Any,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: Sequence[Any],
+        shared: int = 0,
+    ) -> None:
+        """Enqueue a kernel."""
+        with self.on(f"the kernel {kernel.name}"):
+            if shared > _STATIC_SHARED:
+                kernel.function.max_dynamic_shared_size_bytes = shared
+            kernel.function(grid, block, tuple(args), shared_mem=shared)
+
+    def graph(self, record: Callable[[], None]) -> _Graph:
+        """Launches, captured: none of them is done now."""
+        with self.on("a graph"):
+            self.stream.raw.begin_capture()
+            try:
+                record()
+            finally:
+                graph = self.stream.raw.end_capture()
+            return _Graph(self, graph)
+
+    def fill(self, address: int, byte: int, nbytes: int) -> None:
+        """By cudaMemsetAsync."""
+        with self.on("a fill"):
+            self._runtime.memsetAsync(address, byte, nbytes, self.stream.raw.ptr)
+
+    def write(self, address: int, data: NDArray[Any]) -> None:
+        """By cudaMemcpy, which waits for this copy alone: the stream is a non-blocking one."""
+        with self.on("a copy to it"):
+            self._runtime.memcpy(address, data.ctypes.data, data.nbytes, self._runtime.memcpyHostToDevice)
+
+    def upload(self, address: int, data: NDArray[Any]) -> None:
+        """Through pinned buffers, so that the bus is busy while the next piece is read from the file."""
+        with self.on("an upload"):
+            self._staging.upload(address, data)
+
+    def download(self, data: NDArray[Any], address: int) -> None:
+        """By cudaMemcpy2DAsync: rows of the host's array may be parts of longer ones."""
+        rows = data.reshape(1, -1) if data.ndim == 1 else data
+        width = rows.shape[-1] * rows.itemsize
+        with self.on("a download"):
+            self._runtime.memcpy2DAsync(
+                rows.ctypes.data, rows.strides[0] if len(rows) > 1 else width, address, width, width,
+                len(rows), self._runtime.memcpyDeviceToHost, self.stream.raw.ptr,
+            )  # fmt: skip
+        self.stream.keep(data)
+
+    def copy(self, target: int, source: int, nbytes: int, card: Driver | None = None) -> None:
+        """By cudaMemcpyPeerAsync, on this card's stream."""
+        to = card.index if isinstance(card, CupyDriver) else self.index
+        with self.on("a copy"):
+            self._runtime.memcpyPeerAsync(target, to, source, self.index, nbytes, self.stream.raw.ptr)
+
+    def close(self) -> None:
+        """Forget kernels and buffers; memory is freed with what holds it."""
+        self._modules.clear()
+        self._kernels.clear()
+        self.__dict__.pop("_staging", None)
+
+    @cached_property
+    def _staging(self) -> Staging:
+        return Staging(self._cupy, self.stream)
+
+    @property
+    def _runtime(self) -> Any:
+        return self._cupy.cuda.runtime
+
+    @property
+    def _errors(self) -> tuple[type[Exception], ...]:
+        cuda = self._cupy.cuda
+        return (
+            cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError, cuda.compiler.CompileException,
+            cuda.memory.OutOfMemoryError,
+        )  # fmt: skip
+
+    def _refuse(self, what: str, error: Exception) -> NoReturn:
+        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise GgrunError(f"{self._called} ({self.name}): {what}: {text}") from None
+
+
+def _freeing(cupy: Any, index: int, address: int) -> Callable[[], None]:
+    """What frees memory: a function that keeps neither the driver nor the memory alive."""
+
+    def free() -> None:
+        if sys.is_finalizing():
+            return
+        with cupy.cuda.Device(index):
+            cupy.cuda.runtime.free(address)
+
+    return free
+
+
+def _drop(_: Any) -> None:
+    """What was held until now may go."""

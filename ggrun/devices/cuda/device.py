@@ -1,0 +1,158 @@
+"""A CUDA device: memory with a limit, uploads, copies and sums on its stream."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggrun.devices.base import Device, Limits, Place
+from ggrun.devices.budget import Budget
+from ggrun.devices.cuda import grids
+from ggrun.devices.cuda.attention import row_bytes
+from ggrun.devices.cuda.driver import Driver
+from ggrun.devices.cuda.memory import CudaMemory, CudaPlace, CudaWeight
+from ggrun.devices.cuda.recorder import CudaRecorder
+from ggrun.devices.streams import Stream
+from ggrun.errors import GgrunError, Interrupted
+from ggrun.gguf import Tensor
+
+_PROBED, _PASSES = 1 << 30, 7  # bytes that the bandwidth is measured on, and how often
+
+
+class Cuda:
+    """A card, or a part of it.
+
+    limit    bytes that may be taken of its memory; several devices may share a card
+    """
+
+    def __init__(self, driver: Driver, name: str, limit: int | None = None) -> None:
+        self.name, self.driver, self._budget = name, driver, Budget(name, limit)
+        self._interrupted = False
+
+    @property
+    def stream(self) -> Stream:
+        """The driver's."""
+        return self.driver.stream
+
+    def available(self) -> int:
+        """What is free on the card, or the limit leaves."""
+        free, _ = self.driver.free_memory()
+        return free if self._budget.free is None else min(free, self._budget.free)
+
+    def bandwidth(self) -> float:
+        """Bytes a second, read and written, of a copy within the card: the best of several."""
+        half = min(_PROBED, self.available() // 4)
+        source, target = self._take(half, "a measurement"), self._take(half, "a measurement")
+
+        def seconds() -> float:
+            start = time.perf_counter()
+            self.driver.copy(target.address, source.address, half)
+            self.stream.synchronize()
+            return time.perf_counter() - start
+
+        self.driver.fill(source.address, 0, half)
+        seconds()
+        return 2 * half / min(seconds() for _ in range(_PASSES))
+
+    def recorder(self, limits: Limits) -> CudaRecorder:
+        """A new recorder."""
+        return CudaRecorder(self.driver, limits, self.working_memory, self.check_interrupt)
+
+    def working_memory(self, nbytes: int) -> CudaMemory:
+        """Memory for buffers."""
+        return self._take(nbytes, "working memory")
+
+    def zeros(self, nbytes: int, what: str, on_host: bool = False) -> CudaMemory:
+        """Zeroed memory of the card; or of the host, which the card reads from there."""
+        if on_host:
+            allocation = self.driver.allocate_on_host(nbytes)
+            memory = CudaMemory(allocation.address, nbytes, allocation)
+        else:
+            memory = self._take(nbytes, what)
+        self.driver.fill(memory.address, 0, nbytes)
+        return memory
+
+    def vector(self, values: NDArray[np.float32]) -> CudaMemory:
+        """A copy on the card."""
+        values = np.ascontiguousarray(values, np.float32)
+        memory = self._take(values.nbytes, "a vector of weights")
+        self.driver.write(memory.address, values)
+        return memory
+
+    def weight(self, tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> CudaWeight:
+        """A copy of the block, which the stream makes."""
+        experts = tensor.shape[2] if len(tensor.shape) > 2 else 1
+        row, first = tensor.format.nbytes(columns[1] - columns[0]), tensor.format.nbytes(columns[0])
+        n_rows = rows[1] - rows[0]
+        memory = self._take(experts * n_rows * row, f"the weights {tensor.name}")
+        whole = tensor.data.reshape(experts, tensor.shape[1], tensor.row_bytes)
+        self.driver.upload(memory.address, whole[:, rows[0] : rows[1], first : first + row])
+        name, width = tensor.format.name, columns[1] - columns[0]
+        return CudaWeight(name, memory, memory.address, n_rows, width, row, experts)
+
+    def rows(self, weight: CudaWeight, rows: tuple[int, int]) -> CudaWeight:
+        """A part of a weight where it lies."""
+        return weight.cut(rows)
+
+    def row_bytes(self, kind: str, dim: int) -> int:
+        """As kernels/cuda/cells.cuh lays them."""
+        return row_bytes(kind, dim)
+
+    def write(self, place: CudaPlace, values: NDArray[np.float32]) -> None:
+        """Copy into it, now."""
+        self.driver.write(place.address, np.ascontiguousarray(values, np.float32))
+
+    def copy(self, source: CudaPlace, rows: int, device: Device, target: Place) -> None:
+        """From card to card; to another kind of device by way of the host's memory."""
+        nbytes = 4 * rows * source.width
+        if isinstance(device, Cuda):
+            self.driver.copy(target.address, source.address, nbytes, device.driver)
+            return
+        by_way_of = np.empty((rows, source.width), np.float32)
+        self.driver.download(by_way_of, source.address)
+        self.stream.enqueue(lambda: device.write(target, by_way_of))
+
+    def sum(self, places: Sequence[CudaPlace], rows: int, target: CudaPlace) -> None:
+        """A kernel that reads each place once; two or more of them where there are many places."""
+        total, kernel = rows * target.width, self.driver.kernel("reduce.cu", "sum")
+        left = [place.address for place in places]
+        while len(left) > 1 or left != [target.address]:
+            taken, left = left[: grids.PLACES], left[grids.PLACES :]
+            addresses = taken + [0] * (grids.PLACES - len(taken))
+            into = taken[0] if left else target.address
+            args = (*addresses, np.int32(len(taken)), into, np.int64(total))
+            self.driver.launch(kernel, *grids.elements(total), args)
+            left = [into, *left]
+
+    def download(self, source: CudaPlace, rows: int, out: NDArray[np.float32]) -> None:
+        """A copy that the stream makes."""
+        self.driver.download(out, source.address)
+
+    def interrupt(self) -> None:
+        """End the programs that come: a kernel that runs is done soon."""
+        self._interrupted = True
+
+    def resume(self) -> None:
+        """Let programs run again."""
+        self._interrupted = False
+
+    def check_interrupt(self) -> None:
+        """Interrupted, from `interrupt` to `resume`."""
+        if self._interrupted:
+            raise Interrupted("the computation was interrupted")
+
+    def close(self) -> None:
+        """Take no more work, and give back the card."""
+        self.stream.close()
+        self.driver.close()
+
+    def _take(self, nbytes: int, what: str) -> CudaMemory:
+        self._budget.check(nbytes, what)
+        try:
+            allocation = self.driver.allocate(nbytes)
+        except GgrunError as error:
+            raise GgrunError(f"{self.name}: no memory for {what}: {error}") from None
+        memory = CudaMemory(allocation.address, nbytes, allocation)
+        self._budget.take(memory, nbytes, what)
+        return memory

@@ -1,0 +1,89 @@
+"""What runs CUDA kernels: a card, by CuPy, or the emulator of tools/cuda_emulator.
+
+Addresses are plain numbers. All that is launched or copied goes to the driver's stream, in order, but for
+`write`. GgrunErrors name the card, what was to be done, and the bytes where memory is short.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from ggrun.devices.streams import Stream
+
+
+class Allocation(Protocol):
+    """Memory for as long as the object lives; aligned to 256 bytes."""
+
+    address: int
+    nbytes: int
+
+
+class Kernel(Protocol):
+    """A compiled kernel."""
+
+    name: str
+
+
+class Graph(Protocol):
+    """Launches that were recorded, to be enqueued together."""
+
+    def launch(self) -> None:
+        """Enqueue them."""
+
+
+class Driver(Protocol):
+    """One card, or a part of it."""
+
+    name: str
+    """As its maker calls it: "NVIDIA H200"."""
+    arch: int
+    """The compute capability times ten: 75, 80, 90."""
+    multiprocessors: int
+
+    @property
+    def stream(self) -> Stream:
+        """Where the card's work is enqueued."""
+
+    def free_memory(self) -> tuple[int, int]:
+        """Free and all bytes."""
+
+    def allocate(self, nbytes: int) -> Allocation:
+        """Memory of the card, with anything in it; GgrunError when there is not so much."""
+
+    def allocate_on_host(self, nbytes: int) -> Allocation:
+        """Memory of the host that the card reads and writes where it lies."""
+
+    def kernel(self, file: str, name: str, **defines: str | int) -> Kernel:
+        """A kernel of kernels/cuda/`file`, compiled with these macros, once."""
+
+    def launch(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: Sequence[Any],
+        shared: int = 0,
+    ) -> None:
+        """Enqueue a kernel. args: a pointer is an int, everything else a numpy scalar of the right type."""
+
+    def graph(self, record: Callable[[], None]) -> Graph | None:
+        """What `record` launches, as one thing to enqueue; None when the driver has no such thing."""
+
+    def fill(self, address: int, byte: int, nbytes: int) -> None:
+        """Enqueue that memory is full of one byte."""
+
+    def write(self, address: int, data: NDArray[Any]) -> None:
+        """Copy from the host now, whatever the stream does; data is contiguous."""
+
+    def upload(self, address: int, data: NDArray[Any]) -> None:
+        """Enqueue a copy from the host, row after row; `data` must not change before it is done."""
+
+    def download(self, data: NDArray[Any], address: int) -> None:
+        """Enqueue a copy to the host."""
+
+    def copy(self, target: int, source: int, nbytes: int, card: "Driver | None" = None) -> None:
+        """Enqueue a copy within the card, or to another one."""
+
+    def close(self) -> None:
+        """Give back what the driver has of the card."""

@@ -1,0 +1,106 @@
+"""Which cards there are; and when there are none, one line that says what to install or to change."""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+from ggrun.errors import GgrunError, UsageError
+
+OLDEST = 75
+"""The compute capability, times ten, that kernels need: Turing's, the first with int8 tensor cores."""
+
+_NO_DEVICE, _OLD_DRIVER = 100, 35  # cudaErrorNoDevice, cudaErrorInsufficientDriver
+_INSTALL = "pip install 'ggrun[cuda13]' (driver 580 or newer) or 'ggrun[cuda12]'"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What CUDA says of a card."""
+
+    name: str
+    arch: int
+    multiprocessors: int
+
+
+class Cards:
+    """The cards of this machine."""
+
+    def __init__(self) -> None:
+        self.cupy = _cupy()
+        self.count = _count(self.cupy)
+
+    @staticmethod
+    @cache
+    def found() -> "Cards":
+        """They are looked for once. GgrunError where CUDA cannot be used."""
+        return Cards()
+
+    def usable(self, index: int) -> bool:
+        """Whether it is new enough."""
+        try:
+            self.card(index)
+        except GgrunError:
+            return False
+        return True
+
+    def card(self, index: int) -> Card:
+        """One of them; UsageError when there are not so many, GgrunError when it is too old."""
+        if index >= self.count:
+            raise UsageError(f"cuda:{index}: there are {self.count} CUDA cards, counted from 0")
+        properties = self.cupy.cuda.runtime.getDeviceProperties(index)
+        name = properties["name"].decode(errors="replace")
+        arch = 10 * properties["major"] + properties["minor"]
+        if arch < OLDEST:
+            raise GgrunError(
+                f"cuda:{index} ({name}): its compute capability is {arch / 10}, "
+                f"ggrun needs {OLDEST / 10} (RTX 20, T4) or newer"
+            )
+        return Card(name, arch, properties["multiProcessorCount"])
+
+
+def _cupy() -> Any:
+    try:
+        import cupy
+    except ModuleNotFoundError as error:
+        if error.name != "cupy":
+            raise GgrunError(f"CuPy cannot be used: {error}: {_INSTALL}") from None
+        raise GgrunError(f"CUDA devices need CuPy, which is not installed: {_INSTALL}") from None
+    except Exception as error:  # a wrong build fails in many ways
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise GgrunError(f"CuPy cannot be used: {line}: {_INSTALL}") from None
+    return cupy
+
+
+def _count(cupy: Any) -> int:
+    runtime = cupy.cuda.runtime
+    try:
+        return int(runtime.getDeviceCount())
+    except runtime.CUDARuntimeError as error:
+        status, line = error.status, str(error).splitlines()[0]
+    if status == _NO_DEVICE:
+        return 0
+    if status == _OLD_DRIVER:
+        if not (driver := runtime.driverGetVersion()):
+            raise GgrunError("CUDA: no NVIDIA driver is loaded: install it; nvidia-smi must list the card")
+        needed = runtime.runtimeGetVersion()
+        raise GgrunError(
+            f"CUDA: the driver is for CUDA {_version(driver)}, this CuPy needs {_version(needed)}: "
+            "update the driver, or take 'ggrun[cuda12]' instead of 'ggrun[cuda13]'"
+        )
+    raise GgrunError(f"CUDA: {line}")
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def count_cards() -> int:
+    """How many cards can be used; 0 where there is no CuPy, or it has no card: then nobody asked for one."""
+    if find_spec("cupy") is None:
+        return 0
+    try:
+        found = Cards.found()
+        return sum(found.usable(i) for i in range(found.count))
+    except GgrunError:
+        return 0

@@ -1,0 +1,116 @@
+"""Grids and blocks of the small CUDA kernels: norm, rope, activation, rows, moe, reduce and sample.
+
+The rules are the host's half of each kernel: the grid has a place for every piece of work, and one block at
+least, as a batch may be empty. How many rows there are is also an argument of each kernel.
+"""
+
+from typing import NamedTuple
+
+WARP = 32
+KEPT = 4
+"""Vectors of four floats that a thread of norm.cu keeps of its row."""
+SLICE = 2048
+"""Logits, or candidates, that a block of sample.cu looks at."""
+MOST_K = SLICE // 2
+"""The largest k of sample.cu's top_k: a launch must leave fewer candidates than it was given."""
+MOST_EXPERTS = 16 * WARP
+"""The most experts that moe.cu can choose from."""
+PLACES = 8
+"""The most places that reduce.cu adds up in one launch."""
+
+
+class Shape(NamedTuple):
+    """Blocks and threads of a launch."""
+
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+
+
+def _ceil(a: int, b: int) -> int:
+    """How many pieces of b are needed for a, at least one."""
+    return max(1, -(-a // b))
+
+
+def _threads(work: int, most: int) -> int:
+    """Whole warps for so much work, a piece a thread, but at most `most`."""
+    return min(most, WARP * _ceil(work, WARP))
+
+
+def elements(total: int) -> Shape:
+    """add, activate, activate_gated, sum, sum_bf16, narrow, widen: four of `total` floats a thread."""
+    return Shape((_ceil(total, 4 * 256),), (256,))
+
+
+def norm(rows: int, width: int) -> Shape:
+    """rms_norm, add_rms_norm, layer_norm: a warp a row when rows are short (heads), else a block.
+
+    rows: of the batch times the groups of a row; width: values of a group
+    """
+    vectors = _ceil(width, 4)
+    if vectors <= KEPT * WARP:
+        return Shape((_ceil(rows, 4),), (WARP, 4))
+    # Two vectors a thread leave a decoded token's only block more loads in flight than four would.
+    return Shape((max(1, rows),), (_threads(_ceil(vectors, 2), 1024),))
+
+
+def rope_table(n: int, dims: int) -> Shape:
+    """rope_table: a block a position, a thread a pair."""
+    return Shape((max(1, n),), (_threads(dims // 2, 128),))
+
+
+def rope(n: int, heads: int, head_dim: int, dims: int) -> Shape:
+    """rope: of so many heads, of queries and keys together; a thread has four pairs, or one in odd shapes."""
+    pairs = 4 if dims % 8 == 0 and head_dim % 4 == 0 else 1
+    work = heads * (dims // 2 // pairs)
+    threads = _threads(work, 128)
+    return Shape((max(1, n), _ceil(work, threads)), (threads,))
+
+
+def rows(n: int, width: int) -> Shape:
+    """pick, combine: a vector of a row a thread, four floats or, in odd widths, one."""
+    vectors = width // 4 if width % 4 == 0 else width
+    threads = _threads(vectors, 256)
+    return Shape((max(1, n), _ceil(vectors, threads)), (threads,))
+
+
+def route(n: int) -> Shape:
+    """route: a warp a token."""
+    return Shape((_ceil(n, 4),), (WARP, 4))
+
+
+def per_lane(experts: int) -> int:
+    """moe.cu's PER_LANE: the experts a lane of route looks at, a power of two, as few modules will do."""
+    if not 0 < experts <= MOST_EXPERTS:
+        raise ValueError(f"there are {experts} experts: there must be between 1 and {MOST_EXPERTS}")
+    return 1 << (_ceil(experts, WARP) - 1).bit_length()
+
+
+def sort(experts: int) -> Shape:
+    """sort: a warp an expert."""
+    return Shape((_ceil(experts, 4),), (WARP, 4))
+
+
+def slices(n: int, width: int) -> Shape:
+    """argmax, log_sum_exp: a block a slice."""
+    return Shape((_ceil(width, SLICE), max(1, n)), (256,))
+
+
+def of_slices(n: int, width: int) -> Shape:
+    """argmax_of_slices, log_sum_exp_of_slices: a block a row."""
+    return Shape((max(1, n),), (_threads(_ceil(width, SLICE), 256),))
+
+
+def top_k(n: int, count: int) -> Shape:
+    """top_k, top_k_of_slices: a block a slice, half as many threads as the power of two of keys it sorts."""
+    size = 1 << (min(count, SLICE) - 1).bit_length()
+    return Shape((_ceil(count, SLICE), max(1, n)), (max(WARP, size // 2),))
+
+
+def top_k_counts(width: int, k: int) -> list[int]:
+    """How many logits, and then candidates, of a row each launch is given: top_k, then top_k_of_slices."""
+    if not 0 < k <= MOST_K:
+        raise ValueError(f"k is {k}: it must be between 1 and {MOST_K}")
+    counts = [width]
+    while counts[-1] > SLICE:
+        counts.append(_ceil(counts[-1], SLICE) * k)
+    return counts

@@ -1,0 +1,93 @@
+"""What a forward pass is on a card: steps, each of which launches kernels for as many rows as there are."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ggrun.devices.base import Rows
+from ggrun.devices.cuda.driver import Driver, Graph, Kernel
+
+FEW = 8
+"""As many tokens are a decode: products take kernels of their own, and what was launched twice is a graph."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What launches depend on; all else is in the card's memory.
+
+    context    the most positions that a token may look at: rounded up, so that a graph lasts a while
+    """
+
+    tokens: int
+    outputs: int
+    pairs: int
+    sequences: int
+    context: int
+
+    def rows(self, over: Rows) -> int:
+        """How many rows of a kind there are."""
+        return (self.tokens, self.outputs, self.pairs)[over]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel and all it is given: pointers as ints, the rest as numpy scalars."""
+
+    kernel: Kernel
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    args: tuple[Any, ...]
+    shared: int = 0
+
+
+Step = Callable[[Counts], Sequence[Launch]]
+
+
+class CudaProgram:
+    """Steps, and all memory that they point to. See base.Program.
+
+    counts    what the program runs over, when it runs
+    begin     enqueued before the launches: ends a program that was interrupted
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        steps: Sequence[Step],
+        counts: Callable[[], Counts],
+        begin: Callable[[], None],
+        keep: Sequence[Any],
+    ) -> None:
+        self._driver, self._steps, self._counts, self._begin = driver, tuple(steps), counts, begin
+        self._keep = keep
+        self._launches: dict[Counts, list[Launch]] = {}
+        self._graphs: dict[Counts, Graph | None] = {}
+
+    def run(self) -> None:
+        """Enqueue all launches."""
+        counts = self._counts()
+        self._driver.stream.enqueue(self._begin)
+        if counts.tokens > FEW:
+            self._launch(self.launches(counts))
+        elif counts not in self._launches:
+            self._launches[counts] = self.launches(counts)
+            self._launch(self._launches[counts])
+        else:
+            self._replay(counts)
+
+    def launches(self, counts: Counts) -> list[Launch]:
+        """What is launched for so many rows; kernels that were never needed are compiled."""
+        return [launch for step in self._steps for launch in step(counts)]
+
+    def _replay(self, counts: Counts) -> None:
+        launches = self._launches[counts]
+        if counts not in self._graphs:
+            self._graphs[counts] = self._driver.graph(lambda: self._launch(launches)) if launches else None
+        if graph := self._graphs[counts]:
+            graph.launch()
+        else:
+            self._launch(launches)
+
+    def _launch(self, launches: Sequence[Launch]) -> None:
+        for launch in launches:
+            self._driver.launch(launch.kernel, launch.grid, launch.block, launch.args, launch.shared)

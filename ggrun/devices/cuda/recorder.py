@@ -1,0 +1,381 @@
+"""Records operations for a card: steps that know what to launch for as many rows as there are at each run.
+
+Everything goes to one stream, in order, so that nothing has to wait but the stream itself, and memory of a
+dropped buffer can be used by what is recorded later.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ggrun.devices.base import Cells, Inputs, Limits, Rows
+from ggrun.devices.cuda import grids, matvec
+from ggrun.devices.cuda.attention import Shape, bucket
+from ggrun.devices.cuda.driver import Driver
+from ggrun.devices.cuda.flash import Attention
+from ggrun.devices.cuda.memory import CudaBuffer, CudaMemory, CudaPlace, CudaWeight, Pool, address_of
+from ggrun.devices.cuda.products import Experts, Linear, SwiGLU, column_bytes, quantized, scratch_bytes
+from ggrun.devices.cuda.program import Counts, CudaProgram, Launch, Step
+from ggrun.devices.streams import Event
+from ggrun.kernels.code_books import format_defines
+
+_AHEAD = 4
+"""Batches that are enqueued at most: so soon a stream ends that was interrupted."""
+
+
+@dataclass(frozen=True)
+class _Routing:
+    used: int
+    experts: int
+    weights: CudaBuffer
+    starts: CudaBuffer
+    tokens: CudaBuffer
+    places: CudaBuffer
+
+
+@dataclass(frozen=True)
+class _RopeTable:
+    angles: CudaBuffer
+    dims: int
+
+
+@dataclass(frozen=True)
+class N:
+    """An argument that is a multiple of the number of rows."""
+
+    times: int = 1
+    kind: type[np.int32] | type[np.int64] = np.int32
+
+    def of(self, n: int) -> Any:
+        """The argument for n rows."""
+        return self.kind(self.times * n)
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """A step: the RMS norm of rows, or of each of `groups` equal parts of one."""
+
+    driver: Driver
+    over: Rows
+    x: int
+    weight: int
+    y: int
+    width: int
+    groups: int
+    eps: float
+    columns: int = 0  # where the rows go as quantized columns too
+
+    def with_columns(self, columns: int) -> "_Norm":
+        """The same, which quantizes what it has."""
+        return replace(self, columns=columns)
+
+    def __call__(self, counts: Counts) -> Sequence[Launch]:
+        n, width, eps = counts.rows(self.over), np.int32(self.width // self.groups), np.float32(self.eps)
+        read = self.x, self.weight, self.y
+        if self.columns:
+            kernel = self.driver.kernel("columns.cu", "rms_norm_quantize")
+            shape = matvec.norm_quantize_shape(n)
+            return [Launch(kernel, *shape, (*read, self.columns, width, np.int32(n), eps))]
+        kernel, rows = self.driver.kernel("norm.cu", "rms_norm"), self.groups * n
+        shape = grids.norm(rows, int(width))
+        return [Launch(kernel, *shape, (*read, np.int32(rows), width, np.int32(1), eps))]
+
+
+class CudaRecorder:
+    """See base.Recorder for what the operations mean.
+
+    allocate    gives memory for buffers
+    check       raises Interrupted when the device is
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        limits: Limits,
+        allocate: Callable[[int], CudaMemory],
+        check: Callable[[], None],
+    ) -> None:
+        self._driver, self._limits, self._check = driver, limits, check
+        self._memory = Pool(allocate)
+        self._steps: list[Step] = []
+        self._begun = 0  # steps before this one are in programs
+        self._keep: list[Any] = []
+        self._pairs_a_token = 0
+        empty = Inputs(limits)
+        self._offsets = empty.offsets
+        self._inputs = self._memory.new(empty.words.nbytes)
+        self._counts = Counts(0, 0, 0, 0, bucket(1))
+        self._fed: deque[Event] = deque()
+        self._attention = Attention(driver, limits, {name: self._input(name) for name in empty.offsets})
+
+    # ---------------------------------------------------------------- recording
+
+    def _add(self, step: Step, *written: CudaBuffer) -> None:
+        for buffer in written:
+            buffer.quantized, buffer.step, buffer.source = None, step, None
+        self._steps.append(step)
+
+    def _last(self, x: CudaBuffer, back: int = 1) -> Step | None:
+        """The step that wrote x, if it is the last one (or the one `back`) and can still be changed."""
+        at = len(self._steps) - back
+        return x.step if at >= self._begun and self._steps[at] is x.step else None
+
+    def _record(
+        self,
+        file: str,
+        name: str,
+        over: Rows,
+        shape: Callable[[int], grids.Shape],
+        args: Sequence[Any],
+        *written: CudaBuffer,
+        **defines: str | int,
+    ) -> None:
+        """A kernel that is launched alike for any number n of rows of a kind.
+
+        shape says the grid and block for n. args are what the kernel takes: addresses, numpy scalars, things
+        that have an address, and an N for each number that depends on n.
+        """
+        kernel = self._driver.kernel(file, name, **defines)
+        self._keep += [arg for arg in args if isinstance(arg, CudaMemory)]
+        # Addresses: a buffer that a step holds would never be dropped.
+        plain = [int(arg.address) if hasattr(arg, "address") else arg for arg in args]
+
+        def step(counts: Counts) -> list[Launch]:
+            n = counts.rows(over)
+            values = tuple(arg.of(n) if isinstance(arg, N) else arg for arg in plain)
+            return [Launch(kernel, *shape(n), values)]
+
+        self._add(step, *written)
+
+    def _buffer(self, rows: Rows, width: int, row_bytes: int | None = None) -> CudaBuffer:
+        limits = (self._limits.tokens, self._limits.outputs, self._limits.tokens * self._pairs_a_token)
+        return CudaBuffer(self._memory, rows, width, row_bytes or 4 * width, limits[rows])
+
+    def _scratch(self, nbytes: int) -> int:
+        """Memory for one step alone: the next may use it again. 0 for none."""
+        if not nbytes:
+            return 0
+        memory = self._memory.take(nbytes)
+        self._memory.give(memory)
+        return memory.address
+
+    def _input(self, name: str) -> int:
+        """Where a part of the inputs lies."""
+        return self._inputs.address + 4 * self._offsets[name]
+
+    def finish(self) -> CudaProgram:
+        """The program of all that was recorded since the one before."""
+        new = self._steps[self._begun :]
+        self._begun = len(self._steps)
+        keep = [self._keep, self._memory.all]
+        return CudaProgram(self._driver, new, lambda: self._counts, self._check, keep)
+
+    def place(self, x: CudaBuffer) -> CudaPlace:
+        """Where a buffer's rows lie."""
+        return CudaPlace(x.address, x.width)
+
+    def mailbox(self, width: int) -> CudaPlace:
+        """Rows of tokens that no operation touches."""
+        return CudaPlace(self._memory.new(4 * width * self._limits.tokens).address, width)
+
+    def feed(self, write: Callable[[Inputs], None]) -> None:
+        """Enqueue the copy of inputs, which are written now: the host has to know the counts."""
+        self._check()
+        self._fed.append(self._driver.stream.record())
+        if len(self._fed) > _AHEAD:
+            self._fed.popleft().block()
+        inputs = Inputs(self._limits)
+        write(inputs)
+        self._driver.upload(self._inputs.address, inputs.words)
+        n, outputs, pairs = (int(inputs.counts[rows]) for rows in Rows)
+        longest = int(inputs.positions[:n].max(initial=0)) + 1
+        sequences = len(np.unique(inputs.sequences[:n]))
+        self._counts = Counts(n, outputs, pairs, sequences, bucket(longest))
+
+    # ---------------------------------------------------------------- rows in and out
+
+    def input(self, width: int) -> CudaBuffer:
+        """Rows of tokens that are written between programs."""
+        return self._buffer(Rows.TOKENS, width)
+
+    def embed(self, table: CudaWeight) -> CudaBuffer:
+        """The table's rows of the input tokens."""
+        y, k = self._buffer(Rows.TOKENS, table.columns), table.columns
+        self._keep.append(table.memory)
+        self._record(
+            "dequantize.cu", "embed", Rows.TOKENS, lambda n: matvec.embed_shape(k, n),
+            [self._input("tokens"), table.address, y, np.int32(k), N()],
+            y, OUTPUT="f32", **format_defines(table.format),
+        )  # fmt: skip
+        return y
+
+    def pick(self, x: CudaBuffer) -> CudaBuffer:
+        """The rows of the tokens whose logits are wanted."""
+        return self._picked(x, Rows.OUTPUTS, self._input("outputs"))
+
+    def spread(self, x: CudaBuffer, routing: _Routing) -> CudaBuffer:
+        """Each token's row, once for each of its experts, sorted by expert."""
+        return self._picked(x, Rows.PAIRS, routing.tokens.address)
+
+    def _picked(self, x: CudaBuffer, rows: Rows, which: int) -> CudaBuffer:
+        y, width = self._buffer(rows, x.width), x.width
+        self._record(
+            "rows.cu", "pick", rows, lambda n: grids.rows(n, width), [x, which, y, N(), np.int32(width)], y
+        )
+        return y
+
+    # ---------------------------------------------------------------- products
+
+    def linear(
+        self, x: CudaBuffer, w: CudaWeight, scale: float = 1.0, bias: CudaMemory | None = None
+    ) -> CudaBuffer:
+        """x . w^T * scale + bias."""
+        y = self._buffer(x.rows, w.rows)
+        self._keep += [w.memory, bias]
+        limit = self._limits.outputs if x.rows == Rows.OUTPUTS else self._limits.tokens
+        columns = self._columns(x, w)  # before the scratch, which must not be the same memory
+        scratch = self._scratch(scratch_bytes(w, limit, self._driver.multiprocessors))
+        step = Linear(self._driver, x.rows, columns, w, y.address, scale, address_of(bias), scratch)
+        self._add(step, y)
+        return y
+
+    def experts(
+        self, x: CudaBuffer, w: CudaWeight, routing: _Routing, scales: CudaMemory | None = None
+    ) -> CudaBuffer:
+        """Each pair's row times its expert's matrix."""
+        y = self._buffer(Rows.PAIRS, w.rows)
+        self._keep += [w.memory, scales]
+        columns, starts = self._columns(x, w), routing.starts.address
+        self._add(Experts(self._driver, columns, w, y.address, starts, address_of(scales)), y)
+        return y
+
+    def _columns(self, x: CudaBuffer, w: CudaWeight) -> int:
+        """Where x is as the products of a format want it: its floats, or quantized columns."""
+        if not quantized(w):
+            return x.address
+        if x.quantized is None:
+            x.quantized = self._quantized(x)
+        return x.quantized.address
+
+    def _quantized(self, x: CudaBuffer) -> CudaBuffer:
+        columns, k = self._buffer(x.rows, x.width, column_bytes(x.width)), x.width
+        norm = self._last(x)
+        if isinstance(norm, _Norm) and norm.groups == 1:
+            self._steps[-1] = norm.with_columns(columns.address)
+            x.source = None
+        else:
+            self._record(
+                "columns.cu", "quantize", x.rows, lambda n: matvec.quantize_shape(k, n),
+                [x, columns, np.int32(k), N()],
+            )  # fmt: skip
+        return columns
+
+    # ---------------------------------------------------------------- element by element
+
+    def norm(self, x: CudaBuffer, weight: CudaMemory, eps: float, groups: int = 1) -> CudaBuffer:
+        """RMS norm of each of `groups` equal parts of a row, times weight."""
+        y = self._buffer(x.rows, x.width)
+        self._keep.append(weight)
+        step = _Norm(self._driver, x.rows, x.address, weight.address, y.address, x.width, groups, eps)
+        self._add(step, y)
+        y.source = x
+        return y
+
+    def rope_table(
+        self, frequencies: CudaMemory, dims: int, magnitude: float, slope: float, period: float
+    ) -> _RopeTable:
+        """The cosines and sines of the input positions."""
+        angles, positions = self._buffer(Rows.TOKENS, dims), self._input("positions")
+        numbers = np.float32(magnitude), np.float32(slope), np.float32(period)
+        self._record(
+            "rope.cu", "rope_table", Rows.TOKENS, lambda n: grids.rope_table(n, dims),
+            [positions, frequencies, angles, N(), np.int32(dims), *numbers],
+            angles,
+        )  # fmt: skip
+        return _RopeTable(angles, dims)
+
+    def rope(self, x: CudaBuffer, table: _RopeTable, heads: int, neighbours: bool) -> None:
+        """Rotate every head of x in place."""
+        dims, head_dim, nothing = table.dims, x.width // heads, (0, 0, np.int32(0))
+        self._record(
+            "rope.cu", "rope", Rows.TOKENS, lambda n: grids.rope(n, heads, head_dim, dims),
+            [
+                x, table.angles, np.int32(heads), *nothing,
+                N(), np.int32(head_dim), np.int32(dims), np.int32(neighbours),
+            ],
+            x,
+        )  # fmt: skip
+
+    def swiglu(self, gate: CudaBuffer, up: CudaBuffer) -> CudaBuffer:
+        """silu(gate) * up, in gate's memory."""
+        if fused := SwiGLU.of(self._last(gate, 2), self._last(up)):
+            del self._steps[-2:]
+            self._add(fused, gate)
+            return gate
+        width = gate.width
+        self._record(
+            "activation.cu", "activate_gated", gate.rows, lambda n: grids.elements(n * width),
+            [gate, up, gate, N(width, np.int64)],
+            gate, ACTIVATION="silu",
+        )  # fmt: skip
+        return gate
+
+    def add(self, x: CudaBuffer, y: CudaBuffer) -> None:
+        """y += x, which is used up."""
+        if isinstance(product := self._last(x), Linear):
+            del self._steps[-1]
+            self._add(product.onto(y.address), y)
+            return
+        width = y.width
+        self._record(
+            "rows.cu", "add", y.rows, lambda n: grids.elements(n * width), [x, y, N(width, np.int64)], y
+        )
+
+    # ---------------------------------------------------------------- attention
+
+    def store(self, x: CudaBuffer, cells: Cells) -> None:
+        """Keep keys or values in the input slots."""
+        self._keep.append(cells.memory)
+        self._add(self._attention.store(x.address, cells))
+
+    def attend(self, q: CudaBuffer, keys: Cells, values: Cells, heads: int, scale: float) -> CudaBuffer:
+        """Attention of each token over its sequence, up to its own position."""
+        y = self._buffer(q.rows, heads * values.dim)
+        shape = Shape(heads, keys.heads, keys.dim, values.dim, keys.kind, values.kind)
+        self._keep += [keys.memory, values.memory]
+        scratch = self._scratch(self._attention.scratch_bytes(shape))
+        self._add(self._attention.attend(shape, q.address, y.address, keys, values, scale, scratch), y)
+        return y
+
+    # ---------------------------------------------------------------- experts
+
+    def route(self, logits: CudaBuffer, used: int, normalize: bool) -> _Routing:
+        """Each token's `used` most probable experts."""
+        self._pairs_a_token, experts, rows = used, logits.width, logits.rows
+        weights, chosen, places = (self._buffer(rows, used) for _ in range(3))
+        tokens = self._buffer(Rows.PAIRS, 1)
+        starts = CudaBuffer(self._memory, rows, experts + 1, 4 * (experts + 1), 1)
+        self._record(
+            "moe.cu", "route", rows, grids.route,
+            [logits, chosen, weights, N(), np.int32(experts), np.int32(used), np.int32(normalize)],
+            chosen, weights, PER_LANE=grids.per_lane(experts),
+        )  # fmt: skip
+        self._record(
+            "moe.cu", "sort", rows, lambda n: grids.sort(experts),
+            [chosen, starts, tokens, places, N(), np.int32(experts), np.int32(used)],
+            starts, tokens, places, PER_LANE=grids.per_lane(experts),
+        )  # fmt: skip
+        return _Routing(used, experts, weights, starts, tokens, places)
+
+    def combine(self, x: CudaBuffer, routing: _Routing) -> CudaBuffer:
+        """Each token's weighted sum of its pairs."""
+        y, width, used = self._buffer(Rows.TOKENS, x.width), x.width, routing.used
+        self._record(
+            "rows.cu", "combine", Rows.TOKENS, lambda n: grids.rows(n, width),
+            [x, routing.weights, routing.places, y, N(), np.int32(width), np.int32(used)],
+            y,
+        )  # fmt: skip
+        return y

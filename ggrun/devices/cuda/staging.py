@@ -1,0 +1,52 @@
+"""Uploads through pinned buffers: while one travels, the next is filled from the mapped file."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggrun.devices.cuda.cuda_stream import CudaEvent, CudaStream
+
+_SIZE, _BUFFERS = 32 << 20, 2  # bytes: the bus needs no larger pieces, and two keep it busy
+
+
+class Staging:
+    """Pinned buffers of one stream."""
+
+    def __init__(self, cupy: Any, stream: CudaStream) -> None:
+        self._runtime, self._stream = cupy.cuda.runtime, stream
+        self._pinned = [cupy.cuda.alloc_pinned_memory(_SIZE) for _ in range(_BUFFERS)]
+        self._arrays = [np.frombuffer(pinned, np.uint8, _SIZE) for pinned in self._pinned]
+        self._sent: list[CudaEvent | None] = [None] * _BUFFERS
+        self._turn = 0
+
+    def upload(self, address: int, data: NDArray[Any]) -> None:
+        """Copy an array, one row of it behind the other. It has been read when this returns."""
+        for piece in pieces(data, _SIZE):
+            self._send(address, piece)
+            address += piece.nbytes
+
+    def _send(self, address: int, piece: NDArray[Any]) -> None:
+        turn, self._turn = self._turn, (self._turn + 1) % _BUFFERS
+        if sent := self._sent[turn]:
+            sent.block()
+        buffer = self._arrays[turn][: piece.nbytes]
+        np.copyto(buffer.view(piece.dtype).reshape(piece.shape), piece)
+        kind = self._runtime.memcpyHostToDevice
+        self._runtime.memcpyAsync(address, buffer.ctypes.data, piece.nbytes, kind, self._stream.raw.ptr)
+        self._sent[turn] = self._stream.record()
+
+
+def pieces(data: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:
+    """Parts of an array of `size` bytes at most, in the order of its values; whole rows where they can be."""
+    if data.nbytes <= size:
+        yield data
+        return
+    rows = size // (data.nbytes // len(data))
+    if not rows:
+        for part in data:
+            yield from pieces(part, size)
+        return
+    for begin in range(0, len(data), rows):
+        yield data[begin : begin + rows]

@@ -1,0 +1,78 @@
+// Rows of float32 to quantized columns (columns.cuh), alone or behind an RMS norm.
+//
+// Bytes and scales are those of kernels/cpu/columns.py.
+#include "columns.cuh"
+
+constexpr int LANES = 8;  // of a block of 32 values: four a lane
+constexpr int NORM_WARPS = 16;
+
+constexpr int NOT_FINITE = 0x7f800000;
+constexpr float MOST = 3.402823466e+38f;
+
+// The largest of integers over a block's lanes.
+DEVICE int largest_of(int value) {
+#pragma unroll
+    for (int step = LANES / 2; step > 0; step /= 2) {
+        value = max(value, __shfl_xor_sync(ALL_LANES, value, step));
+    }
+    return value;
+}
+
+DEVICE int bits_of(float v) { return __float_as_int(fabsf(v)); }
+
+// Four of a block's values to bytes of a column, by all lanes of a warp; i: of the first value.
+DEVICE void quantize_four(const float4& v, uint8_t* column, int k, int i, bool valid) {
+    // As integers: what is no number is larger than all that are.
+    const int most = largest_of(max(max(bits_of(v.x), bits_of(v.y)), max(bits_of(v.z), bits_of(v.w))));
+    const bool finite = most < NOT_FINITE;
+    const float largest = __int_as_float(most), by = largest > 0.0f ? fminf(127.0f / largest, MOST) : 0.0f;
+    // What is no number has no byte; the scale carries it on: inf - inf is none.
+    const float scale = (finite ? largest : largest - largest) * (1.0f / 127.0f);
+    int q[4] = {};
+    if (finite) {
+        q[0] = __float2int_rn(v.x * by), q[1] = __float2int_rn(v.y * by);
+        q[2] = __float2int_rn(v.z * by), q[3] = __float2int_rn(v.w * by);
+    }
+    const int sum = warp_sum<LANES>(q[0] + q[1] + q[2] + q[3]);
+    if (!valid) return;
+    *reinterpret_cast<char4*>(column + i) = make_char4(q[0], q[1], q[2], q[3]);
+    if (i % COLUMN_BLOCK == 0) {
+        float2* pair = reinterpret_cast<float2*>(column + k) + i / COLUMN_BLOCK;
+        *pair = make_float2(scale, scale * float(sum));
+        if (i + COLUMN_BLOCK == k && k % (2 * COLUMN_BLOCK) != 0) pair[1] = float2();
+    }
+}
+
+// x[n, k] to n columns. Threads: four values each.
+extern "C" __global__ void __launch_bounds__(256) quantize(const float* x, uint8_t* columns, int k, int n) {
+    const int64_t i = 4 * (blockIdx.x * int64_t(blockDim.x) + threadIdx.x), total = int64_t(n) * k;
+    const bool valid = i < total;
+    const float4 v = valid ? *reinterpret_cast<const float4*>(x + i) : float4();
+    quantize_four(v, columns + i / k * column_bytes(k), k, int(i % k), valid);
+}
+
+// x[n, k] / sqrt(mean(x^2) + eps) * weight[k] (Zhang and Sennrich 2019) to n columns, and to normed[n, k]
+// where that is not null. Blocks [n].
+extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP)
+rms_norm_quantize(const float* x, const float* weight, float* normed, uint8_t* columns, int k, int n,
+                  float eps) {
+    if (blockIdx.x >= n) return;
+    const int64_t begin = int64_t(blockIdx.x) * k;
+    float squares = 0.0f;
+    for (int i = 4 * threadIdx.x; i < k; i += 4 * NORM_WARPS * WARP) {
+        const float4 v = *reinterpret_cast<const float4*>(x + begin + i);
+        squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+    }
+    const float scale = rsqrtf(block_sum<NORM_WARPS>(squares) / float(k) + eps);
+    for (int first = 0; first < k; first += 4 * NORM_WARPS * WARP) {
+        const int i = first + 4 * threadIdx.x;
+        float4 v = {};
+        if (i < k) {
+            const float4 a = *reinterpret_cast<const float4*>(x + begin + i);
+            const float4 w = *reinterpret_cast<const float4*>(weight + i);
+            v = make_float4(a.x * scale * w.x, a.y * scale * w.y, a.z * scale * w.z, a.w * scale * w.w);
+            if (normed) *reinterpret_cast<float4*>(normed + begin + i) = v;
+        }
+        quantize_four(v, columns + blockIdx.x * int64_t(column_bytes(k)), k, i, i < k);
+    }
+}

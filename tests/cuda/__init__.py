@@ -1,0 +1,1 @@
+"""The CUDA kernels: on the emulator, or on a card with --device cuda."""

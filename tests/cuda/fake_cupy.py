@@ -1,0 +1,209 @@
+"""What ggrun calls of CuPy, on the emulator: all is done at once, or noted while a graph is captured."""
+
+import ctypes
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ggrun.kernels import cuda_source
+from tools.cuda_emulator.kernels import load_kernel
+from tools.cuda_emulator.memory import Memory
+
+
+class CUDARuntimeError(RuntimeError):
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class _Pinned(ctypes.Array):  # type: ignore[type-arg]
+    _type_, _length_ = ctypes.c_uint8, 32 << 20
+
+    @property
+    def ptr(self) -> int:
+        return ctypes.addressof(self)
+
+
+class _Event:
+    done = True
+
+    def __init__(self, block: bool, disable_timing: bool) -> None:
+        assert block
+        assert disable_timing
+
+    def record(self, stream: "_Stream") -> None:
+        assert stream.captured is None
+
+    def synchronize(self) -> None:
+        pass
+
+
+class _Stream:
+    ptr = 7
+
+    def __init__(self, cuda: "FakeCupy", non_blocking: bool) -> None:
+        assert non_blocking
+        self._cuda = cuda
+        self.captured: list[Callable[[], None]] | None = None
+
+    def __enter__(self) -> "_Stream":
+        self._cuda.streams.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._cuda.streams.pop() is self
+
+    def do(self, work: Callable[[], None]) -> None:
+        if self.captured is None:
+            work()
+        else:
+            self.captured.append(work)
+
+    def launch_host_func(self, function: Callable[[Any], None], arg: Any) -> None:
+        function(arg)
+
+    def wait_event(self, event: _Event) -> None:
+        assert isinstance(event, _Event)
+
+    def synchronize(self) -> None:
+        pass
+
+    def begin_capture(self) -> None:
+        self.captured = []
+
+    def end_capture(self) -> Any:
+        steps, self.captured = self.captured, None
+        assert steps is not None
+
+        def launch(stream: "_Stream") -> None:
+            assert stream is self
+            for step in steps:
+                step()
+
+        return SimpleNamespace(launch=launch)
+
+
+class _Module:
+    def __init__(self, cuda: "FakeCupy", code: str, options: tuple[str, ...]) -> None:
+        self._cuda = cuda
+        cuda.compiled += 1
+        self._file = next(p.name for p in Path(cuda_source("")).glob("*.cu") if p.read_text() == code)
+        defines = dict(option[2:].split("=", 1) for option in options if option.startswith("-D"))
+        assert defines.pop("SOURCES").startswith("0x")
+        self._defines: dict[str, str | int] = dict(defines)
+
+    def get_function(self, name: str) -> Any:
+        return _Function(self._cuda, load_kernel(self._file, name, 80, self._defines))
+
+
+class _Function:
+    max_dynamic_shared_size_bytes = 48 << 10
+
+    def __init__(self, cuda: "FakeCupy", kernel: Any) -> None:
+        self._cuda, self._kernel = cuda, kernel
+
+    def __call__(self, grid: Any, block: Any, args: Any, shared_mem: int) -> None:
+        assert shared_mem <= self.max_dynamic_shared_size_bytes
+        self._kernel.max_dynamic_shared = self.max_dynamic_shared_size_bytes
+        self._cuda.streams[-1].do(lambda: self._kernel(grid, block, args, shared_mem))
+
+
+class FakeCupy:
+    """The module `cupy`, with a card of so many bytes. `failing`: errors by the name of what is called."""
+
+    def __init__(self, memory: int = 1 << 28, cards: int = 2, major: int = 8) -> None:
+        self.failing: dict[str, CUDARuntimeError] = {}
+        self.compiled, self.streams = 0, list[_Stream]()
+        self._memory, self._used, self._held = memory, 0, dict[int, Memory]()
+        self._cards, self._major = cards, major
+        self.cuda = SimpleNamespace(
+            runtime=self, driver=SimpleNamespace(CUDADriverError=ZeroDivisionError),
+            compiler=SimpleNamespace(CompileException=KeyError),
+            memory=SimpleNamespace(OutOfMemoryError=MemoryError), Device=self._device, Event=_Event,
+            Stream=lambda non_blocking: _Stream(self, non_blocking),
+            alloc_pinned_memory=lambda nbytes: self._pinned(nbytes),
+        )  # fmt: skip
+
+    __spec__ = SimpleNamespace(name="cupy")
+    CUDARuntimeError = CUDARuntimeError
+    memcpyHostToDevice, memcpyDeviceToHost = 1, 2  # noqa: N815
+
+    def RawModule(self, code: str, options: tuple[str, ...]) -> _Module:  # noqa: N802
+        self._fail("RawModule")
+        return _Module(self, code, options)
+
+    def _device(self, index: int) -> AbstractContextManager[None]:
+        assert 0 <= index < self._cards
+        return nullcontext()
+
+    def _fail(self, name: str) -> None:
+        if name in self.failing:
+            raise self.failing[name]
+
+    def _pinned(self, nbytes: int) -> _Pinned:
+        self._fail("alloc_pinned_memory")
+        assert nbytes <= _Pinned._length_
+        return _Pinned()
+
+    def getDeviceCount(self) -> int:  # noqa: N802
+        self._fail("getDeviceCount")
+        return self._cards
+
+    def getDeviceProperties(self, index: int) -> dict[str, Any]:  # noqa: N802
+        return {"name": b"Fake", "major": self._major, "minor": 0, "multiProcessorCount": 4}
+
+    def driverGetVersion(self) -> int:  # noqa: N802
+        return 0 if "driver" in self.failing else 12020
+
+    def runtimeGetVersion(self) -> int:  # noqa: N802
+        return 13010
+
+    def memGetInfo(self) -> tuple[int, int]:  # noqa: N802
+        return self._memory - self._used, self._memory
+
+    def malloc(self, nbytes: int) -> int:
+        if nbytes > self._memory - self._used:
+            raise CUDARuntimeError(2, "cudaErrorMemoryAllocation: out of memory")
+        memory = Memory(nbytes)
+        self._used += nbytes
+        self._held[memory.address] = memory
+        return memory.address
+
+    def free(self, address: int) -> None:
+        self._used -= self._held.pop(address).nbytes
+
+    def memcpy(self, target: int, source: int, nbytes: int, kind: int) -> None:
+        assert kind == self.memcpyHostToDevice
+        ctypes.memmove(target, source, nbytes)
+
+    def memcpyAsync(  # noqa: N802
+        self, target: int, source: int, nbytes: int, kind: int, stream: int
+    ) -> None:
+        self.memcpy(target, source, nbytes, kind)
+
+    def memcpy2DAsync(  # noqa: N802
+        self,
+        target: int,
+        pitch: int,
+        source: int,
+        source_pitch: int,
+        width: int,
+        height: int,
+        kind: int,
+        _: int,
+    ) -> None:
+        assert kind == self.memcpyDeviceToHost
+        for row in range(height):
+            ctypes.memmove(target + row * pitch, source + row * source_pitch, width)
+
+    def memcpyPeerAsync(  # noqa: N802
+        self, target: int, to: int, source: int, card: int, nbytes: int, stream: int
+    ) -> None:
+        assert 0 <= to < self._cards
+        assert 0 <= card < self._cards
+        ctypes.memmove(target, source, nbytes)
+
+    def memsetAsync(self, address: int, byte: int, nbytes: int, stream: int) -> None:  # noqa: N802
+        ctypes.memset(address, byte, nbytes)

@@ -1,0 +1,16 @@
+// For tests of the emulator: the reductions of common.cuh.
+#include "common.cuh"
+
+constexpr int WARPS = 4;
+
+extern "C" __global__ void __launch_bounds__(WARPS* WARP)
+    sums(const float* x, float* sum, float* most, int k) {
+    const float* row = x + blockIdx.x * k;
+    float total = 0.0f, largest = -infinity();
+    for (int i = threadIdx.x; i < k; i += WARPS * WARP) total += row[i], largest = fmaxf(largest, row[i]);
+    total = block_sum<WARPS>(total);
+    largest = block_max<WARPS>(largest);
+    total = block_sum<WARPS>(total) / (WARPS * WARP);  // the same again: calls must not race with each other
+    largest = block_max<WARPS>(largest);
+    if (threadIdx.x == 0) sum[blockIdx.x] = total, most[blockIdx.x] = largest;
+}

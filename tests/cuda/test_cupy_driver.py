@@ -1,0 +1,152 @@
+"""The driver by CuPy, with a CuPy that is the emulator; and what users are told when CUDA cannot be used."""
+
+import builtins
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ggrun import GgrunError, UsageError
+from ggrun.devices import open_devices
+from ggrun.devices.cuda import found
+from ggrun.devices.cuda.cupy_driver import CupyDriver
+from ggrun.devices.cuda.device import Cuda
+from ggrun.devices.cuda.found import Cards, count_cards
+from ggrun.devices.cuda.staging import pieces
+from ggrun.gguf import GGUF
+from tests.cuda.fake_cupy import CUDARuntimeError, FakeCupy
+from tests.cuda.models import engine, logits
+from tests.engine.test_peer import distance
+from tests.plans import Plans
+from tests.tiny import Tiny
+
+TOKENS = [i * 7 % 36 for i in range(30)]
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    Cards.found.cache_clear()
+    yield
+    Cards.found.cache_clear()
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
+    fake = FakeCupy()
+    monkeypatch.setitem(sys.modules, "cupy", fake)  # type: ignore[arg-type]
+    return fake
+
+
+@pytest.mark.parametrize("kind", ["none", "layer 2", "row 2", "everything"])
+def test_models(kind: str, cupy: FakeCupy, tmp_path: Path) -> None:
+    path = Tiny(layers=3).write(tmp_path / "model.gguf")
+    want = logits(engine(path, open_devices(["cpu"], 2)), TOKENS)
+    free = cupy.memGetInfo()
+    devices = open_devices(["cuda:0", "cuda:1", "cpu", "cpu:1"], 2)
+    split = engine(path, devices, Plans(GGUF(path), ("cuda:0", "cuda:1", "cpu", "cpu:1"))[kind], n_ubatch=8)
+    for size in (1000, 1):
+        assert distance(logits(split, TOKENS, size), want) <= 1e-6
+    for device in devices.values():
+        device.close()
+    del split, devices, device
+    gc.collect()
+    assert cupy.memGetInfo() == free
+
+
+def test_uploads_go_in_pieces_through_pinned_memory(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ggrun.devices.cuda import staging
+
+    monkeypatch.setattr(staging, "_SIZE", 1000)
+    driver = CupyDriver(0)
+    values = np.random.default_rng(1).standard_normal((7, 11, 13)).astype(np.float32)[:, 2:9, 1:12]
+    there = driver.allocate(values.nbytes)
+    driver.upload(there.address, values)
+    back = np.empty((77, 7), np.float32)
+    driver.download(back, there.address)
+    np.testing.assert_array_equal(back.ravel(), values.ravel())
+
+
+def test_pieces() -> None:
+    data = np.arange(5 * 6 * 7, dtype=np.int16).reshape(5, 6, 7)
+    for size in (2, 14, 30, 84, 200, 1000):
+        parts = list(pieces(data, size))
+        assert all(part.nbytes <= size for part in parts)
+        np.testing.assert_array_equal(np.concatenate([part.ravel() for part in parts]), data.ravel())
+
+
+def told(work: Callable[[], Any], kind: type[GgrunError] = GgrunError) -> str:
+    """The one line that a user sees."""
+    with pytest.raises(kind) as error:
+        work()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_errors_name_the_device_and_what_it_was_for(cupy: FakeCupy, tmp_path: Path) -> None:
+    path = Tiny(layers=2).write(tmp_path / "model.gguf")
+    driver = CupyDriver(1, "cuda:1")
+    line = told(lambda: engine(path, {"cuda:1": Cuda(driver, "cuda:1", 200_000)}))
+    assert "cuda:1: no memory for " in line
+    small = FakeCupy(memory=200_000)
+    driver._cupy = small
+    line = told(lambda: engine(path, {"cuda:1": Cuda(driver, "cuda:1")}))
+    assert line.startswith("cuda:1: no memory for ")
+    assert "bytes of memory: cudaErrorMemoryAllocation" in line
+    cupy.failing["RawModule"] = CUDARuntimeError(1, "nvrtc: error: no\nmore")
+    line = told(lambda: CupyDriver(0).kernel("rows.cu", "add"))
+    assert line == "cuda:0 (Fake): the kernel add: nvrtc: error: no"
+
+
+def test_there_is_no_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    real = builtins.__import__
+
+    def none(name: str, *rest: Any) -> Any:
+        if name == "cupy":
+            raise ModuleNotFoundError("No module named 'cupy'", name="cupy")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", none)
+    assert "not installed: pip install 'ggrun[cuda13]'" in told(lambda: CupyDriver(0))
+
+
+def test_cupy_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "cupy.py").write_text("raise ImportError('libcudart.so.13: cannot open\\nshared object')")
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert told(lambda: CupyDriver(0)).startswith("CuPy cannot be used: libcudart.so.13: cannot open: pip")
+    assert count_cards() == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "driver", "words"),
+    [
+        (35, False, "no NVIDIA driver is loaded"),
+        (35, True, "the driver is for CUDA 12.2, this CuPy needs 13.1: update the driver, or take"),
+        (999, True, "CUDA: something else"),
+    ],
+)
+def test_cuda_cannot_be_used(status: int, driver: bool, words: str, cupy: FakeCupy) -> None:
+    cupy.failing["getDeviceCount"] = CUDARuntimeError(status, "something else\nand more")
+    if not driver:
+        cupy.failing["driver"] = CUDARuntimeError(0, "")
+    assert words in told(lambda: CupyDriver(0))
+    assert count_cards() == 0
+
+
+def test_cards_that_there_are_not_or_that_are_too_old(
+    cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(found, "find_spec", lambda name: object())
+    assert "cuda:2: there are 2 CUDA cards" in told(lambda: CupyDriver(2), UsageError)
+    assert count_cards() == 2
+    cupy._major = 6
+    assert "compute capability is 6.0, ggrun needs 7.5" in told(lambda: CupyDriver(0))
+    assert count_cards() == 0
+    cupy.failing["getDeviceCount"] = CUDARuntimeError(100, "cudaErrorNoDevice")
+    Cards.found.cache_clear()
+    assert "there are 0 CUDA cards" in told(lambda: CupyDriver(0), UsageError)

@@ -1,0 +1,25 @@
+"""The peer's models on an emulated CUDA device, by the bars of the CPU."""
+
+import pytest
+
+from tests.cuda.models import cards, engine, logits
+from tests.engine.test_peer import ARCHS, QUANTS, distance, reference
+from tests.shared import peer
+
+
+@pytest.mark.parametrize("size", [1000, 7, 1])
+@pytest.mark.parametrize("name", ARCHS)
+def test_architectures(name: str, size: int) -> None:
+    path = peer() / "archs" / f"{name}.gguf"
+    want = reference(path)
+    got = logits(engine(path, cards(1)), want["tokens"].tolist(), size)
+    assert distance(got, want["logits"]) <= 1e-6
+
+
+@pytest.mark.parametrize("arch", [75, 80])
+@pytest.mark.parametrize("name", QUANTS)
+def test_formats(name: str, arch: int) -> None:
+    path = peer() / "quants" / f"{name}.gguf"
+    want = reference(path)
+    got = logits(engine(path, cards(1, arch)), want["tokens"].tolist())
+    assert distance(got, want["exact"]) <= 1.1 * distance(want["logits"], want["exact"])

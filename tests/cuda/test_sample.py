@@ -1,0 +1,173 @@
+"""sample.cu: the best token, the k best and log-sum-exp of rows, against numpy, with ties everywhere."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ggrun.devices.cuda import grids
+
+GARBAGE = -12345
+# One token, less than a slice, a slice and one more, an odd row, several slices, and a big vocabulary.
+WIDTHS = [1, 5, 1000, 2048, 2049, 4097, 10_000]
+BIG = 151_936
+
+
+def argmax(card: Any, logits: np.ndarray) -> np.ndarray:
+    n, width = logits.shape
+    x, slices = card.array(logits), grids.slices(n, width)
+    best = card.array(np.full((n, slices.grid[0]), GARBAGE, np.int64))
+    ids = card.array(np.full(n, GARBAGE, np.int32))
+    card.run("sample.cu", "argmax", *slices, (x, best, np.int32(n), np.int32(width)))
+    args = best, ids, np.int32(n), np.int32(slices.grid[0])
+    card.run("sample.cu", "argmax_of_slices", *grids.of_slices(n, width), args)
+    return card.read(ids)
+
+
+def top_k(card: Any, logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and logits [n, k]."""
+    n, width = logits.shape
+    x, ids = card.array(logits), card.array(np.full((n, k), GARBAGE, np.int32))
+    values = card.array(np.full((n, k), np.nan, np.float32))
+    for name, count in zip(["top_k", *["top_k_of_slices"] * 9], grids.top_k_counts(width, k), strict=False):
+        launch = grids.top_k(n, count)
+        best = card.array(np.full((n, launch.grid[0], k), GARBAGE, np.int64))
+        args = x, best, ids, values, np.int32(n), np.int32(count), np.int32(k)
+        card.run("sample.cu", name, *launch, args)
+        x = best
+    return card.read(ids), card.read(values)
+
+
+def log_sum_exp(card: Any, logits: np.ndarray) -> np.ndarray:
+    n, width = logits.shape
+    x, slices = card.array(logits), grids.slices(n, width)
+    parts = card.array(np.full((n, slices.grid[0], 2), np.nan, np.float32))
+    sums = card.array(np.full(n, np.nan, np.float32))
+    card.run("sample.cu", "log_sum_exp", *slices, (x, parts, np.int32(n), np.int32(width)))
+    args = parts, sums, np.int32(n), np.int32(slices.grid[0])
+    card.run("sample.cu", "log_sum_exp_of_slices", *grids.of_slices(n, width), args)
+    return card.read(sums)
+
+
+def best_ids(logits: np.ndarray, k: int) -> np.ndarray:
+    return np.argsort(-logits, axis=1, kind="stable")[:, :k]
+
+
+def normal(n: int, width: int) -> np.ndarray:
+    return (5 * np.random.default_rng(width).standard_normal((n, width))).astype(np.float32)
+
+
+def coarse(n: int, width: int) -> np.ndarray:
+    """Logits with many equals, zeros of both signs and tokens that are impossible."""
+    x = np.round(normal(n, width) / 5)
+    return np.where(x == -2, -np.inf, x).astype(np.float32)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_argmax(card: Any, width: int) -> None:
+    for logits in (normal(3, width), coarse(3, width)):
+        np.testing.assert_array_equal(argmax(card, logits), logits.argmax(1))
+
+
+def test_argmax_of_a_large_vocabulary(card: Any) -> None:
+    logits = normal(1, 300_000)
+    logits[0, [299_999, 123_456, 250_000]] = 99.0
+    assert argmax(card, logits) == [123_456]
+
+
+@pytest.mark.parametrize("k", [1, 7, 64])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_top_k(card: Any, width: int, k: int) -> None:
+    logits = normal(2, width)
+    ids, values = top_k(card, logits, k)
+    found = min(k, width)
+    np.testing.assert_array_equal(ids[:, :found], best_ids(logits, k))
+    np.testing.assert_array_equal(values[:, :found], np.take_along_axis(logits, best_ids(logits, k), 1))
+    assert (ids[:, found:] == -1).all()
+    assert (values[:, found:] == -np.inf).all()
+
+
+@pytest.mark.parametrize("k", [40, 256])
+def test_top_k_of_a_large_vocabulary(card: Any, k: int) -> None:
+    """Of equals the first, also of those that are slices apart."""
+    logits = coarse(1, BIG)
+    ids, values = top_k(card, logits, k)
+    np.testing.assert_array_equal(ids, best_ids(logits, k))
+    np.testing.assert_array_equal(values, np.take_along_axis(logits, best_ids(logits, k), 1))
+
+
+def test_the_largest_k(card: Any) -> None:
+    logits = normal(1, 5000)
+    ids, _ = top_k(card, logits, grids.MOST_K)
+    np.testing.assert_array_equal(ids, best_ids(logits, grids.MOST_K))
+
+
+@pytest.mark.parametrize("k", [0, grids.MOST_K + 1])
+def test_no_other_k(k: int) -> None:
+    with pytest.raises(ValueError, match=f"k is {k}"):
+        grids.top_k_counts(BIG, k)
+
+
+few = st.sampled_from([-np.inf, -1e30, -2.0, -0.0, 0.0, 1e-40, 1.0, 1e30, np.inf])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(row=st.lists(few, min_size=1, max_size=40), repeat=st.integers(1, 60), k=st.integers(1, 20))
+def test_any_order_of_equals(card: Any, row: list[float], repeat: int, k: int) -> None:
+    logits = np.tile(np.array(row, np.float32), repeat)[None]
+    ids, values = top_k(card, logits, k)
+    found = min(k, logits.size)
+    np.testing.assert_array_equal(ids[:, :found], best_ids(logits, k))
+    np.testing.assert_array_equal(values[:, :found], np.take_along_axis(logits, best_ids(logits, k), 1))
+    np.testing.assert_array_equal(argmax(card, logits), logits.argmax(1))
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan])
+@pytest.mark.parametrize("width", [1000, 5000])
+def test_what_is_no_number_is_seen(card: Any, bad: float, width: int) -> None:
+    logits = normal(1, width)
+    logits[0, 700] = bad
+    assert argmax(card, logits) == [700]
+    ids, values = top_k(card, logits, 3)
+    assert ids[0, 0] == 700
+    assert np.isnan(values[0, 0])
+    assert np.isnan(log_sum_exp(card, logits)).all()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_log_sum_exp(card: Any, width: int) -> None:
+    for shift in (0.0, 300.0, -300.0):  # e^300 is no float32
+        logits = normal(3, width) + np.float32(shift)
+        most = logits.max(1, keepdims=True).astype(np.float64)
+        exact = (most + np.log(np.exp(logits - most).sum(1, keepdims=True)))[:, 0]
+        # A probability is e^(logit - sum): the absolute error counts, beside the logits' own rounding.
+        assert np.abs(log_sum_exp(card, logits) - exact).max() < 2e-6 + 1e-7 * np.abs(exact).max()
+
+
+def test_log_sum_exp_of_a_large_vocabulary(card: Any) -> None:
+    logits = normal(1, BIG)
+    exact = np.log(np.exp(logits.astype(np.float64)).sum())
+    assert abs(log_sum_exp(card, logits)[0] - exact) < 4e-6
+
+
+def test_impossible_tokens(card: Any) -> None:
+    logits = np.full((2, 4100), -np.inf, np.float32)
+    logits[1, 4099] = 2.0
+    np.testing.assert_array_equal(log_sum_exp(card, logits), [-np.inf, 2.0])
+    np.testing.assert_array_equal(argmax(card, logits), [0, 4099])
+
+
+def test_no_rows(card: Any) -> None:
+    nothing = card.array(np.full(4, 7, np.int64))
+    zero, width, k = np.int32(0), np.int32(4), np.int32(2)
+    for name in ("argmax", "log_sum_exp"):
+        card.run("sample.cu", name, *grids.slices(0, 4), (nothing, nothing, zero, width))
+        card.run(
+            "sample.cu", f"{name}_of_slices", *grids.of_slices(0, 4), (nothing, nothing, zero, np.int32(1))
+        )
+    for name in ("top_k", "top_k_of_slices"):
+        args = nothing, nothing, nothing, nothing, zero, width, k
+        card.run("sample.cu", name, *grids.top_k(0, 4), args)
+    assert (card.read(nothing) == 7).all()

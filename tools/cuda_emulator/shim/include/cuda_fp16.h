@@ -1,0 +1,1 @@
+// All of it comes with cuda_emulator.h.

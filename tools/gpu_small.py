@@ -1,0 +1,235 @@
+"""The smaller kernels that gpu_kernels.py times: between products, experts, dequantizing, sampling."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ggrun.devices.base import Cells
+from ggrun.devices.cuda import grids, matvec
+from ggrun.devices.cuda.attention import PAGE, row_bytes
+from ggrun.devices.cuda.products import column_bytes
+from ggrun.devices.cuda.program import Counts
+from ggrun.gguf import FORMATS
+from ggrun.kernels.code_books import format_defines
+from tools.gpu_rig import Rig, Timed
+from tools.gpu_time import Work, sets_for
+
+Case = Callable[[Rig], Sequence[Timed]]
+_EPS = 1e-5
+_SETS = 4  # for experts: each token has others
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a model, and how many rows there are in a decode and in a prompt."""
+
+    width: int
+    ff: int
+    heads: int
+    kv_heads: int
+    head: int
+    vocab: int
+    experts: int
+    used: int
+    expert_width: int
+    expert_ff: int
+    rows: tuple[int, ...]
+
+
+REAL = Sizes(4096, 14336, 32, 8, 128, 128256, 128, 8, 2048, 768, (1, 512))
+TINY = Sizes(256, 512, 4, 2, 64, 3000, 8, 2, 256, 256, (1, 20))
+
+
+def small_cases(tiny: bool) -> list[tuple[str, Case]]:
+    """All, with their names."""
+    s = TINY if tiny else REAL
+    return [
+        *((f"steps between products, {n} rows", partial(_steps, s, n)) for n in s.rows),
+        *((f"dequantize {name}", partial(_dequantize, s, name)) for name in ("Q4_K", "Q6_K", "Q8_0")),
+        *((f"experts, {n} tokens", partial(_experts, s, n)) for n in s.rows),
+        ("sampling", partial(_sampling, s)),
+        ("sums over devices", partial(_sums, s)),
+    ]
+
+
+def _rows(n: int) -> str:
+    return f"{n} row{'s' * (n > 1)}"
+
+
+def _steps(s: Sizes, n: int, rig: Rig) -> list[Timed]:
+    """Each recorded alone, over the same rows."""
+    ops, found = rig.recorder(n), []
+    counts = rig.at(ops, 0, n)
+    x, _ = rig.input(ops, n, s.width)
+    ones = rig.card.vector(np.ones(s.width, np.float32))
+    small = rig.weight("Q8_0", 32, s.width)
+    row = 4 * n * s.width
+
+    def add(what: str, y: Any, nbytes: int, *names: str, fresh: bool = True) -> None:
+        out = (ops.place(y).address, (n, y.width)) if fresh else None
+        program = ops.finish()
+        found.append(
+            Timed(f"{what}, {_rows(n)} of {y.width}", rig.works([program], counts, *names), nbytes, 0, out)
+        )
+
+    add("rms_norm", ops.norm(x, ones, _EPS), 2 * row)
+    normed = ops.norm(x, ones, _EPS)
+    ops.linear(normed, small)
+    add("rms_norm and quantize", normed, 2 * row + n * column_bytes(s.width), "rms_norm_quantize")
+    ops.linear(x, small)
+    add("quantize", x, row + n * column_bytes(s.width), "quantize", fresh=False)
+    other, _ = rig.input(ops, n, s.width)
+    ops.add(other, x)
+    add("add", x, 3 * row, fresh=False)
+    add("pick rows", ops.pick(x), 2 * row)
+    table = rig.weight("Q4_K", 256, s.width)
+    add("embed Q4_K", ops.embed(table), row + n * FORMATS["Q4_K"].nbytes(s.width))
+    _add_rope(s, n, rig, ops, add)
+    return [*found, _silu(s, n, rig)]
+
+
+def _silu(s: Sizes, n: int, rig: Rig) -> Timed:
+    """Not in place, as the product has it: what is there would soon be nothing but zeros."""
+    total = n * s.ff
+    gate, up, y = (rig.card.vector(rig.normal(total)) for _ in range(3))
+    args = gate.address, up.address, y.address, np.int64(total)
+    work = rig.launch("activation.cu", "activate_gated", grids.elements(total), args, ACTIVATION="silu")
+    what = f"silu and product, {_rows(n)} of {s.ff}"
+    return Timed(what, [work], 12 * total, 0, (y.address, (n, s.ff)), keep=(gate, up, y))
+
+
+def _add_rope(s: Sizes, n: int, rig: Rig, ops: Any, add: Callable[..., None]) -> None:
+    """Rope, and what goes to the cache; their rows are heads."""
+    frequencies = rig.card.vector(np.ones(s.head // 2, np.float32))
+    table = ops.rope_table(frequencies, s.head, 1.0, 0.0, 1.0)
+    add("rope table", table.angles, 4 * n * s.head)
+    q, _ = rig.input(ops, n, s.heads * s.head)
+    ops.rope(q, table, s.heads, False)
+    add("rope", q, 8 * n * q.width, fresh=False)
+    for kind in ("f16", "q8_0"):
+        k, _ = rig.input(ops, n, s.kv_heads * s.head)
+        row, pages = s.kv_heads * row_bytes(kind, s.head), -(-n // PAGE)
+        cells = Cells(rig.card.zeros(pages * PAGE * row, "cells"), kind, s.kv_heads, s.head, PAGE)
+        ops.store(k, cells)
+        add(f"store {kind}", k, n * (4 * k.width + row), fresh=False)
+
+
+def _dequantize(s: Sizes, name: str, rig: Rig) -> list[Timed]:
+    count = s.ff * s.width
+    weights = rig.weights(name, s.ff, s.width)
+    y = rig.card.working_memory(2 * count)
+    shape, defines = matvec.dequantize_shape(count), {"OUTPUT": "bf16", **format_defines(name)}
+    sets = [
+        rig.launch("dequantize.cu", "dequantize", shape, (w.address, y.address, np.int64(count)), **defines)
+        for w in weights
+    ]
+    nbytes = FORMATS[name].nbytes(s.width) * s.ff + 2 * count
+    return [Timed(f"dequantize {name} to bf16, {s.ff}x{s.width}", sets, nbytes, keep=(weights, y))]
+
+
+def _experts(s: Sizes, n: int, rig: Rig) -> list[Timed]:
+    """A layer of them, each kernel by itself; what a token's experts are, random logits decide."""
+    matrices = [rig.weight("Q4_K", rows, k, s.experts) for rows, k in _matrices(s)]
+    router = rig.weight("F32", s.experts, s.expert_width)
+    ops, kept, programs = rig.recorder(n), [], []
+    for _ in range(_SETS):
+        x, _ = rig.input(ops, n, s.expert_width)
+        programs.append(_layer(s, ops, x, router, matrices, kept))
+    pairs = n * s.used
+    counts = Counts(n, n, pairs, 1, PAGE)
+    for work in rig.works(programs, counts):
+        work()
+    by_kernel = rig.by_kernel(programs, counts)
+    moved, operations = _of_products(s, pairs)
+    title = f"{n} token{'s' * (n > 1)}, {s.used} of {s.experts} experts"
+    return [
+        Timed(
+            f"{kernel}, {title}", works, moved.get(kernel, 0), operations.get(kernel, 0),
+            keep=(kept, matrices, router, ops),
+        )
+        for kernel, works in by_kernel.items()
+    ]  # fmt: skip
+
+
+def _matrices(s: Sizes) -> list[tuple[int, int]]:
+    """Gate, up and down: rows and values of one."""
+    return [(s.expert_ff, s.expert_width), (s.expert_ff, s.expert_width), (s.expert_width, s.expert_ff)]
+
+
+def _layer(s: Sizes, ops: Any, x: Any, router: Any, matrices: list[Any], kept: list[Any]) -> Any:
+    gate, up, down = matrices
+    routing = ops.route(ops.linear(x, router), s.used, True)
+    spread = ops.spread(x, routing)
+    hidden = ops.swiglu(ops.experts(spread, gate, routing), ops.experts(spread, up, routing))
+    # Another layer must not write where this one's routing is.
+    kept += [x, routing, spread, hidden, result := ops.experts(hidden, down, routing)]
+    kept.append(ops.combine(result, routing))
+    return ops.finish()
+
+
+def _of_products(s: Sizes, pairs: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes of the kernels of a decode, and operations of those of a prompt."""
+    one = FORMATS["Q4_K"].nbytes(s.expert_width * s.expert_ff)
+    moved = {"matvec_experts_swiglu": 2 * pairs * one, "matvec_experts": pairs * one}
+    return moved, {"matmul_experts": 3 * 2 * pairs * s.expert_width * s.expert_ff}
+
+
+def _sampling(s: Sizes, rig: Rig) -> list[Timed]:
+    """Of one row of logits."""
+    count = sets_for(4 * s.vocab, rig.driver)
+    logits = [rig.card.vector(rig.normal(s.vocab)) for _ in range(count)]
+    room = rig.card.working_memory(1 << 20)
+    kinds = {"argmax": _argmax, "top 40": partial(_top_k, 40)}
+    return [
+        Timed(
+            f"{what} of {s.vocab} logits", [work(s, rig, x, room) for x in logits], 4 * s.vocab,
+            keep=(logits, room),
+        )
+        for what, work in kinds.items()
+    ]  # fmt: skip
+
+
+def _one_behind_the_other(works: list[Work]) -> Work:
+    def all_of_them() -> None:
+        for work in works:
+            work()
+
+    return all_of_them
+
+
+def _argmax(s: Sizes, rig: Rig, x: Any, room: Any) -> Work:
+    slices = grids.slices(1, s.vocab)
+    best, ids = room.address, room.address + 8 * slices.grid[0]
+    sizes = np.int32(1), np.int32(s.vocab)
+    parts = rig.launch("sample.cu", "argmax", slices, (x.address, best, *sizes))
+    args = best, ids, np.int32(1), np.int32(slices.grid[0])
+    whole = rig.launch("sample.cu", "argmax_of_slices", grids.of_slices(1, s.vocab), args)
+    return _one_behind_the_other([parts, whole])
+
+
+def _top_k(k: int, s: Sizes, rig: Rig, x: Any, room: Any) -> Work:
+    ids, values, best, source = room.address, room.address + 4 * k, room.address + 8 * k, x.address
+    works = []
+    for i, count in enumerate(grids.top_k_counts(s.vocab, k)):
+        shape = grids.top_k(1, count)
+        args = source, best, ids, values, np.int32(1), np.int32(count), np.int32(k)
+        works.append(rig.launch("sample.cu", "top_k_of_slices" if i else "top_k", shape, args))
+        source, best = best, best + 8 * k * shape.grid[0]
+    return _one_behind_the_other(works)
+
+
+def _sums(s: Sizes, rig: Rig) -> list[Timed]:
+    found = []
+    for n in s.rows:
+        ops = rig.recorder(n)
+        places = [ops.mailbox(s.width) for _ in range(2)]
+        for place in places:
+            rig.card.write(place, rig.normal(n, s.width))
+        target = ops.mailbox(s.width)
+        work = partial(rig.card.sum, places, n, target)
+        out = target.address, (n, s.width)
+        found.append(Timed(f"sum of 2, {_rows(n)} of {s.width}", [work], 12 * n * s.width, 0, out, keep=ops))
+    return found
