@@ -2,6 +2,7 @@
 //
 // Bytes and scales are those of kernels/cpu/columns.py.
 #include "columns.cuh"
+#include "reductions.cuh"
 
 constexpr int LANES = 8;  // of a block of 32 values: four a lane
 constexpr int NORM_WARPS = 16;
@@ -63,7 +64,7 @@ rms_norm_quantize(const float* x, const float* weight, float* normed, uint8_t* c
         const float4 v = *reinterpret_cast<const float4*>(x + begin + i);
         squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
     }
-    const float scale = rsqrtf(block_sum<NORM_WARPS>(squares) / float(k) + eps);
+    const float scale = rsqrtf(block_reduce(squares, Sum(), 0.0f) / float(k) + eps);
     for (int first = 0; first < k; first += 4 * NORM_WARPS * WARP) {
         const int i = first + 4 * threadIdx.x;
         float4 v = {};

@@ -1,4 +1,4 @@
-// What every kernel needs: types, and sums and maxima over a warp and a block.
+// What every kernel needs: types, and sums and maxima over a warp. For blocks see reductions.cuh.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -35,29 +35,4 @@ template <int WIDTH = WARP> DEVICE float warp_max(float value) {
     for (int step = WIDTH / 2; step > 0; step /= 2)
         value = fmaxf(value, __shfl_xor_sync(ALL_LANES, value, step));
     return value;
-}
-
-// Over a block of WARPS full warps; all threads get the result, and all must call it.
-template <int WARPS> DEVICE float block_sum(float value) {
-    __shared__ float partial[WARPS];
-    value = warp_sum(value);
-    if (threadIdx.x % WARP == 0) partial[threadIdx.x / WARP] = value;
-    __syncthreads();
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < WARPS; i++) sum += partial[i];
-    __syncthreads();  // the next call writes what others may still read
-    return sum;
-}
-
-template <int WARPS> DEVICE float block_max(float value) {
-    __shared__ float partial[WARPS];
-    value = warp_max(value);
-    if (threadIdx.x % WARP == 0) partial[threadIdx.x / WARP] = value;
-    __syncthreads();
-    float most = partial[0];
-#pragma unroll
-    for (int i = 1; i < WARPS; i++) most = fmaxf(most, partial[i]);
-    __syncthreads();
-    return most;
 }

@@ -1,5 +1,5 @@
-// For tests of the emulator: the reductions of common.cuh.
-#include "common.cuh"
+// For tests of the emulator: the reductions of reductions.cuh.
+#include "reductions.cuh"
 
 constexpr int WARPS = 4;
 
@@ -8,9 +8,10 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
     const float* row = x + blockIdx.x * k;
     float total = 0.0f, largest = -infinity();
     for (int i = threadIdx.x; i < k; i += WARPS * WARP) total += row[i], largest = fmaxf(largest, row[i]);
-    total = block_sum<WARPS>(total);
-    largest = block_max<WARPS>(largest);
-    total = block_sum<WARPS>(total) / (WARPS * WARP);  // the same again: calls must not race with each other
-    largest = block_max<WARPS>(largest);
+    total = block_reduce(total, Sum(), 0.0f);
+    largest = block_reduce(largest, Largest(), -infinity());
+    // The same again: calls must not race with each other.
+    total = block_reduce(total, Sum(), 0.0f) / (WARPS * WARP);
+    largest = block_reduce(largest, Largest(), -infinity());
     if (threadIdx.x == 0) sum[blockIdx.x] = total, most[blockIdx.x] = largest;
 }
