@@ -1,4 +1,4 @@
-"""Names of devices: cpu, cpu:1, cpu:1:2GB, emulated:0:512MB."""
+"""Names of devices: cpu, cpu:1, cpu:1:2GB, emulated:0:512MB; those of other machines: host:port/cuda:0."""
 
 import re
 from collections.abc import Sequence
