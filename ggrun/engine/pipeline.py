@@ -67,8 +67,9 @@ class Pipeline:
             logits = [np.empty((batch.wanted, self._config.vocab), np.float32) for batch in batches]
             for stage, batch in schedule(len(self._stages), len(batches), self._window):
                 self._enqueue(stage, batches[batch], batch % self._window, logits[batch])
-            for place in (self._here, *self._hosts.values()):
-                place.synchronize()
+            self._here.synchronize()
+            for host in self._hosts.values():
+                host.synchronize()
         except BaseException:
             self._give_up()
             raise
@@ -97,8 +98,9 @@ class Pipeline:
             stage.download(batch, logits)
 
     def _give_up(self) -> None:
-        for place in (*self._hosts.values(), self._here):
-            place.abandon()
+        for host in self._hosts.values():
+            host.abandon()
+        self._here.abandon()
         self._broken = False
 
 

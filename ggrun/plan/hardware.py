@@ -171,7 +171,7 @@ def _logical(found: list[DeviceInfo], card_here: Callable[[int], DeviceInfo]) ->
                 f"{limited >> 20} MiB"
             )
         share = (free - limited) // max(1, sum(device.shared for device in devices))
-        numbered = not any(_CUDA.match(device.name)[2] for device in devices)
+        numbered = not any("." in device.name.split(":")[1] for device in devices)
         for part, device in enumerate(devices):
             name = device.name.replace(f":{index}", f":{index}.{part}", 1) if numbered else device.name
             changed[id(device)] = replace(device, name=name, free=share if device.shared else device.free)
