@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ggrun.devices.exchange import Exchange
+from ggrun.devices.exchange import AllReduce
 from ggrun.engine.batch import Batch
 from ggrun.engine.runner import Runner
 from ggrun.engine.workspace import Sender
@@ -37,7 +37,7 @@ class LoadedStage:
     exchange    None where there is nothing to sum
     """
 
-    def __init__(self, runners: Sequence[Runner], exchange: Exchange | None) -> None:
+    def __init__(self, runners: Sequence[Runner], exchange: AllReduce | None) -> None:
         self.runners, self._exchange = runners, exchange
         self._steps = list(zip(*(runner.segments for runner in runners), strict=True))
 
