@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ggrun.arch.config import Config
 from ggrun.devices.base import Device, Limits
 from ggrun.devices.exchange import Exchange
 from ggrun.engine.batch import Batch
+from ggrun.engine.outputs import Outputs, Scores
 from ggrun.engine.runner import CacheSpec, Runner
 from ggrun.engine.stage import LoadedStage
 from ggrun.engine.weights import Weights, refuse_unused
@@ -65,8 +63,8 @@ class Pipeline:
             self._exchanges[names] = Exchange(members, self._config.width)
         return self._exchanges[names]
 
-    def run(self, batches: Sequence[Batch]) -> list[NDArray[np.float32]]:
-        """The logits that each batch asks for: float32 [outputs, vocab].
+    def run(self, batches: Sequence[Batch]) -> list[Scores]:
+        """What each batch wants of its outputs; nothing of those without.
 
         Batches go through each stage in the order that they have here. The first error is raised when all
         devices are at rest.
@@ -75,18 +73,18 @@ class Pipeline:
             self._give_up()
         self._broken = True
         try:
-            logits = [np.empty((batch.wanted, self._config.vocab), np.float32) for batch in batches]
+            outputs = [Outputs(batch, self._config.vocab) for batch in batches]
             for stage, batch in schedule(len(self._stages), len(batches), self._window):
-                self._enqueue(stage, batches[batch], batch % self._window, logits[batch])
+                self._enqueue(stage, batches[batch], batch % self._window, outputs[batch])
             for space in self._spaces.values():
                 space.device.stream.synchronize()
         except BaseException:
             self._give_up()
             raise
         self._broken = False
-        return logits
+        return [output.scores() for output in outputs if output.rows]
 
-    def _enqueue(self, index: int, batch: Batch, slot: int, logits: NDArray[np.float32]) -> None:
+    def _enqueue(self, index: int, batch: Batch, slot: int, outputs: Outputs) -> None:
         """One batch through one stage."""
         stage = self._stages[index]
         if index > 0:
@@ -95,7 +93,7 @@ class Pipeline:
         if index + 1 < len(self._stages):
             stage.send(batch, self._stages[index + 1], slot)
         else:
-            stage.download(batch, logits)
+            stage.download(outputs)
 
     def _give_up(self) -> None:
         for space in self._spaces.values():

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ggrun.devices.exchange import Exchange
 from ggrun.engine.batch import Batch
+from ggrun.engine.outputs import Outputs
 from ggrun.engine.runner import Runner
 
 
@@ -41,9 +39,8 @@ class LoadedStage:
         for runner in self.runners:
             runner.space.receive(slot, len(batch.tokens), runner.residual)
 
-    def download(self, batch: Batch, out: NDArray[np.float32]) -> None:
-        """Enqueue that each member's share of the logits comes to the host: out is [outputs, vocab]."""
+    def download(self, outputs: Outputs) -> None:
+        """Enqueue that each member's share of what is wanted of a batch comes to the host."""
         for runner in self.runners:
-            if runner.logits is not None and len(out):
-                begin, end = runner.member.vocab
-                runner.space.device.download(runner.logits, len(out), out[:, begin:end])
+            if runner.logits is not None and outputs.rows:
+                outputs.fetch(runner.space.device, runner.logits, runner.best, runner.member.vocab)
