@@ -21,7 +21,16 @@ from ggrun.plan import single
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.usage import Sizes, plan_use
 from tests.cuda.models import cards, engine
-from tests.engine.test_outputs import OPTIONS, ROWS, SAMPLING, WORDS, Shares, check, with_equals
+from tests.engine.test_outputs import (
+    OPTIONS,
+    ROWS,
+    SAMPLING,
+    WORDS,
+    Shares,
+    check,
+    check_several,
+    with_equals,
+)
 from tests.plans import Plans
 from tests.tiny import Tiny
 
@@ -38,6 +47,10 @@ def test_the_best_are_enough(
     shares: Shares, logits: list[float], words: int, options: dict[str, Any]
 ) -> None:
     check(shares, np.array(logits, np.float32), words, options)
+
+
+def test_several_outputs(shares: Shares) -> None:
+    check_several(shares)
 
 
 def texts(model: Engine) -> list[list[int]]:

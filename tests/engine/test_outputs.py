@@ -89,6 +89,17 @@ def check(shares: Shares, logits: np.ndarray, words: int, options: dict[str, Any
     assert drawn(options, got, words) == drawn(options, Scores(whole), words)
 
 
+def check_several(shares: Shares) -> None:
+    """Several outputs, with equals, by their definition."""
+    logits = np.random.default_rng(2).integers(0, 900, (2, 3000)).astype(np.float32)
+    for k in (1, 4, 64):
+        got, ids = shares.scores(logits, TopK(k, 2800))
+        want = np.argsort(-logits[:, :2800], axis=1, kind="stable")[:, :k]
+        assert ids is not None
+        np.testing.assert_array_equal(ids[:, :k], want)
+        np.testing.assert_array_equal(got[:, :k], np.take_along_axis(logits, want, 1))
+
+
 @pytest.fixture(scope="module", params=["cpu", "emulated", "cpus", "mixed"])
 def shares(request: pytest.FixtureRequest) -> Shares:
     devices: list[Device] = {
@@ -106,6 +117,10 @@ def test_the_best_are_enough(
     shares: Shares, logits: list[float], words: int, options: dict[str, Any]
 ) -> None:
     check(shares, np.array(logits, np.float32), words, options)
+
+
+def test_several_outputs(shares: Shares) -> None:
+    check_several(shares)
 
 
 def test_errors_are_the_same(shares: Shares) -> None:
