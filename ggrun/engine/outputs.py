@@ -6,10 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ggrun.devices.base import Device, Place
 from ggrun.devices.best import Best
 from ggrun.engine.batch import Batch
-from ggrun.plan import Range
 
 
 class Scores(NamedTuple):
@@ -28,36 +26,34 @@ class Scores(NamedTuple):
 
 
 class Outputs:
-    """Room for what is wanted of a batch; each member of the last stage sends its share."""
+    """Room for what is wanted of a batch, which the members of the last stage fill.
+
+    rows    how many outputs there are
+    logits  float32 [rows, vocab]; [rows, 0] where the best are enough
+    """
 
     def __init__(self, batch: Batch, vocab: int) -> None:
-        self._top, self.rows = batch.top, batch.wanted
-        self._logits = np.empty((self.rows, 0 if batch.top else vocab), np.float32)
+        self.rows, self._top = batch.wanted, batch.top
+        self.logits = np.empty((self.rows, 0 if batch.top else vocab), np.float32)
         self._best: list[tuple[int, Best]] = []
 
-    def fetch(self, device: Device, logits: Place, best: Place, share: Range) -> None:
-        """Enqueue that a share of the ids comes from where a device has it.
-
-        best: what Recorder.top_k gave for the logits, with share[0] as the first id
-        """
-        begin, end = share
-        if self._top is None:
-            device.download(logits, self.rows, self._logits[:, begin:end])
-        else:
-            found = Best(self.rows, self._top.k)
-            self._best.append((begin, found))
-            device.download_top_k(best, self.rows, self._top, found)
+    def best(self, first: int) -> Best:
+        """Room for the best of a share whose first id is `first`; asked for in the order of the shares."""
+        assert self._top is not None
+        self._best.append((first, Best(self.rows, self._top.k)))
+        return self._best[-1][1]
 
     def scores(self) -> Scores:
         """What has come."""
         if self._top is None:
-            return Scores(self._logits)
+            return Scores(self.logits)
         if len(self._best) == 1:
-            ((begin, best),) = self._best
-            return Scores(best.logits, best.ids + begin)
+            ((first, best),) = self._best
+            return Scores(best.logits, best.ids + first)
         logits = np.concatenate([best.logits for _, best in self._best], axis=1)
-        ids = np.concatenate([best.ids + begin for begin, best in self._best], axis=1)
+        ids = np.concatenate([best.ids + first for first, best in self._best], axis=1)
         order = np.lexsort((-logits, ~np.isnan(logits)))  # leaves equals in the order of their ids
+        order = order[:, : self._top.k]
         return Scores(np.take_along_axis(logits, order, 1), np.take_along_axis(ids, order, 1))
 
 

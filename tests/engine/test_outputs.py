@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from itertools import islice, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from ggrun.devices.best import MOST_K, TopK
 from ggrun.devices.emulated import Emulated
 from ggrun.engine.batch import Batch
 from ggrun.engine.outputs import Outputs, Scores, joined
+from ggrun.engine.runner import Segment
 from ggrun.engine.sampler import Sampler
+from ggrun.engine.stage import LoadedStage
+from ggrun.engine.workspace import Workspace
 from ggrun.gguf import GGUF
 from tests.engine.test_plans import CPUS, EMULATED, MIXED
 from tests.plans import Plans
@@ -28,28 +32,31 @@ EXTREME = [-np.inf, np.inf, -3.4028235e38, 3.4028235e38, -1.0, -0.0, 0.0, 1.0]
 
 
 class Shares:
-    """Logits on devices, a share of the ids on each, as the members of a last stage have them."""
+    """A last stage whose logits are given: a share of the ids on each of some devices."""
 
     def __init__(self, devices: Sequence[Device], cuts: Sequence[int]) -> None:
-        self._vocab, self._members = cuts[-1], []
+        self._vocab, self._runners = cuts[-1], []
         for device, share in zip(devices, pairwise(cuts), strict=True):
-            ops = device.recorder(Limits(2, 2, 1, 1))
-            logits = ops.input(share[1] - share[0])
-            best = ops.top_k(logits, share[0])
-            self._members.append((device, share, ops, logits, best, ops.finish()))
+            weights, config = SimpleNamespace(device=device), SimpleNamespace(experts_used=0)
+            space = Workspace(weights, config, Limits(2, 2, 1, 1), 0)
+            x = space.ops.input(share[1] - share[0])
+            runner = SimpleNamespace(space=space, member=SimpleNamespace(vocab=share))
+            runner.best, runner.logits = space.ops.top_k(x, share[0]), space.ops.place(x)
+            runner.segments = [Segment(space.ops.finish(), None)]
+            self._runners.append(runner)
+        self._stage = LoadedStage(self._runners, None)
 
     def scores(self, logits: np.ndarray, top: TopK | None) -> Scores:
         """What comes to the host of these, [n, vocab]."""
         zeros = np.zeros(len(logits), np.int32)
         batch = Batch(zeros, zeros, zeros, zeros, np.ones(len(logits), np.bool_), {}, top)
         outputs = Outputs(batch, self._vocab)
-        for device, share, ops, x, best, program in self._members:
-            device.write(ops.place(x), logits[:, slice(*share)])
-            ops.feed(lambda inputs: batch.fill(inputs, 0))
-            program.run()
-            outputs.fetch(device, ops.place(x), best, share)
-        for device, *_ in self._members:
-            device.stream.synchronize()
+        for runner in self._runners:
+            runner.space.device.write(runner.logits, logits[:, slice(*runner.member.vocab)])
+        self._stage.run(batch)
+        self._stage.download(batch, outputs)
+        for runner in self._runners:
+            runner.space.device.stream.synchronize()
         return outputs.scores()
 
 
