@@ -33,12 +33,12 @@ class Best:
 
     ids     int32 [rows, k], the best first; what is no number comes before all
     logits  float32 [rows, k]; -inf where there are no more, of which the ids mean nothing
-    words   both, one behind the other, int32 [2 * rows * k]: a device copies them as one
+    both    one behind the other, int32 [2 * rows * k]: a device copies them as one
     """
 
     def __init__(self, rows: int, k: int) -> None:
-        self.words = np.empty(2 * rows * k, np.int32)
-        self.ids, logits = self.words.reshape(2, rows, k)
+        self.both = np.empty(2 * rows * k, np.int32)
+        self.ids, logits = self.both.reshape(2, rows, k)
         self.logits = logits.view(np.float32)
 
     def fill(self, logits: NDArray[np.float32]) -> None:
