@@ -33,21 +33,21 @@ class Best:
 
     ids     int32 [rows, k], the best first; what is no number comes before all
     logits  float32 [rows, k]; -inf where there are no more, of which the ids mean nothing
-    both    one behind the other, int32 [2 * rows * k]: a device copies them as one
+    both    one behind the other, int32 [2, rows, k]: a device copies them as one
     """
 
     def __init__(self, rows: int, k: int) -> None:
-        self.both = np.empty(2 * rows * k, np.int32)
-        self.ids, logits = self.both.reshape(2, rows, k)
-        self.logits = logits.view(np.float32)
+        self.both = np.empty((2, rows, k), np.int32)
+        self.ids, self.logits = self.both[0], self.both[1].view(np.float32)
 
     def fill(self, logits: NDArray[np.float32]) -> None:
         """Find them in logits [rows, width]."""
+        k = self.ids.shape[1]
         for row, ids, values in zip(logits, self.ids, self.logits, strict=True):
-            found = best_of(row, len(ids))
-            count = len(found)
+            found = best_of(row, k)
+            if (count := len(found)) < k:
+                ids[count:], values[count:] = -1, -np.inf
             ids[:count], values[:count] = found, row[found]
-            ids[count:], values[count:] = -1, -np.inf
 
 
 def best_of(logits: NDArray[np.float32], k: int) -> NDArray[np.intp]:

@@ -22,6 +22,8 @@ from ggrun.plan import Plan
 CACHE_KINDS = ("f16", "f32", "bf16", "q8_0")
 _LOGITS_BYTES = 64 << 20
 """How much memory the logits of one run may take."""
+_FEW_LOGITS = 1 << 15
+"""So many come to the host sooner than the best of them are found."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +82,16 @@ class Engine:
     ) -> Scores:
         """Append tokens to a sequence; the logits after the last, or after each.
 
-        top: the best are enough, and more of them may come
+        top: the best are enough; more of them may come, or all
 
         Long prompts are cut into micro-batches. UsageError for a token that the vocabulary does not have,
         CacheFull when the context is; both change nothing.
         """
         begin = self.cache.length(sequence)
         ids = self.check(tokens, begin)
-        if top:  # few values of k: devices prepare for each
-            top = TopK(1 << (top.k - 1).bit_length(), top.words)
+        if top:  # few values of k, as devices prepare for each
+            many = self.config.vocab > _FEW_LOGITS
+            top = TopK(1 << (top.k - 1).bit_length(), top.words) if many else None
         try:
             slots = self.cache.extend(sequence, len(ids))
             outputs = np.zeros(len(ids), np.bool_)

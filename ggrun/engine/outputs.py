@@ -49,7 +49,7 @@ class Outputs:
             return Scores(self.logits)
         if len(self._best) == 1:
             ((first, best),) = self._best
-            return Scores(best.logits, best.ids + first)
+            return Scores(best.logits, best.ids + first if first else best.ids)
         logits = np.concatenate([best.logits for _, best in self._best], axis=1)
         ids = np.concatenate([best.ids + first for first, best in self._best], axis=1)
         order = np.lexsort((-logits, ~np.isnan(logits)))  # leaves equals in the order of their ids

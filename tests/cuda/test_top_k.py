@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ggrun.devices.base import Device
 from ggrun.devices.best import TopK
 from ggrun.devices.cuda.device import Cuda
+from ggrun.engine import engine as engine_module
 from ggrun.engine.engine import Engine
 from ggrun.engine.generate import Context, Timings, generate
 from ggrun.engine.sampler import Sampler, SamplingOptions
@@ -33,6 +34,11 @@ from tests.engine.test_outputs import (
 )
 from tests.plans import Plans
 from tests.tiny import Tiny
+
+
+@pytest.fixture(autouse=True)
+def _many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_FEW_LOGITS", 0)
 
 
 @pytest.fixture(scope="module", params=[1, 2])

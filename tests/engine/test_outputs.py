@@ -17,6 +17,7 @@ from ggrun.devices import open_devices
 from ggrun.devices.base import Device, Limits
 from ggrun.devices.best import MOST_K, TopK
 from ggrun.devices.emulated import Emulated
+from ggrun.engine import engine as engine_module
 from ggrun.engine.batch import Batch
 from ggrun.engine.outputs import Outputs, Scores, joined
 from ggrun.engine.runner import Segment
@@ -199,6 +200,7 @@ def test_texts_are_the_same(
     init = Outputs.__init__
     monkeypatch.setattr(Outputs, "__init__", lambda self, b, v: (tops.add(b.top), init(self, b, v))[1])
     monkeypatch.setattr(LLM, "_words", WORDS)
+    monkeypatch.setattr(engine_module, "_FEW_LOGITS", VOCAB - 1)
     with closing(LLM(path, plan=Plans(GGUF(path), names)[kind], threads=2)) as llm:
         few = texts(llm)
         assert max(map(max, few)) < WORDS
@@ -207,3 +209,9 @@ def test_texts_are_the_same(
         monkeypatch.setattr(Sampler, "needs", 0)
         assert texts(llm) == few
         assert tops == {None}
+
+
+def test_of_few_logits_all_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_FEW_LOGITS", VOCAB)
+    with closing(LLM(with_equals(tmp_path / "model.gguf"), n_ctx=64, threads=1)) as llm:
+        assert llm._engine.evaluate([1], top=TopK(3, WORDS)).logits.shape == (1, VOCAB)

@@ -132,7 +132,7 @@ class Cuda:
 
     def download_top_k(self, source: CudaPlace, rows: int, top: TopK, best: Best) -> None:
         """One copy that the stream makes."""
-        self.driver.download(best.both, source.address)
+        self.driver.download(best.both.reshape(-1), source.address)
 
     def interrupt(self) -> None:
         """End the programs that come: a kernel that runs is done soon."""
