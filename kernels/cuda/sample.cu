@@ -53,7 +53,7 @@ extern "C" __global__ void argmax(const float* logits, Key* best, int n, int wid
     if (row >= n) return;
     logits += int64_t(row) * stride;
     Key mine = 0;
-    each_logit(logits, width, stride, [&](float logit, int id) { mine = Largest()(mine, key_of(logit, id)); });
+    each_logit(logits, width, stride, [&](float v, int id) { mine = Largest()(mine, key_of(v, id)); });
     mine = block_reduce(mine, Largest(), Key(0));
     if (threadIdx.x == 0) best[int64_t(row) * gridDim.x + blockIdx.x] = mine;
 }
