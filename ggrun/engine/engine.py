@@ -148,7 +148,7 @@ class Engine:
         sequence: int,
         begin: int,
         part: slice,
-        top: TopK | None,
+        top: TopK | None = None,
     ) -> Batch:
         n = part.stop - part.start
         positions = np.arange(begin + part.start, begin + part.stop, dtype=np.int32)

@@ -47,11 +47,12 @@ class Outputs:
         """What has come."""
         if self._top is None:
             return Scores(self.logits)
-        if len(self._best) == 1:
-            ((first, best),) = self._best
+        shares = self._best or [(0, Best(0, self._top.k))]  # nobody sends the best of no outputs
+        if len(shares) == 1:
+            ((first, best),) = shares
             return Scores(best.logits, best.ids + first if first else best.ids)
-        logits = np.concatenate([best.logits for _, best in self._best], axis=1)
-        ids = np.concatenate([best.ids + first for first, best in self._best], axis=1)
+        logits = np.concatenate([best.logits for _, best in shares], axis=1)
+        ids = np.concatenate([best.ids + first for first, best in shares], axis=1)
         order = np.lexsort((-logits, ~np.isnan(logits)))  # leaves equals in the order of their ids
         order = order[:, : self._top.k]
         return Scores(np.take_along_axis(logits, order, 1), np.take_along_axis(ids, order, 1))

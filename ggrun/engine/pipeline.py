@@ -53,7 +53,7 @@ class Pipeline:
         self._broken = False
 
     def run(self, batches: Sequence[Batch]) -> list[Scores]:
-        """What each batch wants of its outputs; nothing of those without.
+        """What each batch wants of its outputs.
 
         Batches go through each stage in the order that they have here. The first error is raised when all
         devices are at rest.
@@ -72,7 +72,7 @@ class Pipeline:
             self._give_up()
             raise
         self._broken = False
-        return [output.scores() for output in outputs if output.rows]
+        return [output.scores() for output in outputs]
 
     def interrupt(self) -> None:
         """Make `run` end with Interrupted on other machines, as devices do here; from any thread."""

@@ -72,7 +72,7 @@ def texts(model: Engine) -> list[list[int]]:
 @pytest.mark.parametrize(("kind", "seed"), [("none", 0), ("row 2", 1), ("everything", 2)])
 def test_texts_are_the_same(kind: str, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, devices = with_equals(tmp_path / "model.gguf"), cards(4, seed=seed)
-    model = engine(path, devices, Plans(GGUF(path), tuple(devices))[kind])
+    model = engine(path, devices, Plans(GGUF(path), tuple(devices))[kind], n_ubatch=2)
     few = texts(model)
     assert max(map(max, few)) < WORDS
     monkeypatch.setattr(Sampler, "needs", 0)

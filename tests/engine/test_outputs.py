@@ -201,7 +201,7 @@ def test_texts_are_the_same(
     monkeypatch.setattr(Outputs, "__init__", lambda self, b, v: (tops.add(b.top), init(self, b, v))[1])
     monkeypatch.setattr(LLM, "_words", WORDS)
     monkeypatch.setattr(engine_module, "_FEW_LOGITS", VOCAB - 1)
-    with closing(LLM(path, plan=Plans(GGUF(path), names)[kind], threads=2)) as llm:
+    with closing(LLM(path, plan=Plans(GGUF(path), names)[kind], threads=2, n_ubatch=2)) as llm:
         few = texts(llm)
         assert max(map(max, few)) < WORDS
         assert tops == {TopK(k, WORDS) for k in (1, 64, 8)}  # of powers of two there are few
