@@ -128,6 +128,19 @@ def test_errors_name_the_device_and_what_it_was_for(cupy: FakeCupy, tmp_path: Pa
     assert line == "cuda:0 (Fake): the kernel add: nvrtc: error: no"
 
 
+def test_a_card_that_disappears(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line says which, and how to go on."""
+    driver = CupyDriver(1)
+
+    def fail() -> None:
+        raise CUDARuntimeError(999, "cudaErrorUnknown: unknown error\nor whatever")
+
+    monkeypatch.setattr(driver.stream.raw, "synchronize", fail)
+    line = told(driver.stream.synchronize)
+    assert line.startswith("cuda:1: cudaErrorUnknown: unknown error: the card has lost what it had: start")
+    assert "-dev" in line
+
+
 def test_there_is_no_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
     real = builtins.__import__

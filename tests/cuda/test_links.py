@@ -28,6 +28,8 @@ def cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeCupy]:
     monkeypatch.setitem(sys.modules, "cupy", fake)  # type: ignore[arg-type]
     monkeypatch.setenv("GGRUN_CACHE", str(tmp_path))
     monkeypatch.setattr(links, "_found", {})
+    monkeypatch.setattr(selftest, "START", 60.0)
+    monkeypatch.setattr(selftest, "LIMIT", 60.0)
     Cards.found.cache_clear()
     yield fake
     Cards.found.cache_clear()
