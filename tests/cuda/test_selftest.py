@@ -109,6 +109,14 @@ def test_what_could_not_be_tested_is_not_settled(monkeypatch: pytest.MonkeyPatch
         assert not outcome.settled
 
 
+def test_a_process_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    for executable in ("/nowhere/python", ""):
+        monkeypatch.setattr(sys, "executable", executable)
+        for outcome in outcomes("works"):
+            assert outcome.reason.startswith("the self-test did not start: ")
+            assert not outcome.settled
+
+
 def test_cards_without_room_are_not_judged() -> None:
     for outcome in outcomes("full"):
         assert outcome.reason.startswith("no room for a test: ")

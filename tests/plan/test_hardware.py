@@ -209,7 +209,7 @@ def test_predictions_follow_links() -> None:
 
 
 def approx_ps(seconds: float) -> Any:
-    return pytest.approx(seconds * 1e12, rel=1e-9)
+    return pytest.approx(seconds * 1e12, rel=1e-9, abs=1)
 
 
 def test_float_weights_have_a_rate_of_their_own() -> None:
