@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from ggrun.devices.base import Inputs, Limits
 from ggrun.devices.cuda.attention import PAGE, bucket
+from ggrun.devices.cuda.driver import Gemm
 from ggrun.devices.cuda.memory import CudaWeight
-from ggrun.devices.cuda.program import Counts, CudaProgram, Launch
+from ggrun.devices.cuda.program import Counts, CudaProgram, Launch, enqueue
 from ggrun.devices.cuda.recorder import CudaRecorder
 from ggrun.gguf import FORMATS, Tensor
 from tools.gpu_time import Work, open_card, sets_for
@@ -104,18 +105,16 @@ class Rig:
         """The launches of each program; only those of kernels whose names begin so, where some are given."""
         found = [(program, program.launches(counts)) for program in programs]
         return [
-            partial(self._enqueue, [x for x in launches if x.kernel.name.startswith(names or "")], program)
+            partial(self._enqueue, [x for x in launches if x.name.startswith(names or "")], program)
             for program, launches in found
         ]
 
     def by_kernel(self, programs: Sequence[CudaProgram], counts: Counts) -> dict[str, list[Work]]:
         """The launches of each program, by the kernel."""
-        names = dict.fromkeys(launch.kernel.name for launch in programs[0].launches(counts))
+        names = dict.fromkeys(launch.name for launch in programs[0].launches(counts))
         return {
             name: [
-                partial(
-                    self._enqueue, [x for x in program.launches(counts) if x.kernel.name == name], program
-                )
+                partial(self._enqueue, [x for x in program.launches(counts) if x.name == name], program)
                 for program in programs
             ]
             for name in names
@@ -126,10 +125,9 @@ class Rig:
         kernel = self.driver.kernel(file, name, **defines)
         return partial(self._enqueue, [Launch(kernel, *shape, tuple(args))], None)
 
-    def _enqueue(self, launches: Sequence[Launch], keep: Any) -> None:
+    def _enqueue(self, works: Sequence[Launch | Gemm], keep: Any) -> None:
         """`keep` has the memory that the launches point to."""
-        for launch in launches:
-            self.driver.launch(launch.kernel, launch.grid, launch.block, launch.args, launch.shared)
+        enqueue(self.driver, works)
 
     def spoil(self, address: int, shape: tuple[int, ...]) -> None:
         """Leave nothing there that is a number."""

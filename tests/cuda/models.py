@@ -10,6 +10,8 @@ from ggrun.arch.config import Config
 from ggrun.devices.base import Device
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
+from ggrun.devices.cuda.driver import Driver
+from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.late import Schedule
 from ggrun.engine.engine import Engine, EngineOptions
 from ggrun.gguf import GGUF
@@ -20,13 +22,17 @@ REAL: list[bool] = []
 """Has something in it with --device cuda."""
 
 
-def cards(n: int, arch: int = 80, seed: int = 0, limit: int = 1 << 30) -> dict[str, Device]:
+def cards(
+    n: int, arch: int = 80, seed: int = 0, limit: int = 1 << 30, gemm_from: GemmFrom | None = None
+) -> dict[str, Device]:
     """Cards by their names, cuda:0 and so on. Emulated: of an architecture, their streams interleaved."""
     schedule = Schedule(seed)
     names = [f"cuda:{i}" for i in range(n)]
-    if REAL:
-        return {name: Cuda(CupyDriver(0, name), name, limit) for name in names}
-    return {name: Cuda(EmulatedDriver(arch, limit, schedule, name=name), name, limit) for name in names}
+
+    def driver(name: str) -> Driver:
+        return CupyDriver(0, name) if REAL else EmulatedDriver(arch, limit, schedule, name=name)
+
+    return {name: Cuda(driver(name), name, limit, gemm_from) for name in names}
 
 
 def engine(path: Path, devices: dict[str, Device], plan: Plan | None = None, **options: int | str) -> Engine:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 
 from ggrun import GgrunError, UsageError
 from ggrun.devices import open_devices
@@ -16,9 +17,10 @@ from ggrun.devices.cuda import found
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import Cards, count_cards
+from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.cuda.staging import pieces
 from ggrun.gguf import GGUF
-from tests.cuda.fake_cupy import CUDARuntimeError, FakeCupy
+from tests.cuda.fake_cupy import Cublas, CUDARuntimeError, FakeCupy
 from tests.cuda.models import engine, logits
 from tests.engine.test_peer import distance
 from tests.plans import Plans
@@ -55,6 +57,41 @@ def test_models(kind: str, cupy: FakeCupy, tmp_path: Path) -> None:
     del split, devices, device
     gc.collect()
     assert cupy.memGetInfo() == free
+
+
+def test_large_products_are_those_of_cublas(cupy: FakeCupy, tmp_path: Path) -> None:
+    path = Tiny(layers=2, biases=True, arch="qwen2", format=GGMLQuantizationType.Q8_0).write(tmp_path / "model.gguf")
+    want, blas = logits(engine(path, open_devices(["cpu"], 2)), TOKENS), cupy.cuda.cublas
+    device = Cuda(CupyDriver(0), "cuda:0", gemm_from=GemmFrom(quantized=9))
+    model = engine(path, {"cuda:0": device})
+    assert blas.handles == 1
+    assert distance(logits(model, TOKENS), want) <= 1e-4
+    # Each layer has seven matrices; that of the output is another.
+    assert blas.products == 2 * 7 + 1
+    assert distance(logits(model, TOKENS, 8), want) <= 1e-4
+    assert blas.products == 2 * 7 + 1
+    blas.failing = True
+    line = told(lambda: logits(model, TOKENS))
+    assert line == "cuda:0 (Fake): a matrix product: CUBLAS_STATUS_EXECUTION_FAILED"
+    device.close()
+    assert blas.handles == 0
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_without_cublas_products_are_our_own(missing: bool, cupy: FakeCupy, tmp_path: Path) -> None:
+    """It is not installed, or does not work."""
+    path = Tiny(layers=2, format=GGMLQuantizationType.Q8_0).write(tmp_path / "model.gguf")
+    found = []
+    for gemm_from in (None, GemmFrom(9, 9, 9)):
+        cupy.cuda.library.failing = True
+        if missing:
+            cupy.cuda.library = None
+        device = Cuda(CupyDriver(0), "cuda:0", gemm_from=gemm_from)
+        found.append(logits(engine(path, {"cuda:0": device}), TOKENS))
+        assert device.gemm_from == GemmFrom()
+        device.close()
+        cupy.cuda.library = Cublas(cupy)
+    np.testing.assert_array_equal(*found)
 
 
 def test_uploads_go_in_pieces_through_pinned_memory(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
