@@ -71,7 +71,8 @@ def working(facts: ModelFacts, member: Member, sizes: Sizes, peers: int) -> int:
     """
     c, rows = facts.config, sizes.tokens + _ROOM
     ff = member.ff[1] - member.ff[0]
-    total = rows * (c.width * 4 * 3 + _column(c.width, member))  # the stream, its norm, a column, a part to be added
+    # The stream, its norm, a column, a part to be added.
+    total = rows * (c.width * 4 * 3 + _column(c.width, member))
     # What comes lies in one slot for each batch under way, and one for each part of a sum.
     total += rows * c.width * 4 * (peers + 2 + peers) if peers else 0
     total += rows * _attention_row(facts, member)
@@ -111,7 +112,8 @@ def output_working(facts: ModelFacts, member: Member, sizes: Sizes) -> int:
     """The bytes of the output's buffers: the rows whose logits are wanted, and the logits."""
     c = facts.config
     rows = max(1, min(sizes.tokens, LOGITS_BYTES // (4 * c.vocab))) + _ROOM
-    return rows * (c.width * 4 * 2 + _column(c.width, member) + 4 * (member.vocab[1] - member.vocab[0])) + _SLACK
+    row = c.width * 4 * 2 + _column(c.width, member) + 4 * (member.vocab[1] - member.vocab[0])
+    return rows * row + _SLACK
 
 
 def plan_use(facts: ModelFacts, plan: Plan, sizes: Sizes, peers: int) -> dict[str, Use]:
