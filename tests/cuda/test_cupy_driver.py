@@ -82,7 +82,9 @@ def test_logical_devices_of_one_card(
 
 
 def test_large_products_are_those_of_cublas(cupy: FakeCupy, tmp_path: Path) -> None:
-    path = Tiny(layers=2, biases=True, arch="qwen2", format=GGMLQuantizationType.Q8_0).write(tmp_path / "model.gguf")
+    path = Tiny(layers=2, biases=True, arch="qwen2", format=GGMLQuantizationType.Q8_0).write(
+        tmp_path / "model.gguf"
+    )
     want, blas = logits(engine(path, open_devices(["cpu"], 2)), TOKENS), cupy.cuda.cublas
     device = Cuda(CupyDriver(0), "cuda:0", gemm_from=GemmFrom(quantized=9))
     model = engine(path, {"cuda:0": device})

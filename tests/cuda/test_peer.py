@@ -7,7 +7,6 @@ from tests.cuda.models import cards, engine, logits
 from tests.engine.test_peer import ARCHS, QUANTS, distance, reference
 from tests.shared import peer
 
-
 BY_CUBLAS = GemmFrom(9, 9, 9)
 
 

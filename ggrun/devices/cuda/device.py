@@ -63,9 +63,7 @@ class Cuda:
 
     def recorder(self, limits: Limits) -> CudaRecorder:
         """A new recorder."""
-        return CudaRecorder(
-            self.driver, limits, self.working_memory, self.check_interrupt, self.gemm_from
-        )
+        return CudaRecorder(self.driver, limits, self.working_memory, self.check_interrupt, self.gemm_from)
 
     def working_memory(self, nbytes: int) -> CudaMemory:
         """Memory for buffers."""

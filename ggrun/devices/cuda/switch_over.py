@@ -75,9 +75,7 @@ def _switch_over(device: Cuda, kind: str) -> int:
 def _seconds(device: Cuda, w: CudaWeight, rows: NDArray[np.float32], by: GemmFrom) -> float:
     """What products take, as they stand in a pass."""
     n = len(rows)
-    ops = CudaRecorder(
-        device.driver, Limits(n, 1, 1, 1), device.working_memory, device.check_interrupt, by
-    )
+    ops = CudaRecorder(device.driver, Limits(n, 1, 1, 1), device.working_memory, device.check_interrupt, by)
     x = ops.input(w.columns)
     device.write(ops.place(x), rows)
     for _ in range(_PRODUCTS):
