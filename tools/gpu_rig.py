@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 from ggrun.devices.base import Inputs, Limits
 from ggrun.devices.cuda.attention import PAGE, bucket
 from ggrun.devices.cuda.driver import Gemm
+from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.cuda.memory import CudaWeight
-from ggrun.devices.cuda.program import Counts, CudaProgram, Launch, enqueue
+from ggrun.devices.cuda.program import FEW, Counts, CudaProgram, Launch, enqueue
 from ggrun.devices.cuda.recorder import CudaRecorder
 from ggrun.gguf import FORMATS, Tensor
 from tools.gpu_time import Work, open_card, sets_for
 from tools.model_blocks import Weights
 
 Floats = NDArray[np.float32]
+NEVER, ALWAYS = GemmFrom(), GemmFrom(FEW + 1, FEW + 1, FEW + 1)
+"""Which products are cuBLAS's."""
 _TOKENS = 256
 """Tokens are below this number, which every vocabulary has."""
 
@@ -32,6 +35,7 @@ class Timed:
     operations  of one, where tensor cores are the bound; else 0
     out         the address and shape of what all of them write; None for what is changed in place
     error       how far that is from what it should be
+    graph       whether it can be in one
     """
 
     what: str
@@ -41,6 +45,7 @@ class Timed:
     out: tuple[int, tuple[int, ...]] | None = None
     error: Callable[[Floats], float] | None = None
     keep: Any = None
+    graph: bool = True
 
 
 class Rig:
@@ -52,8 +57,9 @@ class Rig:
         self.rng = np.random.default_rng(1)
         self._drawn: dict[tuple[str, int], NDArray[np.uint8]] = {}
 
-    def recorder(self, tokens: int, pages: int = 1) -> CudaRecorder:
-        """For one sequence."""
+    def recorder(self, tokens: int, pages: int = 1, gemm_from: GemmFrom = NEVER) -> CudaRecorder:
+        """For one sequence; products are our own where nothing else is said."""
+        self.card.gemm_from = gemm_from
         return self.card.recorder(Limits(tokens, tokens, 1, pages))
 
     def normal(self, *shape: int) -> Floats:

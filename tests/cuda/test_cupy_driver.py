@@ -82,20 +82,19 @@ def test_logical_devices_of_one_card(
 
 
 def test_large_products_are_those_of_cublas(cupy: FakeCupy, tmp_path: Path) -> None:
-    path = Tiny(layers=2, biases=True, arch="qwen2", format=GGMLQuantizationType.Q8_0).write(
-        tmp_path / "model.gguf"
-    )
+    model = Tiny(arch="qwen2", layers=2, biases=True, format=GGMLQuantizationType.Q8_0)
+    path = model.write(tmp_path / "model.gguf")
     want, blas = logits(engine(path, open_devices(["cpu"], 2)), TOKENS), cupy.cuda.cublas
     device = Cuda(CupyDriver(0), "cuda:0", gemm_from=GemmFrom(quantized=9))
-    model = engine(path, {"cuda:0": device})
+    card = engine(path, {"cuda:0": device})
     assert blas.handles == 1
-    assert distance(logits(model, TOKENS), want) <= 1e-4
+    assert distance(logits(card, TOKENS), want) <= 1e-4
     # Each layer has seven matrices; that of the output is another.
     assert blas.products == 2 * 7 + 1
-    assert distance(logits(model, TOKENS, 8), want) <= 1e-4
+    assert distance(logits(card, TOKENS, 8), want) <= 1e-4
     assert blas.products == 2 * 7 + 1
     blas.failing = True
-    line = told(lambda: logits(model, TOKENS))
+    line = told(lambda: logits(card, TOKENS))
     assert line == "cuda:0 (Fake): a matrix product: CUBLAS_STATUS_EXECUTION_FAILED"
     device.close()
     assert blas.handles == 0

@@ -124,10 +124,8 @@ def test_scale_bias_and_residual(card: Card, magnitude: float) -> None:
 def test_both_ways_in_one_recording(card: Card) -> None:
     """One product's rows are too few for one format and enough for another."""
     device = Cuda(card.driver, "card", gemm_from=GemmFrom(quantized=20, floats=10))
-    ops, cases = (
-        device.recorder(Limits(32, 1, 1, 1)),
-        [Product(n, 40, 64, 32) for n in ("F16", "Q8_0", "F32")],
-    )
+    ops = device.recorder(Limits(32, 1, 1, 1))
+    cases = [Product(name, 40, 64, 32) for name in ("F16", "Q8_0", "F32")]
     x = ops.input(64)
     device.write(ops.place(x), cases[0].x)
     found = [ops.linear(x, device.weight(c.tensor, (0, 40), (0, 64))) for c in cases]

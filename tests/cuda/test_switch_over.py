@@ -1,4 +1,4 @@
-"""From how many rows on cuBLAS is taken: measured once a kind of card, kept, and measured again if damaged."""
+"""From how many rows on cuBLAS is taken: measured once a kind of card, kept, measured again if damaged."""
 
 import sys
 from collections.abc import Callable
@@ -121,9 +121,7 @@ def test_cublas_comes_later_and_goes_again(cupy: FakeCupy, measured: list[str]) 
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"quantized": 1, "two_scales": -1, "floats": 0}', '{"quantized": true}']
 )
-def test_what_was_kept_may_be_damaged(
-    text: str, cupy: FakeCupy, measured: list[str], tmp_path: Path
-) -> None:
+def test_what_was_kept_may_be_damaged(text: str, cupy: FakeCupy, measured: list[str], tmp_path: Path) -> None:
     local.local_card(0)
     (file,) = (tmp_path / "hardware").glob("*-gemm-*.json")
     file.write_text(text)

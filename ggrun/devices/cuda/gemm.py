@@ -1,8 +1,8 @@
 """Products with many rows by cuBLAS: weights are dequantized to float16, rows of activations become float16.
 
 Of random values, such a product is 3e-4 off, in the root of the mean square; with columns of int8 it is 5e-3,
-with bfloat16 it would be 2e-3. F32 weights have more to lose and stay with tiles; so do experts, whose numbers
-of rows only the card knows.
+with bfloat16 it would be 2e-3. F32 weights have more to lose and stay with tiles; so do experts, as only the
+card knows how many rows each has.
 """
 
 from collections.abc import Iterator
