@@ -194,7 +194,7 @@ def test_several_cards_with_cublas(kind: str, tmp_path: Path) -> None:
     path = MODELS["q8_0"].write(tmp_path / "model.gguf")
     tiles = logits(engine(path, cards(1)), TOKENS)
     want = logits(engine(path, cards(1, gemm_from=BY_CUBLAS)), TOKENS)
-    assert 1e-9 < distance(tiles, want) <= 1e-4
+    assert 1e-9 < distance(tiles, want) <= 1e-3
     devices = cards(4, seed=1, gemm_from=BY_CUBLAS)
     split = engine(path, devices, Plans(GGUF(path), tuple(devices))[kind], n_ubatch=16)
     assert distance(logits(split, TOKENS), want) <= 1e-6

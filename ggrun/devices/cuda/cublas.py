@@ -19,7 +19,7 @@ class Cublas:
         """Enqueue a product on the current stream."""
         lib, p = self._lib, product
         half, single = self._runtime.CUDA_R_16F, self._runtime.CUDA_R_32F
-        scale, zero = np.float32([p.scale]), np.zeros(1, np.float32)
+        scale, zero = np.full(1, p.scale, np.float32), np.zeros(1, np.float32)
         # To cuBLAS, what lies behind each other is a column: our rows, so that y^T = w . x^T is asked for.
         lib.gemmEx(
             self._handle, lib.CUBLAS_OP_T, lib.CUBLAS_OP_N, p.rows, p.n, p.k, scale.ctypes.data,

@@ -102,8 +102,8 @@ class ByGemm:
                 works.append(self._dequantize(driver, part))
             sizes = n, part.rows, w.columns, halves_bytes(w.columns) // 2, w.rows
             works.append(Gemm(self.halves, self.scratch or part.address, y + 4 * first, *sizes, scale))
-        kernel, sizes = driver.kernel("gemm.cu", "finish"), (w.columns, n, w.rows)
-        args = y, self.halves, bias, residual, *map(np.int32, sizes)
+        kernel = driver.kernel("gemm.cu", "finish")
+        args = y, self.halves, bias, residual, *map(np.int32, (w.columns, n, w.rows))
         return [*works, Launch(kernel, *grids.rows(n, w.rows), args)]
 
     def _dequantize(self, driver: Driver, w: CudaWeight) -> Launch:
