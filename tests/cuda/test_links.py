@@ -103,7 +103,7 @@ def test_copies_that_come_wrong_go_through_the_host(
 def test_a_model_on_cards_whose_direct_copies_lose_bytes(
     mode: str, monkeypatch: pytest.MonkeyPatch, cupy: FakeCupy, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(local, "kept", lambda key: Speeds(1e9, 1e10, 1e10, 1e9))
+    monkeypatch.setattr(local, "_card_speeds", lambda *_: Speeds(1e9, 1e10, 1e10, 1e9))
     use("corrupts", monkeypatch)
     path, tokens = Tiny(layers=2).write(tmp_path / "model.gguf"), [i * 7 % 36 for i in range(20)]
     with LLM(path, n_ctx=64, devices="cpu", threads=1) as cpu:

@@ -12,6 +12,7 @@ from ggrun.devices.budget import Budget
 from ggrun.devices.cuda import grids
 from ggrun.devices.cuda.attention import row_bytes
 from ggrun.devices.cuda.driver import Driver
+from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.cuda.memory import CudaMemory, CudaPlace, CudaWeight
 from ggrun.devices.cuda.recorder import CudaRecorder
 from ggrun.devices.cuda.relay import Relay
@@ -25,11 +26,16 @@ _PROBED, _PASSES = 1 << 30, 7  # bytes that the bandwidth is measured on, and ho
 class Cuda:
     """A card, or a part of it.
 
-    limit    bytes that may be taken of its memory; several devices may share a card
+    limit       bytes that may be taken of its memory; several devices may share a card
+    gemm_from   which products are cuBLAS's, where that is there
     """
 
-    def __init__(self, driver: Driver, name: str, limit: int | None = None) -> None:
+    def __init__(
+        self, driver: Driver, name: str, limit: int | None = None, gemm_from: GemmFrom | None = None
+    ) -> None:
         self.name, self.driver, self._budget = name, driver, Budget(name, limit)
+        # Asked now, before weights take what memory the library needs.
+        self.gemm_from = gemm_from if gemm_from and gemm_from.least and driver.has_gemm else GemmFrom()
         self._interrupted = False
         self._relays: dict[Driver, Relay | None] = {driver: None}  # None: copies go direct
 
@@ -60,7 +66,7 @@ class Cuda:
 
     def recorder(self, limits: Limits) -> CudaRecorder:
         """A new recorder."""
-        return CudaRecorder(self.driver, limits, self.working_memory, self.check_interrupt)
+        return CudaRecorder(self.driver, limits, self.working_memory, self.check_interrupt, self.gemm_from)
 
     def working_memory(self, nbytes: int) -> CudaMemory:
         """Memory for buffers."""

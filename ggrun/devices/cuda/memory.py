@@ -81,6 +81,8 @@ class CudaBuffer:
         self.address = memory.address
         self.quantized: CudaBuffer | None = None
         """Its columns, for as long as it is not written to."""
+        self.halves: CudaBuffer | None = None
+        """The same as float16."""
         self.step: Step | None = None
         """What has written it, where a later operation may want to change that."""
         self.source: CudaBuffer | None = None
