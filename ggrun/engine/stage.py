@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from ggrun.devices.exchange import Exchange
+from ggrun.devices.exchange import AllReduce
 from ggrun.engine.batch import Batch
 from ggrun.engine.outputs import Outputs
 from ggrun.engine.runner import Runner
@@ -35,7 +35,7 @@ class LoadedStage:
     exchange    None where there is nothing to sum
     """
 
-    def __init__(self, runners: Sequence[Runner], exchange: Exchange | None) -> None:
+    def __init__(self, runners: Sequence[Runner], exchange: AllReduce | None) -> None:
         self.runners, self._exchange = runners, exchange
         self._steps = list(zip(*(runner.segments for runner in runners), strict=True))
 
