@@ -40,6 +40,8 @@ class LLM:
                   all cards of this machine, and its CPU
     cache_type_k, cache_type_v
                   the form of keys and values in the cache: f16, f32, bf16 or q8_0
+    all_reduce    how devices that share rows sum what they have: by copies (copy), by NCCL (nccl), or auto
+    wire          what they send each other for that: f32, or bf16, which is half of it and rounds
     plan          where every layer runs, instead of devices and what follows
     placement     what is left of ggrun.plan.options.PlanOptions: split_mode, n_gpu_layers, tensor_split,
                   overrides, n_cpu_moe, fit and others, with llama.cpp's meanings
@@ -58,6 +60,8 @@ class LLM:
         devices: str | None = None,
         cache_type_k: str = "f16",
         cache_type_v: str = "f16",
+        all_reduce: str = "auto",
+        wire: str = "f32",
         plan: Plan | None = None,
         **placement: Any,
     ) -> None:
@@ -76,7 +80,7 @@ class LLM:
         names = {member.device for stage in self.plan.stages for member in stage.members}
         self._devices = open_devices(names, threads)
         try:
-            options = EngineOptions(n_ctx, wishes.n_ubatch, 1, cache_type_k, cache_type_v)
+            options = EngineOptions(n_ctx, wishes.n_ubatch, 1, cache_type_k, cache_type_v, all_reduce, wire)
             self._engine = Engine(self._model, self.config, self.plan, self._devices, options)
         except BaseException:
             for device in self._devices.values():

@@ -34,8 +34,8 @@ class Session:
     is right for that depth: it is computed once.
     """
 
-    def __init__(self, setup: Setup, placement: dict[str, Any]) -> None:
-        self._model, self._setup = _opened(setup.model), setup
+    def __init__(self, setup: Setup, placement: dict[str, Any], sums: dict[str, Any]) -> None:
+        self._model, self._setup, self._sums = _opened(setup.model), setup, sums
         self._config = Config.from_gguf(self._model)
         self._placement = dict(placement)
         hardware = self._placement.pop("hardware")
@@ -68,7 +68,7 @@ class Session:
         names = {m.device for stage in plan.stages for m in stage.members}
         if names != {"cpu"}:
             self._devices = open_devices(names, s.n_threads)
-        options = EngineOptions(positions, n_ubatch, 1, s.type_k, s.type_v)
+        options = EngineOptions(positions, n_ubatch, 1, s.type_k, s.type_v, **self._sums)
         self._engine = Engine(self._model, self._config, plan, self._devices, options)
         random = np.random.default_rng(1)
         self._tokens: list[int] = random.integers(self._config.vocab, size=positions).tolist()

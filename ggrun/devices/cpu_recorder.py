@@ -18,6 +18,7 @@ from ggrun.devices.base import Cells, Inputs, Limits, Rows
 from ggrun.devices.cpu_memory import LINE, zeros
 from ggrun.devices.streams import INLINE, Work
 from ggrun.devices.threads import ThreadPool, physical_cores
+from ggrun.devices.wire import DTYPES
 from ggrun.kernels import load_cpu
 from ggrun.kernels.together import compile_together
 
@@ -43,15 +44,20 @@ class _Pool:
 
 
 class CpuPlace:
-    """Where a buffer's rows of float32 lie, whatever becomes of the buffer."""
+    """Where a buffer's rows lie, whatever becomes of the buffer. kind: see wire.DTYPES."""
 
-    def __init__(self, width: int, memory: NDArray[np.uint8]) -> None:
-        self.width = width
-        self._all = memory[: len(memory) // (4 * width) * 4 * width].view(np.float32).reshape(-1, width)
+    def __init__(self, width: int, memory: NDArray[np.uint8], kind: str = "f32") -> None:
+        self.width, self._memory, self._kind = width, memory, kind
+        self._row = width * DTYPES[kind].itemsize
+        self._all = memory[: len(memory) // self._row * self._row].view(DTYPES[kind]).reshape(-1, width)
 
-    def array(self, rows: int) -> NDArray[np.float32]:
+    def array(self, rows: int) -> NDArray[Any]:
         """The first rows, [rows, width]."""
         return self._all[:rows]
+
+    def part(self, row: int) -> "CpuPlace":
+        """The rows from this one on."""
+        return CpuPlace(self.width, self._memory[row * self._row :], self._kind)
 
 
 class CpuBuffer:
@@ -215,9 +221,10 @@ class CpuRecorder:
         """Where a buffer's rows lie."""
         return CpuPlace(x.width, x.memory)
 
-    def mailbox(self, width: int) -> CpuPlace:
+    def mailbox(self, width: int, kind: str = "f32") -> CpuPlace:
         """Rows of tokens that no operation touches."""
-        return CpuPlace(width, self._memory.new(4 * width * self._limits.tokens))
+        size = DTYPES[kind].itemsize * width * self._limits.tokens
+        return CpuPlace(width, self._memory.new(size), kind)
 
     def feed(self, write: Callable[[Inputs], None]) -> None:
         """Enqueue the writing of inputs."""

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.arch.config import Config
+from ggrun.devices.all_reduce import check_sums, open_all_reduce
 from ggrun.devices.base import Device, Limits
-from ggrun.devices.exchange import Exchange
+from ggrun.devices.exchange import AllReduce
 from ggrun.engine.batch import Batch
 from ggrun.engine.runner import CacheSpec, Runner
 from ggrun.engine.stage import LoadedStage
@@ -19,7 +20,7 @@ from ggrun.plan.cuts import check_cuts
 
 
 class Pipeline:
-    """A model loaded as a plan says."""
+    """A model loaded as a plan says. sums: the way and the wire of open_all_reduce."""
 
     def __init__(
         self,
@@ -29,7 +30,9 @@ class Pipeline:
         config: Config,
         cache: CacheSpec,
         limits: Limits,
+        sums: tuple[str, str] = ("auto", "f32"),
     ) -> None:
+        check_sums(*sums)
         check_cuts(plan, model, config)
         self._plan, self._config = plan, config
         used = dict.fromkeys(member.device for stage in plan.stages for member in stage.members)
@@ -42,7 +45,8 @@ class Pipeline:
             )
             for name in used
         }
-        self._exchanges: dict[tuple[str, ...], Exchange] = {}
+        self._sums: dict[tuple[str, ...], AllReduce] = {}
+        self._way, self._wire = sums
         self._stages = [self._load(stage, cache) for stage in plan.stages]
         refuse_unused(model, set().union(*(space.weights.used for space in self._spaces.values())))
         self._broken = False
@@ -54,16 +58,16 @@ class Pipeline:
             for m in stage.members
         ]
         sums = len(runners) > 1 and stage.halves[0] < stage.halves[1]
-        return LoadedStage(runners, self._exchange(stage) if sums else None)
+        return LoadedStage(runners, self._all_reduce(stage) if sums else None)
 
-    def _exchange(self, stage: Stage) -> Exchange:
+    def _all_reduce(self, stage: Stage) -> AllReduce:
         """Stages of the same devices share one: it has memory."""
         names = tuple(member.device for member in stage.members)
-        if names not in self._exchanges:
+        if names not in self._sums:
             spaces = [self._spaces[name] for name in names]
             members = [(space.device, space.ops) for space in spaces]
-            self._exchanges[names] = Exchange(members, self._config.width)
-        return self._exchanges[names]
+            self._sums[names] = open_all_reduce(members, self._config.width, self._way, self._wire)
+        return self._sums[names]
 
     def run(self, batches: Sequence[Batch]) -> list[NDArray[np.float32]]:
         """The logits that each batch asks for: float32 [outputs, vocab].
@@ -102,8 +106,8 @@ class Pipeline:
             space.device.stream.abandon()
         for space in self._spaces.values():
             space.forget()
-        for exchange in self._exchanges.values():
-            exchange.forget()
+        for sums in self._sums.values():
+            sums.forget()
         self._broken = False
 
 

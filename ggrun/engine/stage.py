@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ggrun.devices.exchange import Exchange
+from ggrun.devices.exchange import AllReduce
 from ggrun.engine.batch import Batch
 from ggrun.engine.runner import Runner
 
@@ -13,11 +13,11 @@ from ggrun.engine.runner import Runner
 class LoadedStage:
     """A stage whose members work together: after each half layer they sum what they have.
 
-    exchange    None where there is nothing to sum
+    sums    how members sum; None where there is nothing to sum
     """
 
-    def __init__(self, runners: Sequence[Runner], exchange: Exchange | None) -> None:
-        self.runners, self._exchange = runners, exchange
+    def __init__(self, runners: Sequence[Runner], sums: AllReduce | None) -> None:
+        self.runners, self._sums = runners, sums
         self._steps = list(zip(*(runner.segments for runner in runners), strict=True))
 
     def run(self, batch: Batch) -> None:
@@ -27,8 +27,8 @@ class LoadedStage:
         for segments in self._steps:
             for segment in segments:
                 segment.program.run()
-            if self._exchange and (parts := [segment.part for segment in segments if segment.part]):
-                self._exchange.all_reduce(parts, len(batch.tokens))
+            if self._sums and (parts := [segment.part for segment in segments if segment.part]):
+                self._sums.all_reduce(parts, len(batch.tokens))
 
     def send(self, batch: Batch, to: "LoadedStage", slot: int) -> None:
         """Enqueue the copies of the residual stream to the members of the next stage: all of ours have it."""
