@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices import open_devices
+from ggrun.devices.cuda.links import check_p2p
 from ggrun.devices.local import planned_here
 from ggrun.engine.engine import Engine, EngineOptions
 from ggrun.engine.generate import Context, StopStrings, Timings, generate
@@ -43,6 +44,8 @@ class LLM:
     all_reduce    how devices that share rows sum what they have: by copies (copy), by NCCL (nccl), or auto
     wire          what they send each other for that: f32, or bf16, which is half of it and rounds
     plan          where every layer runs, instead of devices and what follows
+    p2p           how cards copy to each other: "on": directly; "off": through the host's memory; "auto":
+                  directly where the self-test, run once, found that such copies come right
     placement     what is left of ggrun.plan.options.PlanOptions: split_mode, n_gpu_layers, tensor_split,
                   overrides, n_cpu_moe, fit and others, with llama.cpp's meanings
 
@@ -63,10 +66,12 @@ class LLM:
         all_reduce: str = "auto",
         wire: str = "f32",
         plan: Plan | None = None,
+        p2p: str = "auto",
         **placement: Any,
     ) -> None:
         start = time.perf_counter()
         _check_kinds(threads, devices, plan)
+        check_p2p(p2p)
         sizes = {
             "n_ctx": n_ctx,
             "n_ubatch": n_ubatch,
@@ -75,10 +80,10 @@ class LLM:
         }
         wishes = _plan_options(sizes | placement)
         self._model = GGUF(path)
-        planned = planned_here(ModelFacts.from_outline(self._model), devices, threads, wishes, plan)
+        planned = planned_here(ModelFacts.from_outline(self._model), devices, threads, wishes, plan, p2p)
         self.config, self.plan, n_ctx = planned.facts.config, planned.plan, planned.sizes.n_ctx
         names = {member.device for stage in self.plan.stages for member in stage.members}
-        self._devices = open_devices(names, threads)
+        self._devices = open_devices(names, threads, p2p)
         try:
             options = EngineOptions(n_ctx, wishes.n_ubatch, 1, cache_type_k, cache_type_v, all_reduce, wire)
             self._engine = Engine(self._model, self.config, self.plan, self._devices, options)

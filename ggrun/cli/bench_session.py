@@ -40,7 +40,7 @@ class Session:
         self._placement = dict(placement)
         hardware = self._placement.pop("hardware")
         self._hardware = everything() if hardware is None else hardware
-        self._own_plan = self._placement.pop("plan")
+        self._own_plan, self._p2p = self._placement.pop("plan"), self._placement.pop("p2p")
         self.device = Cpu(setup.n_threads)
         self._devices: dict[str, Device] = {"cpu": self.device}
         self.facts = self._facts()
@@ -64,10 +64,10 @@ class Session:
         cache: dict[str, Any] = {"cache_type_k": s.type_k, "cache_type_v": s.type_v}
         wishes = PlanOptions(n_ctx=positions, n_ubatch=n_ubatch, **cache, **self._placement)
         facts = PlanFacts.from_outline(self._model)
-        plan = planned_here(facts, self._hardware, s.n_threads, wishes, self._own_plan).plan
+        plan = planned_here(facts, self._hardware, s.n_threads, wishes, self._own_plan, self._p2p).plan
         names = {m.device for stage in plan.stages for m in stage.members}
         if names != {"cpu"}:
-            self._devices = open_devices(names, s.n_threads)
+            self._devices = open_devices(names, s.n_threads, self._p2p)
         options = EngineOptions(positions, n_ubatch, 1, s.type_k, s.type_v, **self._sums)
         self._engine = Engine(self._model, self._config, plan, self._devices, options)
         random = np.random.default_rng(1)

@@ -18,7 +18,7 @@ def _list_devices(context: click.Context, parameter: click.Parameter, wanted: bo
     from ggrun.devices.local import local_devices
 
     print("devices:")
-    for device in local_devices(context.params.get("hardware")):
+    for device in local_devices(context.params.get("hardware"), p2p="off"):  # nothing will be copied
         print(f"  {device.name}: {device.label} ({device.memory >> 20} MiB, {device.free >> 20} MiB free)")
     context.exit()
 
@@ -54,6 +54,9 @@ _OPTIONS = [
     option("--devices", "hardware", type=TEXT, is_eager=True,
            help='Devices with their memory and bandwidth: "2x rtx3090, cpu:64GB@50GB/s" (ggrun plan), '
                 'cpu:0:2GB,cpu:1:2GB (limits to try splits with). Default: those of this machine.'),
+    option("--p2p", default="auto", type=click.Choice(["auto", "on", "off"]),
+           help="Copies between cards: auto: direct where a self-test found that they come right (ggrun "
+                "doctor shows it); on: direct, untested; off: through the host's memory."),
     option("--list-devices", is_flag=True, expose_value=False, callback=_list_devices,
            help="List the devices of this machine, and end."),
 ]  # fmt: skip
@@ -67,7 +70,7 @@ _SUMS = [
 
 _AS_THEY_ARE = (
     "split_mode", "main_gpu", "cpu_moe", "n_cpu_moe", "n_cpu_ffn", "kv_offload", "fit_margin", "fit_ctx",
-    "hardware",
+    "hardware", "p2p",
 )  # fmt: skip
 
 
@@ -93,7 +96,7 @@ def sums_taken(options: dict[str, Any]) -> dict[str, Any]:
 def taken(options: dict[str, Any]) -> dict[str, Any]:
     """Take the placement options out of `options`, as LLM and PlanOptions want them.
 
-    Two are no fields of PlanOptions: `plan`, a Plan or None, and `hardware`, a text or None.
+    Three are no fields of PlanOptions: `plan`, a Plan or None, `hardware`, a text or None, and `p2p`, a text.
     """
     from ggrun.plan.options import parse_layers, parse_overrides, parse_ratios
 

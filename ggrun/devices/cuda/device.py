@@ -14,6 +14,7 @@ from ggrun.devices.cuda.attention import row_bytes
 from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.cuda.memory import CudaMemory, CudaPlace, CudaWeight
 from ggrun.devices.cuda.recorder import CudaRecorder
+from ggrun.devices.cuda.relay import Relay
 from ggrun.devices.streams import Stream
 from ggrun.devices.wire import DTYPES
 from ggrun.errors import GgrunError, Interrupted
@@ -31,6 +32,7 @@ class Cuda:
     def __init__(self, driver: Driver, name: str, limit: int | None = None) -> None:
         self.name, self.driver, self._budget = name, driver, Budget(name, limit)
         self._interrupted = False
+        self._relays: dict[Driver, Relay | None] = {driver: None}  # None: copies go direct
 
     @property
     def stream(self) -> Stream:
@@ -109,10 +111,25 @@ class Cuda:
         """Copy into it, now."""
         self.driver.write(place.address, np.ascontiguousarray(values, DTYPES[place.kind]))
 
+    def connect(self, other: "Cuda", direct: bool) -> None:
+        """Let copies to another card go direct, or through the host's memory, as they do before this call.
+
+        GgrunError where the machine cannot copy directly.
+        """
+        if direct:
+            self.driver.reach(other.driver)
+        self._relays[other.driver] = None if direct else Relay(self.driver, other.driver)
+
     def copy(self, source: CudaPlace, rows: int, device: Device, target: Place) -> None:
-        """From card to card; to another kind of device by way of the host's memory."""
+        """From card to card as they are connected; to another kind of device by way of the host's memory."""
         if isinstance(device, Cuda):
-            self.driver.copy(target.address, source.address, source.nbytes(rows), device.driver)
+            nbytes = source.nbytes(rows)
+            if device.driver not in self._relays:
+                self.connect(device, direct=False)
+            if relay := self._relays[device.driver]:
+                relay.copy(target.address, source.address, nbytes)
+            else:
+                self.driver.copy(target.address, source.address, nbytes, device.driver)
             return
         by_way_of = np.empty((rows, source.width), DTYPES[source.kind])
         self.driver.download(by_way_of, source.address)
@@ -156,6 +173,7 @@ class Cuda:
     def close(self) -> None:
         """Take no more work, and give back the card."""
         self.stream.close()
+        self._relays.clear()
         self.driver.close()
 
     def _take(self, nbytes: int, what: str) -> CudaMemory:
