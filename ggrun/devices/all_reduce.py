@@ -1,17 +1,18 @@
 """Which way a stage's devices sum what they have: by copies, by NCCL, or by the faster one for the size."""
 
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
-from ggrun.devices.cuda import reductions
+from ggrun.devices.base import Device
+from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
+from ggrun.devices.cuda.kept import tell
 from ggrun.devices.cuda.nccl import NcclExchange
+from ggrun.devices.cuda.reductions import Reductions, reductions_of
 from ggrun.devices.exchange import AllReduce, Exchange, Members, Part, Wire
 from ggrun.devices.wire import DTYPES
 from ggrun.errors import GgrunError, UsageError
 
-WAYS = ("auto", *reductions.WAYS)
+WAYS = ("auto", "nccl", "copy")
 """auto: NCCL for the sizes at which a self-test of these cards has found it right, and faster."""
 
 
@@ -23,6 +24,18 @@ def check_sums(way: str, wire: str) -> None:
         raise UsageError(f"wire {wire!r:.40}: it must be one of {', '.join(DTYPES)}")
 
 
+def tested_sums(devices: Sequence[Device], way: str) -> Reductions:
+    """What is known of sums over these devices, where the way depends on it: cards are tested, once.
+
+    Before a model is loaded there is room for that. GgrunError where cards cannot sum in any way.
+    """
+    drivers = [device.driver for device in devices if isinstance(device, Cuda)]
+    cards = [driver.index for driver in drivers if isinstance(driver, CupyDriver)]
+    if way != "auto" or len(cards) < len(devices) or len(set(cards)) < len(cards):
+        return Reductions()
+    return reductions_of(cards)
+
+
 def open_all_reduce(members: Members, width: int, way: str = "auto", wire: str = "f32") -> AllReduce:
     """Sums over the members' devices, of rows of `width`.
 
@@ -32,17 +45,15 @@ def open_all_reduce(members: Members, width: int, way: str = "auto", wire: str =
     check_sums(way, wire)
     travels = Wire(members, width, wire)
     copies = Exchange(members, width, travels)
-    if way == "copy":
-        return copies
     if way == "nccl":
         return BySize(copies, NcclExchange(members, width, travels), lambda rows: True)
-    found = _found(members)
-    if not any(found.by_nccl(timed.nbytes) for timed in found.timed):
+    found = tested_sums([device for device, _ in members], way)
+    if not found.ever_by_nccl:
         return copies
     try:
         nccl = NcclExchange(members, width, travels)
     except GgrunError as refused:
-        _tell(f"sums over cards go by copies: {refused}")
+        tell(f"sums over cards go by copies: {refused}")
         return copies
     return BySize(copies, nccl, lambda rows: found.by_nccl(4 * rows * width))
 
@@ -62,17 +73,3 @@ class BySize:
         """Begin anew, when all devices are at rest after an error."""
         self._copies.forget()
         self._nccl.forget()
-
-
-def _found(members: Members) -> reductions.Reductions:
-    """What is known of sums over these devices."""
-    cards = [device.driver for device, _ in members if isinstance(device, Cuda)]
-    nothing = reductions.Reductions()
-    return nothing if len(cards) < len(members) else reductions.kept(cards) or nothing
-
-
-def _tell(line: str) -> None:
-    """On stderr: a full or closed one must not stop what works."""
-    if sys.stderr:
-        with suppress(OSError):
-            print(f"ggrun: {line}", file=sys.stderr, flush=True)

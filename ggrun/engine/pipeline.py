@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.arch.config import Config
-from ggrun.devices.all_reduce import check_sums, open_all_reduce
+from ggrun.devices.all_reduce import check_sums, open_all_reduce, tested_sums
 from ggrun.devices.base import Device, Limits
 from ggrun.devices.exchange import AllReduce
 from ggrun.engine.batch import Batch
@@ -36,6 +36,9 @@ class Pipeline:
         check_cuts(plan, model, config)
         self._plan, self._config = plan, config
         used = dict.fromkeys(member.device for stage in plan.stages for member in stage.members)
+        for stage in plan.stages:
+            if _shares_rows(stage):
+                tested_sums([devices[member.device] for member in stage.members], sums[0])
         # One batch for each device that works, and one on its way.
         self._window = len(used) + 1
         receiving = {member.device for stage in plan.stages[1:] for member in stage.members}
@@ -57,8 +60,7 @@ class Pipeline:
             Runner(self._spaces[m.device], self._config, stage, m, cache, first=first, last=last)
             for m in stage.members
         ]
-        sums = len(runners) > 1 and stage.halves[0] < stage.halves[1]
-        return LoadedStage(runners, self._all_reduce(stage) if sums else None)
+        return LoadedStage(runners, self._all_reduce(stage) if _shares_rows(stage) else None)
 
     def _all_reduce(self, stage: Stage) -> AllReduce:
         """Stages of the same devices share one: it has memory."""
@@ -109,6 +111,11 @@ class Pipeline:
         for sums in self._sums.values():
             sums.forget()
         self._broken = False
+
+
+def _shares_rows(stage: Stage) -> bool:
+    """Whether members have to sum what they have."""
+    return len(stage.members) > 1 and stage.halves[0] < stage.halves[1]
 
 
 def schedule(stages: int, batches: int, window: int) -> Iterator[tuple[int, int]]:
