@@ -173,6 +173,7 @@ class FakeCupy:
         return int(self._peers and index != peer)
 
     def deviceEnablePeerAccess(self, peer: int) -> None:  # noqa: N802
+        self._fail("deviceEnablePeerAccess")
         pair = self._current[-1], peer
         if not self.deviceCanAccessPeer(*pair):
             raise CUDARuntimeError(217, "cudaErrorPeerAccessUnsupported")

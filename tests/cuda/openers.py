@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.late import Schedule
@@ -26,6 +27,11 @@ def corrupts(number: int) -> EmulatedDriver:
 
 def hangs(number: int) -> EmulatedDriver:
     return works(number, Peers.HANG)
+
+
+def tells_its_pid_and_hangs(number: int) -> EmulatedDriver:
+    Path(os.environ["PID_FILE"]).write_text(str(os.getpid()))
+    return hangs(number)
 
 
 def third_hangs(number: int) -> EmulatedDriver:

@@ -41,15 +41,17 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
     return fake
 
 
+@pytest.mark.parametrize("p2p", ["on", "off"])
 @pytest.mark.parametrize("kind", ["none", "layer 2", "row 2", "everything"])
-def test_models(kind: str, cupy: FakeCupy, tmp_path: Path) -> None:
+def test_models(kind: str, p2p: str, cupy: FakeCupy, tmp_path: Path) -> None:
     path = Tiny(layers=3).write(tmp_path / "model.gguf")
     want = logits(engine(path, open_devices(["cpu"], 2)), TOKENS)
     free = cupy.memGetInfo()
-    devices = open_devices(["cuda:0", "cuda:1", "cpu", "cpu:1"], 2)
+    devices = open_devices(["cuda:0", "cuda:1", "cpu", "cpu:1"], 2, p2p)
     split = engine(path, devices, Plans(GGUF(path), ("cuda:0", "cuda:1", "cpu", "cpu:1"))[kind], n_ubatch=8)
     for size in (1000, 1):
         assert distance(logits(split, TOKENS, size), want) <= 1e-6
+    assert bool(cupy.copies) == (p2p == "on" and kind != "none")
     for device in devices.values():
         device.close()
     del split, devices, device
@@ -68,6 +70,31 @@ def test_uploads_go_in_pieces_through_pinned_memory(cupy: FakeCupy, monkeypatch:
     back = np.empty((77, 7), np.float32)
     driver.download(back, there.address)
     np.testing.assert_array_equal(back.ravel(), values.ravel())
+
+
+def test_peer_access(cupy: FakeCupy) -> None:
+    one, other, twin = CupyDriver(0), CupyDriver(1), CupyDriver(0)
+    assert one.identity == twin.identity != other.identity
+    for _ in range(2):  # it may be enabled already
+        one.reach(other)
+        one.reach(twin)  # the same card: nothing to enable
+    assert cupy.reached == {(0, 1)}
+    cupy._peers = False
+    line = told(lambda: other.reach(one))
+    assert line == "cuda:1: this machine has no peer access to cuda:0: leave out --p2p on"
+    cupy._peers, cupy.failing["deviceEnablePeerAccess"] = True, CUDARuntimeError(711, "too many peers")
+    assert told(lambda: other.reach(one)) == "cuda:1 (Fake): peer access: too many peers"
+
+
+def test_two_devices_on_one_card_copy_within_it(cupy: FakeCupy) -> None:
+    one, twin = CupyDriver(0), CupyDriver(0)
+    values, back = np.arange(1000, dtype=np.uint8), np.empty(1000, np.uint8)
+    source, target = one.allocate(1000), twin.allocate(1000)
+    one.upload(source.address, values)
+    one.copy(target.address, source.address, 1000, twin)
+    twin.download(back, target.address)
+    np.testing.assert_array_equal(back, values)
+    assert cupy.copies == []
 
 
 def test_pieces() -> None:

@@ -34,7 +34,7 @@ def pair(seed: int = 0, peers: Peers = Peers.WORK) -> tuple[EmulatedDriver, Emul
 
 
 def sent(seed: int) -> bool:
-    """Whether all is right that a giver enqueues: before a copy, the copy, after it; and what the taker gets."""
+    """Whether the taker gets what the giver had, whatever the giver enqueues behind each copy."""
     a, b = pair(seed)
     way, good = Relay(a, b), True
     source, target, back = (driver.allocate(1000) for driver in (a, b, b))
@@ -182,6 +182,12 @@ def test_cards_without_peer_access() -> None:
         one.connect(other, direct=True)  # type: ignore[attr-defined]
 
 
+def settle(*drivers: EmulatedDriver) -> None:
+    for driver in drivers:
+        driver.stream.synchronize()
+        driver.transfers.synchronize()
+
+
 def test_memory_of_one_card_is_out_of_reach_for_the_other() -> None:
     a, b = pair()
     of_a, of_b, pinned = a.allocate(10), b.allocate(10), a.allocate_on_host(10)
@@ -193,6 +199,4 @@ def test_memory_of_one_card_is_out_of_reach_for_the_other() -> None:
     for work in wrong:
         work()
         with pytest.raises(KernelError, match="in no "):
-            for card in (a, b):
-                card.stream.synchronize()
-                card.transfers.synchronize()
+            settle(a, b)

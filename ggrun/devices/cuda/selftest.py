@@ -59,10 +59,11 @@ class Outcome:
     settled: bool = True
 
 
-def run(checks: Sequence[Check], opener: str = OPEN) -> list[Outcome]:
-    """The outcomes of checks, in their order. It takes START and the LIMIT of each check at the most.
+def run(checks: Sequence[Check], opener: str) -> list[Outcome]:
+    """The outcomes of checks, in their order, with drivers from a function such as OPEN names.
 
-    Each failure ends the process, as it may have left cards in any state; another one makes the other checks.
+    Each takes its LIMIT at the most, and the process its START. A failure ends the process, as it may have
+    left cards in any state: another one makes the checks that are left.
     """
     outcomes: list[Outcome] = []
     while left := checks[len(outcomes) :]:
