@@ -1,6 +1,10 @@
-"""What ggrun calls of CuPy, on the emulator: all is done at once, or noted while a graph is captured."""
+"""What ggrun calls of CuPy, on the emulator: all is done at once, or noted while a graph is captured.
+
+A stream may be held: then nothing that is recorded or waited for ends, although all is done.
+"""
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,25 +31,31 @@ class _Pinned(ctypes.Array):  # type: ignore[type-arg]
 
 
 class _Event:
-    done = True
-
     def __init__(self, block: bool, disable_timing: bool) -> None:
         assert block
         assert disable_timing
+        self._held: threading.Event | None = None
+
+    @property
+    def done(self) -> bool:
+        return self._held is None or self._held.is_set()
 
     def record(self, stream: "_Stream") -> None:
         assert stream.captured is None
+        self._held = stream.held
 
     def synchronize(self) -> None:
-        pass
+        if self._held:
+            self._held.wait()
 
 
 class _Stream:
-    ptr = 7
-
     def __init__(self, cuda: "FakeCupy", non_blocking: bool) -> None:
         assert non_blocking
-        self._cuda = cuda
+        self._cuda, self.card = cuda, cuda.devices[-1]
+        self.ptr = 7 + len(cuda.made)
+        cuda.made[self.ptr] = self
+        self.held: threading.Event | None = None
         self.captured: list[Callable[[], None]] | None = None
 
     def __enter__(self) -> "_Stream":
@@ -68,7 +78,9 @@ class _Stream:
         assert isinstance(event, _Event)
 
     def synchronize(self) -> None:
-        pass
+        if self.held:
+            self.held.wait()
+            self.held = None
 
     def begin_capture(self) -> None:
         self.captured = []
@@ -118,10 +130,10 @@ class FakeCupy:
 
     def __init__(self, memory: int = 1 << 28, cards: int = 2, major: int = 8, peers: bool = True) -> None:
         self.failing: dict[str, CUDARuntimeError] = {}
-        self.compiled, self.streams = 0, list[_Stream]()
+        self.compiled, self.streams, self.made = 0, list[_Stream](), dict[int, _Stream]()
         self._memory, self._used, self._held = memory, 0, dict[int, Memory]()
         self._cards, self._major, self._peers = cards, major, peers
-        self._current, self.reached, self.copies = [0], set[tuple[int, int]](), list[tuple[int, int]]()
+        self.devices, self.reached, self.copies = [0], set[tuple[int, int]](), list[tuple[int, int]]()
         self.cuda = SimpleNamespace(
             runtime=self, driver=SimpleNamespace(CUDADriverError=ZeroDivisionError),
             compiler=SimpleNamespace(CompileException=KeyError),
@@ -138,14 +150,23 @@ class FakeCupy:
         self._fail("RawModule")
         return _Module(self, code, options)
 
+    def card_of(self, stream: int) -> int:
+        """The card of a stream, by its number."""
+        return self.made[stream].card
+
+    def hold(self, streams: list[int], until: threading.Event) -> None:
+        """Let streams, by their numbers, not come to an end before an event."""
+        for number in streams:
+            self.made[number].held = until
+
     @contextmanager
     def _device(self, index: int) -> Iterator[None]:
         assert 0 <= index < self._cards
-        self._current.append(index)
+        self.devices.append(index)
         try:
             yield
         finally:
-            self._current.pop()
+            self.devices.pop()
 
     def _fail(self, name: str) -> None:
         if name in self.failing:
@@ -174,7 +195,7 @@ class FakeCupy:
 
     def deviceEnablePeerAccess(self, peer: int) -> None:  # noqa: N802
         self._fail("deviceEnablePeerAccess")
-        pair = self._current[-1], peer
+        pair = self.devices[-1], peer
         if not self.deviceCanAccessPeer(*pair):
             raise CUDARuntimeError(217, "cudaErrorPeerAccessUnsupported")
         if pair in self.reached:

@@ -53,7 +53,11 @@ class _Communicator:
 
 
 class FakeNccl:
-    """The module `cupy.cuda.nccl`. faults: a word, or None, for each group that ends; reductions: their sizes."""
+    """The module `cupy.cuda.nccl`.
+
+    faults        a word, or None, for each group that comes to its end
+    reductions    how many values each has summed
+    """
 
     available = True
     NcclError = NcclError
@@ -131,7 +135,9 @@ def _ring(given: list[np.ndarray], kind: int) -> np.ndarray:
     """The bits of sums: each piece begins at another rank, and is rounded wherever it comes."""
     pieces = []
     for first in range(len(given)):
-        parts = [np.array_split(given[(first + i) % len(given)], len(given))[first] for i in range(len(given))]
+        parts = [
+            np.array_split(given[(first + i) % len(given)], len(given))[first] for i in range(len(given))
+        ]
         if kind == FLOAT32:
             total = sum((part.view(np.float32) for part in parts[1:]), parts[0].view(np.float32))
             pieces.append(total.view(np.uint32))

@@ -5,6 +5,7 @@ import signal
 import time
 from pathlib import Path
 
+from ggrun.devices.cuda import sum_checks
 from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.late import Schedule
 from ggrun.errors import GgrunError
@@ -94,3 +95,34 @@ class _Raises(EmulatedDriver):
 
 def raises(number: int) -> EmulatedDriver:
     return _Raises(schedule=_SCHEDULE, name=f"cuda:{number}")
+
+
+class _Small(EmulatedDriver):
+    """Sums of few rows are tried, as many take the emulator too long."""
+
+    def __init__(self, number: int) -> None:
+        sum_checks.SIZES, sum_checks._CHECKED = (4096, 8192), (1, 7)  # type: ignore[misc,assignment]
+        super().__init__(schedule=_SCHEDULE, name=f"cuda:{number}")
+
+
+def sums_few(number: int) -> EmulatedDriver:
+    return _Small(number)
+
+
+class _Late(_Small):
+    def receive(self, target: int, source: int, nbytes: int) -> None:
+        """Of what comes, the last bytes do not."""
+        super().receive(target, source, nbytes - 4)
+
+
+def loses_bytes(number: int) -> EmulatedDriver:
+    return _Late(number)
+
+
+class _Stuck(_Small):
+    def receive(self, target: int, source: int, nbytes: int) -> None:
+        time.sleep(60)
+
+
+def never_receives(number: int) -> EmulatedDriver:
+    return _Stuck(number)

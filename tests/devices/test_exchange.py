@@ -1,4 +1,4 @@
-"""Sums over devices by copies: in the order of devices, the same bits everywhere, and every wait is needed."""
+"""Sums over devices by copies: in the order of devices, the same bits everywhere, all waits needed."""
 
 import sys
 from collections.abc import Sequence
@@ -21,7 +21,18 @@ from tests.cuda.test_reduce import from_bf16, in_order, to_bf16
 from tools.cuda_emulator.driver import EmulatedDriver
 
 ROWS = 20
-STEPS = [(1, ()), (20, ()), (2, (1,)), (17, (0,)), (20, (1,)), (2, ()), (18, ()), (1, (0,)), (2, ()), (20, ())]
+STEPS = [
+    (1, ()),
+    (20, ()),
+    (2, (1,)),
+    (17, (0,)),
+    (20, (1,)),
+    (2, ()),
+    (18, ()),
+    (1, (0,)),
+    (2, ()),
+    (20, ()),
+]
 """Rows of each sum, and who adds nothing to it: few and many rows in turn, as prompts and tokens come."""
 SMALL = 40
 """Bytes that a copy costs, so that 16 rows are worth sharing and two are not."""
@@ -88,9 +99,7 @@ def right(found: Sequence[Sequence[np.ndarray]], n: int, width: int, wire: str) 
 @pytest.mark.parametrize("wire", ["f32", "bf16"])
 @pytest.mark.parametrize("n", [2, 3, 4])
 @pytest.mark.parametrize("kind", ["emulated", "cuda"])
-def test_the_same_bits_on_every_device(
-    kind: str, n: int, wire: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_bits_on_every_device(kind: str, n: int, wire: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_COPY", SMALL)
     for seed in range(20):
         assert right(sums(devices(kind, n, seed), 8, wire), n, 8, wire), seed
@@ -119,9 +128,7 @@ def caller() -> tuple[str, int]:
 
 @pytest.mark.parametrize("kind", ["emulated", "cuda"])
 @pytest.mark.parametrize(("n", "expected"), [(2, 2), (3, 3), (4, 3)])
-def test_a_missing_wait_is_seen(
-    kind: str, n: int, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_wait_is_seen(kind: str, n: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """For each line that makes a stream wait, some order of the streams gives a wrong sum without it."""
     monkeypatch.setattr(module, "_COPY", SMALL)
     wait, lines = Late.wait, set[tuple[str, int]]()
@@ -199,11 +206,11 @@ def test_after_an_error_nothing_is_waited_for() -> None:
 def test_ways_and_wires_that_there_are_not() -> None:
     cpus = [Cpu(1) for _ in range(9)]
     members = [(cpu, cpu.recorder(Limits(1, 1, 1, 1))) for cpu in cpus]
-    with pytest.raises(UsageError, match="^all_reduce 'ring': it must be one of auto, nccl, copy$"):
+    with pytest.raises(UsageError, match=r"^all_reduce 'ring': it must be one of auto, nccl, copy$"):
         open_all_reduce(members, 8, "ring")
-    with pytest.raises(UsageError, match="^wire 'f16': it must be one of f32, bf16$"):
+    with pytest.raises(UsageError, match=r"^wire 'f16': it must be one of f32, bf16$"):
         open_all_reduce(members, 8, "copy", "f16")
-    with pytest.raises(UsageError, match="^bf16 on the wire: 9 devices share rows, it takes 8$"):
+    with pytest.raises(UsageError, match=r"^bf16 on the wire: 9 devices share rows, it takes 8$"):
         open_all_reduce(members, 8, "copy", "bf16")
     for cpu in cpus:
         cpu.close()

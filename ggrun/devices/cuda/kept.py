@@ -46,10 +46,6 @@ class Kept(Generic[T]):
             else:
                 file.unlink(missing_ok=True)
 
-    def forget(self) -> None:
-        """Let this process know no more than is kept."""
-        self._found.clear()
-
     def _file(self, key: str) -> Path:
         return cache_home() / "hardware" / f"{self._kind}-{key}.json"
 

@@ -32,10 +32,10 @@ class Tried:
     @classmethod
     def of(cls, timed: Any, reason: Any = "") -> "Tried":
         """One of kept.NONSENSE for what no test finds."""
-        found = tuple((int(size), float(seconds)) for size, seconds in timed)
-        if not all(size > 0 and 0 < seconds < math.inf for size, seconds in found) or [*found] != sorted(found):
+        found = sorted((int(size), float(seconds)) for size, seconds in timed)
+        if not all(size > 0 and 0 < seconds < math.inf for size, seconds in found):
             raise ValueError("no timings")
-        return cls(found, str(reason))
+        return cls(tuple(found), str(reason))
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,7 @@ def reductions_of(cards: Sequence[int], anew: bool = False) -> Reductions:
     if found is None:
         names = ", ".join(f"cuda:{card}" for card in cards)
         tell(f"testing how {names} sum what they have: once, some seconds")
-        found = _test(cards, key)
-        if found.nccl.reason:
-            tell(f"{names}: sums go by copies, without NCCL ({found.nccl.reason})")
+        found = _test(cards, key, names)
     if found.copy.reason and found.nccl.reason:
         raise GgrunError(
             f"cards {', '.join(map(str, cards))} cannot share rows: sums by copies: {found.copy.reason}; "
@@ -91,19 +89,21 @@ def reductions_of(cards: Sequence[int], anew: bool = False) -> Reductions:
     return found
 
 
-def _test(cards: Sequence[int], key: str) -> Reductions:
+def _test(cards: Sequence[int], key: str, names: str) -> Reductions:
     """Test cards, and keep what comes of it."""
     # Copies first: cards that hang in NCCL may be good for nothing afterwards.
     checks = [Check(name, tuple(cards)) for name in ("sums by copies", "sums by NCCL")]
-    outcomes = selftest.run(checks)
+    outcomes = selftest.run(checks, selftest.OPEN)
     found = Reductions(*map(_tried, outcomes))
+    if why := outcomes[1].reason:
+        tell(f"{names}: sums go by copies, without NCCL ({why})")
     _KEPT.put(key, found, found.to_json(), all(outcome.settled for outcome in outcomes))
     return found
 
 
 def _tried(outcome: Outcome) -> Tried:
-    if outcome.reason:
-        return Tried(reason=outcome.reason)
+    if outcome.reason:  # what could not be tried says nothing of the cards
+        return Tried(reason=outcome.reason if outcome.settled else "")
     try:
         return Tried.of(outcome.result)
     except NONSENSE:

@@ -41,7 +41,7 @@ def try_nccl(drivers: Sequence[Driver]) -> Timings:
 
 def _try(drivers: Sequence[Driver], way: str) -> Timings:
     check_reductions(drivers, way)
-    return time_reductions(drivers, way)
+    return time_reductions(drivers, way, SIZES)
 
 
 def check_reductions(drivers: Sequence[Driver], way: str, wire: str = "f32") -> None:
@@ -62,9 +62,7 @@ def check_reductions(drivers: Sequence[Driver], way: str, wire: str = "f32") -> 
             raise GgrunError(f"sums of {rows} rows are wrong")
 
 
-def time_reductions(
-    drivers: Sequence[Driver], way: str, sizes: Sequence[int] = SIZES, wire: str = "f32"
-) -> Timings:
+def time_reductions(drivers: Sequence[Driver], way: str, sizes: Sequence[int], wire: str = "f32") -> Timings:
     """How long sums over these cards take, when one follows the other as in a model."""
     row = 4 * _WIDTH
     cards = _Cards(drivers, -(-max(sizes) // row), way, wire)
