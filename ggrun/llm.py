@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices import open_devices
+from ggrun.devices.all_reduce import check_sums
 from ggrun.devices.cuda.links import check_p2p
 from ggrun.devices.local import planned_here
 from ggrun.engine.engine import Engine, EngineOptions
@@ -72,6 +73,7 @@ class LLM:
         start = time.perf_counter()
         _check_kinds(threads, devices, plan)
         check_p2p(p2p)
+        check_sums(all_reduce, wire)
         sizes = {
             "n_ctx": n_ctx,
             "n_ubatch": n_ubatch,

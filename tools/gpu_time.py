@@ -5,7 +5,7 @@ clock, which says nothing.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, permutations
 from statistics import median
 from typing import Any
 
@@ -127,7 +127,10 @@ def open_cards(emulated: bool, devices: int) -> dict[str, Cuda]:
         EmulatedDriver(90, schedule=schedule, name=name) if emulated else CupyDriver(0, name)
         for name in names
     ]
-    return {name: Cuda(driver, name) for name, driver in zip(names, drivers, strict=True)}
+    cards = {name: Cuda(driver, name) for name, driver in zip(names, drivers, strict=True)}
+    for one, other in permutations(cards.values(), 2):
+        one.connect(other, direct=True)
+    return cards
 
 
 def open_card(emulated: bool) -> Cuda:

@@ -20,7 +20,7 @@ def check_sums(way: str, wire: str) -> None:
     """UsageError for what is no way, or cannot travel."""
     if way not in WAYS:
         raise UsageError(f"all_reduce {way!r:.40}: it must be one of {', '.join(WAYS)}")
-    if wire not in DTYPES:
+    if wire not in tuple(DTYPES):
         raise UsageError(f"wire {wire!r:.40}: it must be one of {', '.join(DTYPES)}")
 
 

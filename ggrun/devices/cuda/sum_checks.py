@@ -121,13 +121,17 @@ class _Cards:
 
 def _connect(cards: Sequence[Cuda]) -> None:
     """Let copies go directly where a test has found that they may, and through the host elsewhere."""
-    here = {card.driver.index: card for card in cards if isinstance(card.driver, CupyDriver)}
-    pairs = known_pairs(here)
-    for pair in combinations(sorted(here), 2):
-        if pair in pairs and pairs[pair].direct:
-            one, other = here[pair[0]], here[pair[1]]
-            one.connect(other, direct=True)
-            other.connect(one, direct=True)
+    for one, other in combinations(cards, 2):
+        direct = _are_direct(one.driver, other.driver)
+        one.connect(other, direct)
+        other.connect(one, direct)
+
+
+def _are_direct(one: Driver, other: Driver) -> bool:
+    if one.identity == other.identity:
+        return True
+    numbers = [driver.index for driver in (one, other) if isinstance(driver, CupyDriver)]
+    return any(pair.direct for pair in known_pairs(numbers).values())
 
 
 def _values(cards: int, rows: int) -> NDArray[np.float32]:
