@@ -20,9 +20,9 @@ from ggrun.plan.hardware import (
     Link,
     Speeds,
     card_info,
+    card_name,
     cpu_info,
     parse_devices,
-    short_name,
 )
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planned import Planned
@@ -52,14 +52,7 @@ def local_devices(text: str | None = None, threads: int | None = None, p2p: str 
 
     With the speeds that were measured before, and the links between cards that `p2p` chooses.
     """
-    here: set[str] = set()
-
-    def card_here(index: int) -> DeviceInfo:
-        here.add(f"cuda:{index}")
-        return local_card(index)
-
-    devices = parse_devices(everything() if text is None else text, local_cpu(threads), card_here)
-    return _linked(devices, here, p2p)
+    return _found(everything() if text is None else text, threads, p2p)
 
 
 def everything() -> str:
@@ -69,22 +62,27 @@ def everything() -> str:
 
 def named_devices(names: Iterable[str], threads: int | None = None, p2p: str = "auto") -> list[DeviceInfo]:
     """The devices of a plan, called as it calls them; UsageError for one that there is not."""
-    here, names = local_cpu(threads), list(names)
+    names = list(names)
     refuse_twins([DeviceName.parse(name) for name in names])
-    devices = [replace(parse_devices(name, here, local_card)[0], name=name) for name in names]
-    return _linked(devices, {short_name(name) for name in names}, p2p)
+    found = _found(",".join(names), threads, p2p)
+    return [replace(device, name=name) for device, name in zip(found, names, strict=True)]
 
 
-def _linked(devices: list[DeviceInfo], here: Iterable[str], p2p: str) -> list[DeviceInfo]:
-    """The same devices; the cards among them that are here with what is known of the links between them."""
-    numbers = sorted(int(name[5:]) for name in here if name.startswith("cuda:"))
-    pairs = pairs_of(numbers) if p2p == "auto" else known_pairs(numbers)
+def _found(text: str, threads: int | None, p2p: str) -> list[DeviceInfo]:
+    """The devices of a text; the cards among them that are here with what is known of their links."""
+    here: set[int] = set()
+
+    def card_here(index: int) -> DeviceInfo:
+        here.add(index)
+        return local_card(index)
+
+    devices = parse_devices(text, local_cpu(threads), card_here)
     peers: dict[str, tuple[tuple[str, Link], ...]] = {}
-    for (one, other), pair in pairs.items():
+    for (one, other), pair in (pairs_of(here) if p2p == "auto" else known_pairs(here)).items():
         for giver, taker, back in ((one, other, False), (other, one, True)):
             known = peers.get(f"cuda:{giver}", ())
             peers[f"cuda:{giver}"] = (*known, (f"cuda:{taker}", pair.link(p2p, back)))
-    return [replace(device, peers=peers.get(short_name(device.name), ())) for device in devices]
+    return [replace(device, peers=peers.get(card_name(device.name), ())) for device in devices]
 
 
 def planned_here(

@@ -1,6 +1,6 @@
 """A loaded model: tokens of sequences in, logits out, through a KV cache."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from ggrun.arch.config import Config
 from ggrun.devices.base import Device, Limits
 from ggrun.engine.batch import Batch
 from ggrun.engine.cache import KVCache, pages_for
+from ggrun.engine.hosts import Host
 from ggrun.engine.pipeline import Pipeline
 from ggrun.engine.runner import CacheSpec, check_memory
 from ggrun.errors import UsageError
@@ -35,10 +36,19 @@ class EngineOptions:
 
 
 class Engine:
-    """Evaluates tokens. A sequence is a number below options.sequences."""
+    """Evaluates tokens. A sequence is a number below options.sequences.
+
+    hosts    the other machines of the plan, by name
+    """
 
     def __init__(
-        self, model: GGUF, config: Config, plan: Plan, devices: dict[str, Device], options: EngineOptions
+        self,
+        model: GGUF,
+        config: Config,
+        plan: Plan,
+        devices: dict[str, Device],
+        options: EngineOptions,
+        hosts: Mapping[str, Host] | None = None,
     ) -> None:
         self.config, self.options = config, options
         self._devices = tuple(devices.values())
@@ -50,7 +60,7 @@ class Engine:
         self._most_outputs = max(1, min(self._step, _LOGITS_BYTES // (4 * config.vocab)))
         limits = Limits(self._step, self._most_outputs, options.sequences, self.cache.pages)
         sums = options.all_reduce, options.wire
-        self._pipeline = Pipeline(plan, devices, model, config, spec, limits, sums)
+        self._pipeline = Pipeline(plan, devices, model, config, spec, limits, hosts, sums)
 
     @property
     def n_ctx(self) -> int:
@@ -86,11 +96,13 @@ class Engine:
         """Make `decode` end with Interrupted, now and until `resume`; from any thread."""
         for device in self._devices:
             device.interrupt()
+        self._pipeline.interrupt()
 
     def resume(self) -> None:
         """Let `decode` work again."""
         for device in self._devices:
             device.resume()
+        self._pipeline.resume()
 
     def check(self, tokens: Sequence[int], begin: int = 0) -> NDArray[np.int32]:
         """The tokens as an array; UsageError when they cannot follow `begin` others in a sequence."""

@@ -1,26 +1,29 @@
 """Walks a plan: batches through its stages, several at a time, so that all devices work."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.arch.config import Config
-from ggrun.devices.all_reduce import open_all_reduce, tested_sums
 from ggrun.devices.base import Device, Limits
-from ggrun.devices.exchange import AllReduce
 from ggrun.engine.batch import Batch
-from ggrun.engine.runner import CacheSpec, Runner
-from ggrun.engine.stage import LoadedStage
-from ggrun.engine.weights import Weights, refuse_unused
-from ggrun.engine.workspace import Workspace
+from ggrun.engine.hosts import Host, hops
+from ggrun.engine.loaded import SUMS, Loaded, Sums
+from ggrun.engine.runner import CacheSpec
+from ggrun.engine.stage import Hop
+from ggrun.engine.weights import refuse_unused
 from ggrun.gguf import GGUF
-from ggrun.plan import Plan, Stage
+from ggrun.plan import Plan
 from ggrun.plan.cuts import check_cuts
 
 
 class Pipeline:
-    """A model loaded as a plan says. sums: the way and the wire of open_all_reduce."""
+    """A model loaded as a plan says.
+
+    hosts    other machines, by the names that the plan's devices begin with
+    sums     how devices of this machine sum, see Loaded
+    """
 
     def __init__(
         self,
@@ -30,45 +33,28 @@ class Pipeline:
         config: Config,
         cache: CacheSpec,
         limits: Limits,
-        sums: tuple[str, str] = ("auto", "f32"),
+        hosts: Mapping[str, Host] | None = None,
+        sums: Sums = SUMS,
     ) -> None:
         check_cuts(plan, model, config)
-        self._plan, self._config = plan, config
+        self._config, ways = config, hops(plan)
         used = dict.fromkeys(member.device for stage in plan.stages for member in stage.members)
-        for stage in plan.stages:
-            if _shares_rows(stage):
-                tested_sums([devices[member.device] for member in stage.members], sums[0])
         # One batch for each device that works, and one on its way.
-        self._window = len(used) + 1
-        receiving = {member.device for stage in plan.stages[1:] for member in stage.members}
-        self._spaces = {
-            name: Workspace(
-                Weights(model, devices[name]), config, limits, self._window if name in receiving else 0
-            )
-            for name in used
+        self._window = slots = len(used) + 1
+        self._hosts = {host: (hosts or {})[host] for host, _ in ways if host}
+        # Others load while we do.
+        elsewhere = {
+            name: iter(host.begin(plan, [r for h, r in ways if h == name], model, cache, limits, slots))
+            for name, host in self._hosts.items()
         }
-        self._sums: dict[tuple[str, ...], AllReduce] = {}
-        self._way, self._wire = sums
-        self._stages = [self._load(stage, cache) for stage in plan.stages]
-        refuse_unused(model, set().union(*(space.weights.used for space in self._spaces.values())))
-        self._broken = False
-
-    def _load(self, stage: Stage, cache: CacheSpec) -> LoadedStage:
-        first, last = stage is self._plan.stages[0], stage is self._plan.stages[-1]
-        runners = [
-            Runner(self._spaces[m.device], self._config, stage, m, cache, first=first, last=last)
-            for m in stage.members
+        here = [run.start for host, run in ways if not host]
+        self._here = Loaded(plan, here, devices, model, config, cache, limits, slots, sums)
+        self._stages: list[Hop] = [
+            next(elsewhere[host]) if host else self._here.stages[run.start] for host, run in ways
         ]
-        return LoadedStage(runners, self._all_reduce(stage) if _shares_rows(stage) else None)
-
-    def _all_reduce(self, stage: Stage) -> AllReduce:
-        """Stages of the same devices share one: it has memory."""
-        names = tuple(member.device for member in stage.members)
-        if names not in self._sums:
-            spaces = [self._spaces[name] for name in names]
-            members = [(space.device, space.ops) for space in spaces]
-            self._sums[names] = open_all_reduce(members, self._config.width, self._way, self._wire)
-        return self._sums[names]
+        taken = self._here.tensors.union(*(host.finish() for host in self._hosts.values()))
+        refuse_unused(model, taken)
+        self._broken = False
 
     def run(self, batches: Sequence[Batch]) -> list[NDArray[np.float32]]:
         """The logits that each batch asks for: float32 [outputs, vocab].
@@ -83,13 +69,24 @@ class Pipeline:
             logits = [np.empty((batch.wanted, self._config.vocab), np.float32) for batch in batches]
             for stage, batch in schedule(len(self._stages), len(batches), self._window):
                 self._enqueue(stage, batches[batch], batch % self._window, logits[batch])
-            for space in self._spaces.values():
-                space.device.stream.synchronize()
+            self._here.synchronize()
+            for host in self._hosts.values():
+                host.synchronize()
         except BaseException:
             self._give_up()
             raise
         self._broken = False
         return logits
+
+    def interrupt(self) -> None:
+        """Make `run` end with Interrupted on other machines, as devices do here; from any thread."""
+        for host in self._hosts.values():
+            host.interrupt()
+
+    def resume(self) -> None:
+        """Let `run` work again."""
+        for host in self._hosts.values():
+            host.resume()
 
     def _enqueue(self, index: int, batch: Batch, slot: int, logits: NDArray[np.float32]) -> None:
         """One batch through one stage."""
@@ -103,18 +100,10 @@ class Pipeline:
             stage.download(batch, logits)
 
     def _give_up(self) -> None:
-        for space in self._spaces.values():
-            space.device.stream.abandon()
-        for space in self._spaces.values():
-            space.forget()
-        for sums in self._sums.values():
-            sums.forget()
+        for host in self._hosts.values():
+            host.abandon()
+        self._here.abandon()
         self._broken = False
-
-
-def _shares_rows(stage: Stage) -> bool:
-    """Whether members have to sum what they have."""
-    return len(stage.members) > 1 and stage.halves[0] < stage.halves[1]
 
 
 def schedule(stages: int, batches: int, window: int) -> Iterator[tuple[int, int]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ggrun.plan import Member, Plan
 from ggrun.plan.facts import ModelFacts
-from ggrun.plan.hardware import DeviceInfo
+from ggrun.plan.hardware import DeviceInfo, card_name
 from ggrun.plan.usage import Sizes
 
 EFFICIENCY = 0.87
@@ -180,6 +180,8 @@ def predict(facts: ModelFacts, plan: Plan, sizes: Sizes, devices: dict[str, Devi
 
 def _way(giver: DeviceInfo, taker: DeviceInfo) -> tuple[float, float]:
     """Seconds that a copy takes however short it is, and seconds a byte."""
+    if card_name(giver.name) == card_name(taker.name):  # a copy within it reads and writes
+        return HOP, 2 / giver.bandwidth
     if link := giver.link_to(taker):
         return link.latency, 1 / link.bandwidth
     return HOP, 1 / min(giver.link, taker.link)

@@ -184,7 +184,7 @@ class FakeCupy:
     def getDeviceProperties(self, index: int) -> dict[str, Any]:  # noqa: N802
         return {
             "name": b"Fake", "major": self._major, "minor": 0, "multiProcessorCount": 4,
-            "uuid": bytes([index] * 16),
+            "uuid": bytes([index] * 16), "totalGlobalMem": self._memory,
         }  # fmt: skip
 
     def deviceGetPCIBusId(self, index: int) -> str:  # noqa: N802

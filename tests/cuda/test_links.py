@@ -17,6 +17,8 @@ from ggrun.devices.cuda.links import Pair, Way, known_pairs, pairs_of
 from ggrun.devices.cuda.selftest import Check, Outcome
 from ggrun.plan.hardware import Link, Speeds, card_info
 from tests.cuda.fake_cupy import FakeCupy
+from tests.engine.test_peer import distance
+from tests.tiny import Tiny
 
 PAIR = Pair((Way(2e10, 1e-5), Way(3e10, 1e-5)), (Way(1e10, 3e-5), Way(1.5e10, 3e-5)))
 
@@ -28,6 +30,8 @@ def cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeCupy]:
     monkeypatch.setitem(sys.modules, "cupy", fake)  # type: ignore[arg-type]
     monkeypatch.setenv("GGRUN_CACHE", str(tmp_path))
     monkeypatch.setattr(links._KEPT, "_found", {})
+    monkeypatch.setattr(selftest, "START", 60.0)
+    monkeypatch.setattr(selftest, "LIMIT", 60.0)
     Cards.found.cache_clear()
     yield fake
     Cards.found.cache_clear()
@@ -87,12 +91,28 @@ def test_copies_that_come_wrong_go_through_the_host(
     assert pair.staged
     why = "came wrong, and no error was reported"
     assert why in pair.reason
-    assert f"cuda:0 and cuda:1: copies go through the host's memory, as direct ones fail ({pair.reason})" in (
+    assert f"cuda:0 and cuda:1: copies go through the host's memory and not directly ({pair.reason})" in (
         capsys.readouterr().err
     )
     for device in open_devices(["cuda:0", "cuda:1"]).values():
         device.close()
     assert cupy.reached == set()
+
+
+@pytest.mark.parametrize("mode", ["layer", "row"])
+def test_a_model_on_cards_whose_direct_copies_lose_bytes(
+    mode: str, monkeypatch: pytest.MonkeyPatch, cupy: FakeCupy, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(local, "kept", lambda key: Speeds(1e9, 1e10, 1e10, 1e9))
+    use("corrupts", monkeypatch)
+    path, tokens = Tiny(layers=2).write(tmp_path / "model.gguf"), [i * 7 % 36 for i in range(20)]
+    with LLM(path, n_ctx=64, devices="cpu", threads=1) as cpu:
+        want = cpu.logits(tokens)
+    options: dict[str, Any] = {"split_mode": mode, "tensor_split": (1.0, 1.0), "n_ctx": 64}
+    for p2p, direct in (("auto", False), ("on", True)):
+        with LLM(path, devices="cuda:0:64MB,cuda:1:64MB", p2p=p2p, **options) as llm:
+            assert distance(llm.logits(tokens), want) <= 1e-6
+        assert bool(cupy.copies) == direct
 
 
 @pytest.mark.parametrize("change", ["driver", "card", "version", "machine"])

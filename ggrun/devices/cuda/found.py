@@ -14,7 +14,8 @@ OLDEST = 75
 """The compute capability, times ten, that kernels need: Turing's, the first with int8 tensor cores."""
 
 _NO_DEVICE, _OLD_DRIVER = 100, 35  # cudaErrorNoDevice, cudaErrorInsufficientDriver
-_DRIVER = re.compile(r"Kernel Module\D*?\s(\d+(?:\.\d+)+)")
+_DRIVER = Path("/proc/driver/nvidia/version")
+_VERSION = re.compile(r"Kernel Module.*?\s(\d+(?:\.\d+)+)")
 _INSTALL = "pip install 'ggrun[cuda13]' (driver 580 or newer) or 'ggrun[cuda12]'"
 
 
@@ -106,7 +107,7 @@ def version(number: int) -> str:
 def nvidia_driver() -> str:
     """The version of the NVIDIA driver that is loaded; "" for none."""
     with suppress(OSError):
-        found = _DRIVER.search(Path("/proc/driver/nvidia/version").read_text(errors="replace"))
+        found = _VERSION.search(_DRIVER.read_text(errors="replace"))
         return found[1] if found else ""
     return ""
 

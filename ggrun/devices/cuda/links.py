@@ -92,7 +92,7 @@ def pairs_of(cards: Iterable[int], anew: bool = False) -> dict[Numbers, Pair]:
         found = _test(missing)
         for (one, other), pair in found.items():
             if pair.direct is None:
-                how = f"copies go through the host's memory, as direct ones fail ({pair.reason})"
+                how = f"copies go through the host's memory and not directly ({pair.reason})"
                 tell(f"cuda:{one} and cuda:{other}: {how}")
         known |= found
     return {pair: known[pair] for pair in pairs}

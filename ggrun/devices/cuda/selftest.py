@@ -73,13 +73,16 @@ def run(checks: Sequence[Check], opener: str) -> list[Outcome]:
 
 def _some(checks: Sequence[Check], opener: str) -> list[Outcome]:
     """The outcomes of the first checks, up to one that fails."""
+    try:
+        process = _Process(checks, opener)
+    except OSError as error:
+        return _not_started(checks, error.strerror)
     outcomes: list[Outcome] = []
-    with _Process(checks, opener) as process:
+    with process:
         try:
             _value(process.answer(START))
         except GgrunError as error:
-            why = f"the self-test did not start: {error}"
-            return [Outcome(check, reason=why, settled=False) for check in checks]
+            return _not_started(checks, error)
         for check in checks:
             try:
                 outcomes.append(Outcome(check, _value(process.answer(LIMIT))))
@@ -87,6 +90,11 @@ def _some(checks: Sequence[Check], opener: str) -> list[Outcome]:
                 settled = not isinstance(error, Untested)
                 return [*outcomes, Outcome(check, reason=str(error), settled=settled)]
     return outcomes
+
+
+def _not_started(checks: Sequence[Check], why: object) -> list[Outcome]:
+    reason = f"the self-test did not start: {why}"
+    return [Outcome(check, reason=reason, settled=False) for check in checks]
 
 
 def _value(answer: Any) -> Any:
