@@ -116,10 +116,10 @@ class _Process:
     """The other process: it says a line of JSON when it has opened the cards, and one after each check."""
 
     def __init__(self, checks: Sequence[Check], opener: str) -> None:
-        work = [[CHECKS[check.name], check.cards] for check in checks]
+        work = json.dumps([[CHECKS[check.name], check.cards] for check in checks])
         # It imports from where we do, and from nowhere else: not from the folder that a user is in.
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _MAIN, "\n".join(sys.path), opener, json.dumps(work), str(LIMIT)],
+            [sys.executable, "-c", _MAIN, "\n".join(sys.path), opener, work, str(START), str(LIMIT)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
         )  # fmt: skip
         assert self._process.stdout

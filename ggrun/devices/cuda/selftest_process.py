@@ -8,15 +8,16 @@ from functools import partial
 from importlib import import_module
 from typing import Any, TextIO
 
-from ggrun.devices.cuda.selftest import START, Untested
+from ggrun.devices.cuda.selftest import Untested
 from ggrun.errors import GgrunError
 
-_GRACE = 2  # seconds that whoever started us has to end us first
+_GRACE = 2  # seconds that he has to end us first
 
 
-def main(opener: str, work: str, limit: str) -> None:
+def main(opener: str, work: str, start: str, limit: str) -> None:
     """Open cards by a function, `module:name`, and make checks: [[function, numbers of cards], ...].
 
+    start, limit    seconds that whoever started us waits for the cards, and for each check
     A line of JSON says that cards are open, or why they are not, and one each what a check found. The first
     failure is the last line.
     """
@@ -27,7 +28,7 @@ def main(opener: str, work: str, limit: str) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         checks = [(function, tuple(cards)) for function, cards in json.loads(work)]
-        signal.alarm(round(START) + _GRACE)
+        signal.alarm(round(float(start)) + _GRACE)
         drivers: dict[int, Any] = {}
         if _told(answers, partial(_open, drivers, opener, checks)):
             for function, cards in checks:
