@@ -56,17 +56,17 @@ class FakeNccl:
     """The module `cupy.cuda.nccl`.
 
     faults        a word, or None, for each group that comes to its end
-    reductions    how many values each has summed
+    reductions    how many values each has summed, and of what kind
     """
 
     available = True
     NcclError = NcclError
-    NCCL_SUM, NCCL_FLOAT32, NCCL_BFLOAT16 = ADD, FLOAT32, BFLOAT16
+    NCCL_SUM, NCCL_FLOAT32 = ADD, FLOAT32
 
     def __init__(self, cupy: FakeCupy, version: int = 22703) -> None:
         self.cupy, self._version = cupy, version
         self.faults = deque[str | None]()
-        self.reductions: list[int] = []
+        self.reductions: list[tuple[int, str]] = []
         self.aborted: list[int] = []
         self.held = threading.Event()
         self._group: list[Any] | None = None
@@ -111,7 +111,7 @@ class FakeNccl:
         assert {(c.count, c.kind) for c in calls} == {(count, kind)}
         for call in calls:
             assert self.cupy.card_of(call.stream) == call.communicator.card, "each on its own card's stream"
-        self.reductions.append(count)
+        self.reductions.append((count, {FLOAT32: "f32", BFLOAT16: "bf16"}[kind]))
         if fault == "hangs":
             self.cupy.hold([call.stream for call in calls], self.held)
             return

@@ -24,6 +24,8 @@ OLDEST = 21000
 _SHARED_CARD = 23000
 """2.30, the first that takes a card twice, where the environment says that it may."""
 _ALLOW_SHARED = "NCCL_MULTI_RANK_GPU_ENABLE"
+_BFLOAT16 = 9
+"""NCCL's number for it: not all of CuPy's versions have a name."""
 START = 8.0
 """Seconds that NCCL may take to connect the cards."""
 
@@ -41,8 +43,7 @@ class NcclExchange:
         self._drivers = [_driver(card) for card in self._cards]
         self._nccl = library()
         _refuse_twins(self._nccl, self._drivers)
-        bf16 = self._wire.kind == "bf16"
-        self._kind = self._nccl.NCCL_BFLOAT16 if bf16 else self._nccl.NCCL_FLOAT32
+        self._kind = _BFLOAT16 if self._wire.kind == "bf16" else self._nccl.NCCL_FLOAT32
         self._communicators: list[Any] = []
         self.lost: str | None = None
         try:
