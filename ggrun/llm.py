@@ -20,6 +20,7 @@ from ggrun.devices.local import planned_here
 from ggrun.engine.engine import Engine, EngineOptions
 from ggrun.engine.generate import Context, StopStrings, Timings, generate
 from ggrun.engine.grammar import Grammar, GrammarVocabulary
+from ggrun.engine.meter import Meter
 from ggrun.engine.perplexity import Estimate, perplexity
 from ggrun.engine.sampler import Sampler, SamplingOptions
 from ggrun.errors import UsageError
@@ -44,6 +45,7 @@ class LLM:
                   the form of keys and values in the cache: f16, f32, bf16 or q8_0
     all_reduce    how devices that share rows sum what they have: by copies (copy), by NCCL (nccl), or auto
     wire          what they send each other for that: f32, or bf16, which is half of it and rounds
+    metered       measure where the time goes, for `meter`: it costs some
     plan          where every layer runs, instead of devices and what follows
     p2p           how cards copy to each other: "on": directly; "off": through the host's memory; "auto":
                   directly where the self-test, run once, found that such copies come right
@@ -66,6 +68,7 @@ class LLM:
         cache_type_v: str = "f16",
         all_reduce: str = "auto",
         wire: str = "f32",
+        metered: bool = False,
         plan: Plan | None = None,
         p2p: str = "auto",
         **placement: Any,
@@ -82,13 +85,18 @@ class LLM:
         }
         wishes = _plan_options(sizes | placement)
         self._model = GGUF(path)
-        planned = planned_here(ModelFacts.from_outline(self._model), devices, threads, wishes, plan, p2p)
-        self.config, self.plan, n_ctx = planned.facts.config, planned.plan, planned.sizes.n_ctx
+        facts = ModelFacts.from_outline(self._model)
+        self.planned = planned_here(facts, devices, threads, wishes, plan, p2p)
+        self.config, self.plan = self.planned.facts.config, self.planned.plan
+        self.meter = Meter() if metered else None
         names = {member.device for stage in self.plan.stages for member in stage.members}
         self._devices = open_devices(names, threads, p2p)
         try:
+            n_ctx = self.planned.sizes.n_ctx
             options = EngineOptions(n_ctx, wishes.n_ubatch, 1, cache_type_k, cache_type_v, all_reduce, wire)
-            self._engine = Engine(self._model, self.config, self.plan, self._devices, options)
+            self._engine = Engine(
+                self._model, self.config, self.plan, self._devices, options, meter=self.meter
+            )
         except BaseException:
             for device in self._devices.values():
                 device.stream.abandon()  # what was to be loaded

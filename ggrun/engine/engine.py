@@ -11,6 +11,7 @@ from ggrun.devices.base import Device, Limits
 from ggrun.engine.batch import Batch
 from ggrun.engine.cache import KVCache, pages_for
 from ggrun.engine.hosts import Host
+from ggrun.engine.meter import Meter
 from ggrun.engine.pipeline import Pipeline
 from ggrun.engine.runner import CacheSpec, check_memory
 from ggrun.errors import UsageError
@@ -39,6 +40,7 @@ class Engine:
     """Evaluates tokens. A sequence is a number below options.sequences.
 
     hosts    the other machines of the plan, by name
+    meter    measures where the time goes, if there is one
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Engine:
         devices: dict[str, Device],
         options: EngineOptions,
         hosts: Mapping[str, Host] | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self.config, self.options = config, options
         self._devices = tuple(devices.values())
@@ -60,7 +63,7 @@ class Engine:
         self._most_outputs = max(1, min(self._step, _LOGITS_BYTES // (4 * config.vocab)))
         limits = Limits(self._step, self._most_outputs, options.sequences, self.cache.pages)
         sums = options.all_reduce, options.wire
-        self._pipeline = Pipeline(plan, devices, model, config, spec, limits, hosts, sums)
+        self._pipeline = Pipeline(plan, devices, model, config, spec, limits, hosts, meter, sums)
 
     @property
     def n_ctx(self) -> int:

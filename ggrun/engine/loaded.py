@@ -6,8 +6,9 @@ from ggrun.arch.config import Config
 from ggrun.devices.all_reduce import open_all_reduce, tested_sums
 from ggrun.devices.base import Device, Limits
 from ggrun.devices.exchange import AllReduce
+from ggrun.engine.meter import Meter, MeteredStage, MeteredSums
 from ggrun.engine.runner import CacheSpec, Runner
-from ggrun.engine.stage import LoadedStage
+from ggrun.engine.stage import Hop, LoadedStage
 from ggrun.engine.weights import Model, Weights
 from ggrun.engine.workspace import Workspace
 from ggrun.plan import Plan, Stage
@@ -22,6 +23,8 @@ class Loaded:
 
     stages    by their numbers in the plan
     slots     how many batches may be on their way to each device
+    meter     measures times, where they are asked for
+    sums      how devices that share rows sum
     """
 
     def __init__(
@@ -34,9 +37,10 @@ class Loaded:
         cache: CacheSpec,
         limits: Limits,
         slots: int,
+        meter: Meter | None = None,
         sums: Sums = SUMS,
     ) -> None:
-        self._plan, self._config, self._cache, self._how = plan, config, cache, sums
+        self._plan, self._config, self._cache, self._meter, self._how = plan, config, cache, meter, sums
         for i in which:
             if _shares_rows(stage := plan.stages[i]):
                 tested_sums([devices[member.device] for member in stage.members], sums[0])
@@ -68,13 +72,14 @@ class Loaded:
         for sums in self._sums.values():
             sums.forget()
 
-    def _load(self, stage: Stage) -> LoadedStage:
+    def _load(self, stage: Stage) -> Hop:
         first, last = stage is self._plan.stages[0], stage is self._plan.stages[-1]
         runners = [
             Runner(self._spaces[m.device], self._config, stage, m, self._cache, first=first, last=last)
             for m in stage.members
         ]
-        return LoadedStage(runners, self._all_reduce(stage) if _shares_rows(stage) else None)
+        loaded = LoadedStage(runners, self._all_reduce(stage) if _shares_rows(stage) else None)
+        return MeteredStage(loaded, self._meter) if self._meter else loaded
 
     def _all_reduce(self, stage: Stage) -> AllReduce:
         """Stages of the same devices share one: it has memory."""
@@ -82,7 +87,10 @@ class Loaded:
         if names not in self._sums:
             spaces = [self._spaces[name] for name in names]
             members = [(space.device, space.ops) for space in spaces]
-            self._sums[names] = open_all_reduce(members, self._config.width, *self._how)
+            sums = open_all_reduce(members, self._config.width, *self._how)
+            if self._meter:
+                sums = MeteredSums(sums, [space.device for space in spaces], self._meter)
+            self._sums[names] = sums
         return self._sums[names]
 
 

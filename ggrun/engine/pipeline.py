@@ -1,5 +1,6 @@
 """Walks a plan: batches through its stages, several at a time, so that all devices work."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from ggrun.devices.base import Device, Limits
 from ggrun.engine.batch import Batch
 from ggrun.engine.hosts import Host, hops
 from ggrun.engine.loaded import SUMS, Loaded, Sums
+from ggrun.engine.meter import Meter
 from ggrun.engine.runner import CacheSpec
 from ggrun.engine.stage import Hop
 from ggrun.engine.weights import refuse_unused
@@ -22,7 +24,8 @@ class Pipeline:
     """A model loaded as a plan says.
 
     hosts    other machines, by the names that the plan's devices begin with
-    sums     how devices of this machine sum, see Loaded
+    meter    measures what the devices here do, if there is one
+    sums     how they sum, see Loaded
     """
 
     def __init__(
@@ -34,10 +37,11 @@ class Pipeline:
         cache: CacheSpec,
         limits: Limits,
         hosts: Mapping[str, Host] | None = None,
+        meter: Meter | None = None,
         sums: Sums = SUMS,
     ) -> None:
         check_cuts(plan, model, config)
-        self._config, ways = config, hops(plan)
+        self._config, self._meter, ways = config, meter, hops(plan)
         used = dict.fromkeys(member.device for stage in plan.stages for member in stage.members)
         # One batch for each device that works, and one on its way.
         self._window = slots = len(used) + 1
@@ -48,7 +52,7 @@ class Pipeline:
             for name, host in self._hosts.items()
         }
         here = [run.start for host, run in ways if not host]
-        self._here = Loaded(plan, here, devices, model, config, cache, limits, slots, sums)
+        self._here = Loaded(plan, here, devices, model, config, cache, limits, slots, meter, sums)
         self._stages: list[Hop] = [
             next(elsewhere[host]) if host else self._here.stages[run.start] for host, run in ways
         ]
@@ -64,7 +68,7 @@ class Pipeline:
         """
         if self._broken:  # a second Ctrl+C came while the devices came to rest
             self._give_up()
-        self._broken = True
+        self._broken, begin = True, time.perf_counter()
         try:
             logits = [np.empty((batch.wanted, self._config.vocab), np.float32) for batch in batches]
             for stage, batch in schedule(len(self._stages), len(batches), self._window):
@@ -72,6 +76,8 @@ class Pipeline:
             self._here.synchronize()
             for host in self._hosts.values():
                 host.synchronize()
+            if self._meter:
+                self._meter.collect(time.perf_counter() - begin)
         except BaseException:
             self._give_up()
             raise
@@ -103,6 +109,8 @@ class Pipeline:
         for host in self._hosts.values():
             host.abandon()
         self._here.abandon()
+        if self._meter:
+            self._meter.forget()
         self._broken = False
 
 
@@ -114,9 +122,9 @@ def schedule(stages: int, batches: int, window: int) -> Iterator[tuple[int, int]
     """
     begins = [batch // window * max(stages, window) + batch % window for batch in range(batches)]
     first = 0
-    for time in range(begins[-1] + stages if batches else 0):
-        while time - begins[first] >= stages:
+    for step in range(begins[-1] + stages if batches else 0):
+        while step - begins[first] >= stages:
             first += 1
         for batch in range(first, min(first + window, batches)):
-            if time >= begins[batch]:
-                yield time - begins[batch], batch
+            if step >= begins[batch]:
+                yield step - begins[batch], batch

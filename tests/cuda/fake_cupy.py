@@ -5,6 +5,7 @@ A stream may be held: then nothing that is recorded or waited for ends, although
 
 import ctypes
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ class _Pinned(ctypes.Array):  # type: ignore[type-arg]
 class _Event:
     def __init__(self, block: bool, disable_timing: bool) -> None:
         assert block
-        assert disable_timing
+        self.timed, self.time = not disable_timing, 0.0
         self._held: threading.Event | None = None
 
     @property
@@ -42,7 +43,7 @@ class _Event:
 
     def record(self, stream: "_Stream") -> None:
         assert stream.captured is None
-        self._held = stream.held
+        self._held, self.time = stream.held, time.perf_counter()
 
     def synchronize(self) -> None:
         if self._held:
@@ -140,6 +141,7 @@ class FakeCupy:
             memory=SimpleNamespace(OutOfMemoryError=MemoryError), Device=self._device, Event=_Event,
             Stream=lambda non_blocking: _Stream(self, non_blocking),
             alloc_pinned_memory=lambda nbytes: self._pinned(nbytes),
+            get_elapsed_time=self._elapsed,
         )  # fmt: skip
 
     __spec__ = SimpleNamespace(name="cupy")
@@ -167,6 +169,11 @@ class FakeCupy:
             yield
         finally:
             self.devices.pop()
+
+    def _elapsed(self, begin: _Event, end: _Event) -> float:
+        assert begin.timed
+        assert end.timed
+        return 1e3 * (end.time - begin.time)
 
     def _fail(self, name: str) -> None:
         if name in self.failing:
