@@ -33,7 +33,7 @@ def tested_sums(devices: Sequence[Device], way: str) -> Reductions:
     cards = [driver.index for driver in drivers if isinstance(driver, CupyDriver)]
     if way != "auto" or len(cards) < len(devices) or len(set(cards)) < len(cards):
         return Reductions()
-    return reductions_of(cards)
+    return reductions_of(sorted(cards))
 
 
 def open_all_reduce(members: Members, width: int, way: str = "auto", wire: str = "f32") -> AllReduce:
