@@ -68,13 +68,15 @@ class FakeNccl:
         self.faults = deque[str | None]()
         self.reductions: list[tuple[int, str]] = []
         self.aborted: list[int] = []
-        self.held = threading.Event()
+        self.held, self.broken = threading.Event(), False
         self._group: list[Any] | None = None
 
     def get_version(self) -> int:
         return self._version
 
     def get_unique_id(self) -> tuple[int, ...]:
+        if self.broken:
+            raise NcclError("NCCL_ERROR_SYSTEM_ERROR: unhandled system error")
         return (7,) * 128
 
     def NcclCommunicator(self, *args: Any) -> _Communicator:  # noqa: N802
@@ -91,7 +93,6 @@ class FakeNccl:
             raise NcclError("NCCL_ERROR_INVALID_USAGE: invalid usage\n(more)")
         if fault == "blocks":
             self.held.wait()
-            return
         ranks = [call.rank if isinstance(call, _Communicator) else call.communicator.rank for call in calls]
         assert ranks == list(range(len(ranks))), "one thread calls for all cards in one group"
         if isinstance(calls[0], _Communicator):

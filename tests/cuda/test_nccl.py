@@ -142,7 +142,10 @@ def test_it_refuses(nccl: FakeNccl) -> None:
     made = members(real(2))
     way = NcclExchange(made, 8)
     parts = [Part(ops.mailbox(8)) for _, ops in made]
-    assert told(lambda: way.all_reduce(parts, 1)).endswith("invalid usage")
+    line = told(lambda: way.all_reduce(parts, 1))
+    assert line.endswith("invalid usage: --all-reduce copy sums without it")
+    nccl.broken = True
+    assert told(lambda: NcclExchange(made, 8)).endswith("NCCL_ERROR_SYSTEM_ERROR: unhandled system error")
 
 
 def test_a_card_that_comes_twice(nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +192,11 @@ def test_it_does_not_start(
     assert nccl.aborted == aborted
     for device in devices:
         device.stream.synchronize()
+    nccl.held.set()  # what comes too late is aborted too, and uses the streams no more
+    while len(nccl.aborted) < 2:
+        time.sleep(0.01)
+    assert nccl.aborted == [0, 1]
+    assert len(nccl.reductions) == len(aborted) // 2
 
 
 def test_a_reduction_that_hangs_is_given_up(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 from ggrun.devices.base import Place
 from ggrun.devices.cuda.cupy_driver import CupyDriver
@@ -26,6 +26,7 @@ _SHARED_CARD = 23000
 _ALLOW_SHARED = "NCCL_MULTI_RANK_GPU_ENABLE"
 _BFLOAT16 = 9
 """NCCL's number for it: not all of CuPy's versions have a name."""
+_INSTEAD = "--all-reduce copy sums without it"
 START = 8.0
 """Seconds that NCCL may take to connect the cards."""
 
@@ -48,7 +49,8 @@ class NcclExchange:
         self.lost: str | None = None
         try:
             within(START, self._start, "NCCL did not connect the cards")
-        except GgrunError:
+        except GgrunError as error:
+            self.lost = str(error)
             self._abort()
             raise
         self._watch = Watch([driver.stream for driver in self._drivers], self._give_up)
@@ -59,7 +61,7 @@ class NcclExchange:
             raise GgrunError(self.lost)
         places = [self._outgoing(rank, part, rows) for rank, part in enumerate(parts)]
         with self._watch.one():
-            self._reduce([place.address for place in places], rows * places[0].width)
+            self._reduce([place.address for place in places], rows * places[0].width, f": {_INSTEAD}")
         for card, place, part in zip(self._cards, places, parts, strict=True):
             if place is not part.place:
                 card.sum([place], rows, part.place)
@@ -75,8 +77,8 @@ class NcclExchange:
         self._drivers[rank].fill(place.address, 0, place.nbytes(rows))
         return place
 
-    def _reduce(self, addresses: Sequence[int], count: int) -> None:
-        with self._group():
+    def _reduce(self, addresses: Sequence[int], count: int, hint: str = "") -> None:
+        with self._errors(hint), self._group():
             for communicator, driver, address in zip(
                 self._communicators, self._drivers, addresses, strict=True
             ):
@@ -86,12 +88,17 @@ class NcclExchange:
     def _start(self) -> None:
         """Connect the cards, and see one sum arrive: what comes later finds all ways open."""
         cupy = import_module("cupy")
-        unique, ranks, made = self._nccl.get_unique_id(), len(self._drivers), []
-        with self._group():
-            for rank, driver in enumerate(self._drivers):
-                with cupy.cuda.Device(driver.index):
-                    made.append(self._nccl.NcclCommunicator(ranks, unique, rank))
+        ranks, made = len(self._drivers), []
+        with self._errors():
+            unique = self._nccl.get_unique_id()
+            with self._group():
+                for rank, driver in enumerate(self._drivers):
+                    with cupy.cuda.Device(driver.index):
+                        made.append(self._nccl.NcclCommunicator(ranks, unique, rank))
         self._communicators = made  # only what is connected can be aborted
+        if self.lost:  # too late: nobody waits any more
+            self._abort()
+            return
         memory = [driver.allocate(4) for driver in self._drivers]
         for driver, number in zip(self._drivers, memory, strict=True):
             driver.fill(number.address, 0, 4)
@@ -102,21 +109,23 @@ class NcclExchange:
     @contextmanager
     def _group(self) -> Iterator[None]:
         """Calls for all cards, which NCCL makes together: one by one they would wait for each other."""
+        self._nccl.groupStart()
         try:
-            self._nccl.groupStart()
-            try:
-                yield
-            finally:
-                self._nccl.groupEnd()
-        except self._nccl.NcclError as error:
-            self._refuse(error)
+            yield
+        finally:
+            self._nccl.groupEnd()
 
-    def _refuse(self, error: Exception) -> NoReturn:
-        names = ", ".join(card.name for card in self._cards)
-        raise GgrunError(f"NCCL over {names}: {str(error).splitlines()[0]}") from None
+    @contextmanager
+    def _errors(self, hint: str = "") -> Iterator[None]:
+        """NCCL's errors become GgrunErrors."""
+        try:
+            yield
+        except self._nccl.NcclError as error:
+            names = ", ".join(card.name for card in self._cards)
+            raise GgrunError(f"NCCL over {names}: {str(error).splitlines()[0]}{hint}") from None
 
     def _give_up(self, why: str) -> None:
-        self.lost = f"NCCL: {why}: it was given up; --all-reduce copy sums without it"
+        self.lost = f"NCCL: {why}: it was given up; {_INSTEAD}"
         self._drivers[0].stream.fail(GgrunError(self.lost))
         self._abort()
 
