@@ -147,7 +147,7 @@ class LLM:
         """The logits after each of n tokens, as a text of their own: float32 [n, vocab]."""
         text = self._context.text()
         ids = self._engine.check(tokens).tolist()
-        return self._context.begin(text, ids, reuse=False, all_logits=True)[0]
+        return self._context.begin(text, ids, reuse=False, all_logits=True)[0].logits
 
     def perplexity(
         self, text: str | Sequence[int], *, window: int = 512, chunks: int = -1

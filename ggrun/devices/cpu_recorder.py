@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices.base import Cells, Inputs, Limits, Rows
-from ggrun.devices.cpu_memory import LINE, zeros
+from ggrun.devices.cpu_memory import LINE, CpuPlace, CpuTopK, zeros
 from ggrun.devices.streams import INLINE, Work
 from ggrun.devices.threads import ThreadPool, physical_cores
 from ggrun.devices.wire import DTYPES
@@ -41,23 +41,6 @@ class _Pool:
 
     def give(self, memory: NDArray[np.uint8]) -> None:
         self._free[len(memory)].append(memory)
-
-
-class CpuPlace:
-    """Where a buffer's rows lie, whatever becomes of the buffer. kind: see wire.DTYPES."""
-
-    def __init__(self, width: int, memory: NDArray[np.uint8], kind: str = "f32") -> None:
-        self.width, self._memory, self._kind = width, memory, kind
-        self._row = width * DTYPES[kind].itemsize
-        self._all = memory[: len(memory) // self._row * self._row].view(DTYPES[kind]).reshape(-1, width)
-
-    def array(self, rows: int) -> NDArray[Any]:
-        """The first rows, [rows, width]."""
-        return self._all[:rows]
-
-    def part(self, row: int) -> "CpuPlace":
-        """The rows from this one on."""
-        return CpuPlace(self.width, self._memory[row * self._row :], self._kind)
 
 
 class CpuBuffer:
@@ -254,6 +237,10 @@ class CpuRecorder:
         y = self._buffer(rows, x.width)
         self._record("elementwise.pick", rows, [x, *reads], [y], rows=which, x=x, y=y, width=x.width)
         return y
+
+    def top_k(self, logits: CpuBuffer, first: int) -> CpuTopK:
+        """Nothing yet: numpy finds them in one look at the logits, sooner than these could be copied."""
+        return CpuTopK(self.place(logits), first)
 
     # ---------------------------------------------------------------- products
 

@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 
 from ggrun.arch.config import Config
 from ggrun.devices.base import Device, Limits
+from ggrun.devices.best import TopK
 from ggrun.engine.batch import Batch
 from ggrun.engine.cache import KVCache, pages_for
 from ggrun.engine.hosts import Host
 from ggrun.engine.meter import Meter
+from ggrun.engine.outputs import Scores, joined
 from ggrun.engine.pipeline import Pipeline
 from ggrun.engine.runner import CacheSpec, check_memory
 from ggrun.errors import UsageError
@@ -21,6 +23,8 @@ from ggrun.plan import Plan
 CACHE_KINDS = ("f16", "f32", "bf16", "q8_0")
 _LOGITS_BYTES = 64 << 20
 """How much memory the logits of one run may take."""
+_FEW_LOGITS = 1 << 15
+"""So many come to the host sooner than the best of them are found."""
 
 
 @dataclass(frozen=True)
@@ -75,25 +79,39 @@ class Engine:
     ) -> NDArray[np.float32]:
         """Append tokens to a sequence; the logits after the last, or after each: float32 [1 or n, vocab].
 
+        Errors as `evaluate` has them.
+        """
+        return self.evaluate(tokens, sequence, all_logits).logits
+
+    def evaluate(
+        self, tokens: Sequence[int], sequence: int = 0, all_logits: bool = False, top: TopK | None = None
+    ) -> Scores:
+        """Append tokens to a sequence; the logits after the last, or after each.
+
+        top: the best are enough; more of them may come, or all
+
         Long prompts are cut into micro-batches. UsageError for a token that the vocabulary does not have,
         CacheFull when the context is; both change nothing.
         """
         begin = self.cache.length(sequence)
         ids = self.check(tokens, begin)
+        if top:  # few values of k, as devices prepare for each
+            many = self.config.vocab > _FEW_LOGITS
+            top = TopK(1 << (top.k - 1).bit_length(), top.words) if many else None
         try:
             slots = self.cache.extend(sequence, len(ids))
             outputs = np.zeros(len(ids), np.bool_)
             outputs[0 if all_logits else -1 :] = True
             parts = self._pipeline.run(
                 [
-                    self._batch(ids, slots, outputs, sequence, begin, part)
+                    self._batch(ids, slots, outputs, sequence, begin, part, top)
                     for part in self._cuts(len(ids), all_logits)
                 ]
             )
         except BaseException:
             self.cache.truncate(sequence, begin)
             raise
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return joined(parts)
 
     def interrupt(self) -> None:
         """Make `decode` end with Interrupted, now and until `resume`; from any thread."""
@@ -136,9 +154,10 @@ class Engine:
         sequence: int,
         begin: int,
         part: slice,
+        top: TopK | None = None,
     ) -> Batch:
         n = part.stop - part.start
         positions = np.arange(begin + part.start, begin + part.stop, dtype=np.int32)
         sequences = np.full(n, sequence, np.int32)
         tables = {sequence: self.cache.table(sequence).copy()}
-        return Batch(ids[part], positions, sequences, slots[part], outputs[part], tables)
+        return Batch(ids[part], positions, sequences, slots[part], outputs[part], tables, top)

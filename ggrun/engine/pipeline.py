@@ -3,15 +3,13 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ggrun.arch.config import Config
 from ggrun.devices.base import Device, Limits
 from ggrun.engine.batch import Batch
 from ggrun.engine.hosts import Host, hops
 from ggrun.engine.loaded import SUMS, Loaded, Sums
 from ggrun.engine.meter import Meter
+from ggrun.engine.outputs import Outputs, Scores
 from ggrun.engine.runner import CacheSpec
 from ggrun.engine.stage import Hop
 from ggrun.engine.weights import refuse_unused
@@ -60,8 +58,8 @@ class Pipeline:
         refuse_unused(model, taken)
         self._broken = False
 
-    def run(self, batches: Sequence[Batch]) -> list[NDArray[np.float32]]:
-        """The logits that each batch asks for: float32 [outputs, vocab].
+    def run(self, batches: Sequence[Batch]) -> list[Scores]:
+        """What each batch wants of its outputs.
 
         Batches go through each stage in the order that they have here. The first error is raised when all
         devices are at rest.
@@ -70,9 +68,9 @@ class Pipeline:
             self._give_up()
         self._broken, begin = True, time.perf_counter()
         try:
-            logits = [np.empty((batch.wanted, self._config.vocab), np.float32) for batch in batches]
+            outputs = [Outputs(batch, self._config.vocab) for batch in batches]
             for stage, batch in schedule(len(self._stages), len(batches), self._window):
-                self._enqueue(stage, batches[batch], batch % self._window, logits[batch])
+                self._enqueue(stage, batches[batch], batch % self._window, outputs[batch])
             self._here.synchronize()
             for host in self._hosts.values():
                 host.synchronize()
@@ -82,7 +80,7 @@ class Pipeline:
             self._give_up()
             raise
         self._broken = False
-        return logits
+        return [output.scores() for output in outputs]
 
     def interrupt(self) -> None:
         """Make `run` end with Interrupted on other machines, as devices do here; from any thread."""
@@ -94,7 +92,7 @@ class Pipeline:
         for host in self._hosts.values():
             host.resume()
 
-    def _enqueue(self, index: int, batch: Batch, slot: int, logits: NDArray[np.float32]) -> None:
+    def _enqueue(self, index: int, batch: Batch, slot: int, outputs: Outputs) -> None:
         """One batch through one stage."""
         stage = self._stages[index]
         if index > 0:
@@ -103,7 +101,7 @@ class Pipeline:
         if index + 1 < len(self._stages):
             stage.send(batch, self._stages[index + 1], slot)
         else:
-            stage.download(batch, logits)
+            stage.download(batch, outputs)
 
     def _give_up(self) -> None:
         for host in self._hosts.values():

@@ -21,6 +21,7 @@ from ggrun.gguf import GGUF
 from ggrun.plan.hardware import Speeds
 from tests.cuda.fake_cupy import CUDARuntimeError, FakeCupy
 from tests.cuda.models import engine, logits
+from tests.engine.test_outputs import Shares, check_several
 from tests.engine.test_peer import distance
 from tests.plans import Plans
 from tests.tiny import Tiny
@@ -59,6 +60,10 @@ def test_models(kind: str, p2p: str, cupy: FakeCupy, tmp_path: Path) -> None:
     del split, devices, device
     gc.collect()
     assert cupy.memGetInfo() == free
+
+
+def test_the_best_logits(cupy: FakeCupy) -> None:
+    check_several(Shares(list(open_devices(["cuda:0", "cuda:1"]).values()), [0, 900, 3000]))
 
 
 @pytest.mark.parametrize("mode", ["layer", "row"])

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices.base import Device, Limits, Place
+from ggrun.devices.best import Best, TopK
 from ggrun.devices.budget import Budget
 from ggrun.devices.cuda import grids
 from ggrun.devices.cuda.attention import row_bytes
@@ -156,6 +157,10 @@ class Cuda:
     def download(self, source: CudaPlace, rows: int, out: NDArray[np.float32]) -> None:
         """A copy that the stream makes."""
         self.driver.download(out, source.address)
+
+    def download_top_k(self, source: CudaPlace, rows: int, top: TopK, best: Best) -> None:
+        """One copy that the stream makes."""
+        self.driver.download(best.both.reshape(-1), source.address)
 
     def interrupt(self) -> None:
         """End the programs that come: a kernel that runs is done soon."""
