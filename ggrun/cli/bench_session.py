@@ -36,8 +36,9 @@ class Session:
     is right for that depth: it is computed once.
     """
 
-    def __init__(self, setup: Setup, placement: dict[str, Any]) -> None:
+    def __init__(self, setup: Setup, placement: dict[str, Any], sums: dict[str, Any]) -> None:
         self._model, self._setup = _opened(setup.model), setup
+        self._sums = sums["all_reduce"], sums["wire"]
         self._config = Config.from_gguf(self._model)
         self._placement = dict(placement)
         hardware = self._placement.pop("hardware")
@@ -73,12 +74,12 @@ class Session:
             return open_devices(names, s.n_threads, self._p2p)
 
         if self._own_plan is None:
-            wishes = with_mode(self._model, wishes, make, opened)
+            wishes = with_mode(self._model, wishes, make, opened, self._sums)
         plan = make(PlanFacts.from_outline(self._model), wishes).plan
         names = {m.device for stage in plan.stages for m in stage.members}
         if names != {"cpu"}:
             self._devices = opened(names)
-        options = EngineOptions(positions, n_ubatch, 1, s.type_k, s.type_v)
+        options = EngineOptions(positions, n_ubatch, 1, s.type_k, s.type_v, *self._sums)
         self._engine = Engine(self._model, self._config, plan, self._devices, options)
         random = np.random.default_rng(1)
         self._tokens: list[int] = random.integers(self._config.vocab, size=positions).tolist()

@@ -36,6 +36,8 @@ class EngineOptions:
     sequences: int = 1
     cache_keys: str = "f16"
     cache_values: str = "f16"
+    all_reduce: str = "auto"
+    wire: str = "f32"
 
 
 class Engine:
@@ -64,7 +66,8 @@ class Engine:
         self._step = min(options.n_ubatch, options.n_ctx)
         self._most_outputs = max(1, min(self._step, _LOGITS_BYTES // (4 * config.vocab)))
         limits = Limits(self._step, self._most_outputs, options.sequences, self.cache.pages)
-        self._pipeline = Pipeline(plan, devices, model, config, spec, limits, hosts, meter)
+        sums = options.all_reduce, options.wire
+        self._pipeline = Pipeline(plan, devices, model, config, spec, limits, hosts, meter, sums)
 
     @property
     def n_ctx(self) -> int:
