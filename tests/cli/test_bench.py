@@ -26,6 +26,7 @@ from ggrun.gguf import GGUF
 from ggrun.plan.traffic import cell_bytes, weight_bytes
 from tests.cli.test_run import GGRUN, bash, complaint, ggrun, listen_to_ctrl_c
 from tests.tiny import Tiny
+from tests.waiting import PATIENCE
 
 QUICK = ("-p", "16", "-n", "4", "-r", "2", "-t", "1")
 
@@ -310,7 +311,7 @@ def test_ctrl_c_leaves_whole_output(tiny: Path, begun: str) -> None:
         if begun in line:
             break
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert len(json.loads(output)) == ("2/2" in begun)

@@ -18,9 +18,9 @@ from ggrun.devices.streams import INLINE, Threaded
 from ggrun.engine.engine import Engine, EngineOptions
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan, single
-from tests.devices.test_threads import workers
 from tests.plans import Plans
 from tests.tiny import Tiny
+from tests.waiting import ended, workers
 
 LIMITS = Limits(tokens=8, outputs=8, sequences=1, pages=1)
 
@@ -77,9 +77,7 @@ def test_devices_that_cannot_all_be_opened() -> None:
     with pytest.raises(UsageError, match="512"):
         open_devices(["cpu:0", "cpu:1"], 2000)
     gc.collect()
-    for thread in workers() - before:
-        thread.join(5)
-    assert workers() <= before
+    ended(workers() - before)
 
 
 # ---------------------------------------------------------------- limits

@@ -20,7 +20,7 @@ from ggrun.plan.report import flags, require_fit
 from tests.plan.models import Model, machines, models, with_more
 
 EXAMPLES = int(os.environ.get("GGRUN_EXAMPLES", "300"))
-MANY = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 
 
 @st.composite

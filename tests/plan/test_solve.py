@@ -13,7 +13,7 @@ from ggrun.plan.tables import Sums
 from ggrun.plan.usage import Sizes, plan_use
 from tests.plan.models import Model, card, models
 
-SOME = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+SOME = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
 
 @SOME
