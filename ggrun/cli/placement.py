@@ -45,8 +45,8 @@ _OPTIONS = [
            help="-nkvo: keys and values stay in the host's memory."),
     option("-fit", "--fit", default="on", type=click.Choice(["on", "off"]),
            help="Adjust what is left open to the memory; off: refuse nothing either."),
-    option("-fitt", "--fit-target", "fit_margin", default=1024, type=click.IntRange(0),
-           help="MiB that stay free on each device."),
+    option("-fitt", "--fit-target", "fit_margin", default="1024", type=TEXT, metavar="MIB,...",
+           help="MiB that stay free on each device; several: on the devices as they are listed."),
     option("-fitc", "--fit-ctx", default=4096, type=click.IntRange(1),
            help="The smallest context that fitting may leave."),
     option("--plan", "plan_file", type=click.Path(path_type=Path),
@@ -59,8 +59,7 @@ _OPTIONS = [
 ]  # fmt: skip
 
 _AS_THEY_ARE = (
-    "split_mode", "main_gpu", "cpu_moe", "n_cpu_moe", "n_cpu_ffn", "kv_offload", "fit_margin", "fit_ctx",
-    "hardware",
+    "split_mode", "main_gpu", "cpu_moe", "n_cpu_moe", "n_cpu_ffn", "kv_offload", "fit_ctx", "hardware",
 )  # fmt: skip
 
 
@@ -76,7 +75,7 @@ def taken(options: dict[str, Any]) -> dict[str, Any]:
 
     Two are no fields of PlanOptions: `plan`, a Plan or None, and `hardware`, a text or None.
     """
-    from ggrun.plan.options import parse_layers, parse_overrides, parse_ratios
+    from ggrun.plan.options import parse_layers, parse_margin, parse_overrides, parse_ratios
 
     ratios, dev = options.pop("tensor_split"), options.pop("dev")
     return {name: options.pop(name) for name in _AS_THEY_ARE} | {
@@ -85,6 +84,7 @@ def taken(options: dict[str, Any]) -> dict[str, Any]:
         "order": None if dev is None else tuple(name.strip() for name in dev.split(",")),
         "overrides": tuple(pair for text in options.pop("overrides") for pair in parse_overrides(text)),
         "fit": options.pop("fit") == "on",
+        "fit_margin": parse_margin(options.pop("fit_margin")),
         "plan": _plan(options.pop("plan_file")),
     }
 

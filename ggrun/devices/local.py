@@ -81,17 +81,18 @@ def shared_out(devices: Sequence[DeviceInfo], options: PlanOptions) -> list[Devi
 
     What pretends to be a card has its limit, or less in proportion; the CPU has the rest.
     """
-    margin = options.fit_margin << 20
-    there, cards = max(0, host_memory().available - margin), [d for d in devices if pretends([d])]
+    margins = options.margins(len(devices))
+    own = next((margin for d, margin in zip(devices, margins, strict=True) if d.host), max(margins, default=0))
+    there, cards = max(0, host_memory().available - own), [d for d in devices if pretends([d])]
     for_cards = there - there // 8 if any(d.host for d in devices) else there
-    wanted = sum(d.usable(margin) for d in cards)
+    wanted = sum(d.free for d in cards)
     part = Fraction(min(wanted, for_cards), max(1, wanted))
     rest = there - int(wanted * part)
 
     def cut(device: DeviceInfo) -> DeviceInfo:
         if device.host:
-            return replace(device, free=min(device.free, rest + margin))
-        return replace(device, free=int(device.usable(margin) * part)) if device in cards else device
+            return replace(device, free=min(device.free, rest + own))
+        return replace(device, free=int(device.free * part)) if device in cards else device
 
     return [cut(device) for device in devices] if options.fit else list(devices)
 

@@ -74,6 +74,8 @@ class _Run:
     def __init__(self, problem: Problem) -> None:
         self.p, self.clock = problem, problem.sums.clock
         self.items = range(problem.sums.facts.items)
+        # Where it is, if that is known: else it goes with the first item, which is free then.
+        self.embedding = problem.embedding or problem.forced.get(0)
         self._ways: dict[tuple[Table, Table], int] = {}
         self.free = [i for i in self.items if i not in problem.forced]
         self._gaps()
@@ -125,19 +127,20 @@ class _Run:
         """Take the memory of what has its place: items, and the buffers of their devices."""
         for i, table in self.p.forced.items():
             self._take(table, self._memory(table, i))
-        embedding = self.p.embedding or self.p.forced.get(0)
-        if embedding:
-            self._take(embedding, embedding.embedding)
-        fixed = [*self.p.forced.values(), *([embedding] if embedding else [])]
+        if self.embedding:
+            self._take(self.embedding, self.embedding.embedding)
+        fixed = [*self.p.forced.values(), *([self.embedding] if self.embedding else [])]
         self.buffered = {table.place.members for table in fixed}
         for table in {table.place.members: table for table in fixed}.values():
             self._take(table, table.buffers)
 
     def _memory(self, table: Table, item: int) -> list[int]:
-        """The bytes of an item at a place, by member."""
-        once = item == self.items[-1] and self.p.embedding and self.p.embedding.place == table.place
-        less = table.tied if once else [0] * len(table.tied)
-        return [column[item] - n for column, n in zip(table.memory, less, strict=True)]
+        """The bytes of an item at a place, by member; a tied output takes nothing where the embedding is."""
+        found = [column[item] for column in table.memory]
+        if item != self.items[-1] or not self.embedding:
+            return found
+        there, names = self.embedding.place.names, table.place.names
+        return [n - t * (name in there) for n, t, name in zip(found, table.tied, names, strict=True)]
 
     def _take(self, table: Table, nbytes: Sequence[int]) -> None:
         for name, n in zip(table.place.names, nbytes, strict=True):
@@ -227,11 +230,21 @@ class _Run:
         buffered, lows = table.place.members in self.buffered, []
         memory = [self._memory(table, item) for item in self.free]
         for i, name in enumerate(table.place.names):
-            column = [nbytes[i] for nbytes in memory]
-            if not self.p.embedding and self.free[0] == 0:
-                column[0] += table.embedding[i]
-            lows.append(_sliding(column, self.left[name] - (0 if buffered else table.buffers[i])))
+            column, room = [nbytes[i] for nbytes in memory], self.left[name]
+            room -= 0 if buffered else table.buffers[i]
+            if not self.embedding:
+                column[0] += table.embedding[i] - self._fixed_output(name)
+            lows.append(_sliding(column, room))
+            # All that is free is a run with both the embedding and the output.
+            tied = table.tied[i] if not self.embedding and self.items[-1] not in self.p.forced else 0
+            if sum(column) - tied <= room:
+                lows[-1][-1] = 0
         return [max(of_members) for of_members in zip(*lows, strict=True)]
+
+    def _fixed_output(self, name: str) -> int:
+        """The bytes of a tied output that has its place on a device: none, if the embedding comes there."""
+        table = self.p.forced.get(self.items[-1])
+        return dict(zip(table.place.names, table.tied, strict=True)).get(name, 0) if table else 0
 
     def _walked(self, back: list[list[tuple[int, int]]], p: int) -> dict[int, Place]:
         placed, j = {}, len(self.free)
