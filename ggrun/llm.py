@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ggrun.devices import open_devices
 from ggrun.devices.local import planned_here
-from ggrun.engine.engine import Engine, EngineOptions
+from ggrun.engine.engine import Engine
 from ggrun.engine.generate import Context, StopStrings, Timings, generate
 from ggrun.engine.grammar import Grammar, GrammarVocabulary
 from ggrun.engine.perplexity import Estimate, perplexity
@@ -72,12 +72,11 @@ class LLM:
         wishes = _plan_options(sizes | placement)
         self._model = GGUF(path)
         planned = planned_here(ModelFacts.from_outline(self._model), devices, threads, wishes, plan)
-        self.config, self.plan, n_ctx = planned.facts.config, planned.plan, planned.sizes.n_ctx
+        self.config, self.plan = planned.facts.config, planned.plan
         names = {member.device for stage in self.plan.stages for member in stage.members}
         self._devices = open_devices(names, threads)
         try:
-            options = EngineOptions(n_ctx, wishes.n_ubatch, 1, cache_type_k, cache_type_v)
-            self._engine = Engine(self._model, self.config, self.plan, self._devices, options)
+            self._engine = Engine(self._model, self.config, self.plan, self._devices, planned.sizes)
         except BaseException:
             for device in self._devices.values():
                 device.stream.abandon()  # what was to be loaded
@@ -114,10 +113,17 @@ class LLM:
         return self.tokenizer.decode(tokens, skip_special=skip_special)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """The logits after each of n tokens, as a text of their own: float32 [n, vocab]."""
+        """The logits after each of n tokens, as a text of their own: float32 [n, vocab].
+
+        GgrunError, before anything is computed, when there is no memory for so many: see logits_by_piece.
+        """
         text = self._context.text()
         ids = self._engine.check(tokens).tolist()
         return self._context.begin(text, ids, reuse=False, all_logits=True)[0]
+
+    def logits_by_piece(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """The same, a piece of a few MiB at a time: float32 [m, vocab], the n tokens' in order."""
+        return self._context.by_piece(self._context.text(), self._engine.check(tokens).tolist())
 
     def perplexity(
         self, text: str | Sequence[int], *, window: int = 512, chunks: int = -1

@@ -9,22 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from ggrun.arch.config import Config
 from ggrun.cli.bench_model import model_bytes, model_parameters, model_type
 from ggrun.cli.bench_tests import Case, ModelFacts, Setup
 from ggrun.devices import open_devices
 from ggrun.devices.base import Device
 from ggrun.devices.cpu import Cpu
 from ggrun.devices.local import everything, planned_here, remember
-from ggrun.engine.cache import pages_for
-from ggrun.engine.engine import Engine, EngineOptions
-from ggrun.engine.runner import CacheSpec
+from ggrun.engine.engine import Engine
 from ggrun.errors import GgrunError
 from ggrun.gguf import GGUF
-from ggrun.plan import whole
+from ggrun.plan.facts import PAGE, pages
 from ggrun.plan.facts import ModelFacts as PlanFacts
 from ggrun.plan.options import PlanOptions
-from ggrun.plan.traffic import cell_bytes, weight_bytes
 
 
 class Session:
@@ -36,7 +32,8 @@ class Session:
 
     def __init__(self, setup: Setup, placement: dict[str, Any]) -> None:
         self._model, self._setup = _opened(setup.model), setup
-        self._config = Config.from_gguf(self._model)
+        self._plan_facts = PlanFacts.from_outline(self._model)
+        self._config = self._plan_facts.config
         self._placement = dict(placement)
         hardware = self._placement.pop("hardware")
         self._hardware = everything() if hardware is None else hardware
@@ -47,11 +44,9 @@ class Session:
 
     def check(self, case: Case) -> None:
         """GgrunError when there is no room for the context of a test."""
-        spec = CacheSpec(pages_for(case.positions), self._setup.type_k, self._setup.type_v)
         if self._hardware != "cpu" or self._own_plan:
             return  # several memories: the planner asks them
-        member = whole(self._config, "cpu")
-        needed = self._config.layers * spec.layer_bytes(self._config, self.device, member)
+        needed = pages(case.positions) * PAGE * self.facts.cell_bytes
         if needed > (free := self.device.available()):
             raise GgrunError(
                 f"{case.name}: the KV cache of {case.positions} positions takes {needed / 2**30:.1f} GiB, "
@@ -63,13 +58,11 @@ class Session:
         s, n_ubatch = self._setup, min(self._setup.n_ubatch, self._setup.n_batch)
         cache: dict[str, Any] = {"cache_type_k": s.type_k, "cache_type_v": s.type_v}
         wishes = PlanOptions(n_ctx=positions, n_ubatch=n_ubatch, **cache, **self._placement)
-        facts = PlanFacts.from_outline(self._model)
-        plan = planned_here(facts, self._hardware, s.n_threads, wishes, self._own_plan).plan
-        names = {m.device for stage in plan.stages for m in stage.members}
+        planned = planned_here(self._plan_facts, self._hardware, s.n_threads, wishes, self._own_plan)
+        names = {m.device for stage in planned.plan.stages for m in stage.members}
         if names != {"cpu"}:
             self._devices = open_devices(names, s.n_threads)
-        options = EngineOptions(positions, n_ubatch, 1, s.type_k, s.type_v)
-        self._engine = Engine(self._model, self._config, plan, self._devices, options)
+        self._engine = Engine(self._model, self._config, planned.plan, self._devices, planned.sizes)
         random = np.random.default_rng(1)
         self._tokens: list[int] = random.integers(self._config.vocab, size=positions).tolist()
 
@@ -105,15 +98,13 @@ class Session:
             device.close()
 
     def _facts(self) -> ModelFacts:
-        model, config, setup = self._model, self._config, self._setup
-        rows = self.device.row_bytes(setup.type_k, config.key_dim)
-        rows += self.device.row_bytes(setup.type_v, config.value_dim)
+        model, setup = self._model, self._setup
         return ModelFacts(
             type=model_type(model),
             size=model_bytes(model),
             n_params=model_parameters(model),
-            weight_bytes=weight_bytes(model, config),
-            cell_bytes=cell_bytes(config, rows),
+            weight_bytes=self._plan_facts.token_bytes,
+            cell_bytes=self._plan_facts.position_bytes(setup.type_k, setup.type_v),
             bandwidth=_bandwidth(setup.n_threads),
         )
 

@@ -96,6 +96,13 @@ class Context:
                 raise GgrunError("another text was begun with this model: this one cannot go on")
             return self._decode(text, tokens, all_logits)
 
+    def by_piece(self, text: Text, tokens: Sequence[int]) -> Iterator[Logits]:
+        """Begin a text anew: the logits after each of its tokens, in pieces of what one run gives."""
+        step = self._engine.most_outputs
+        yield self.begin(text, tokens[:step], reuse=False, all_logits=True)[0]
+        for i in range(step, len(tokens), step):
+            yield self.append(text, tokens[i : i + step], all_logits=True)
+
     def _decode(self, text: Text, tokens: Sequence[int], all_logits: bool) -> Logits:
         # An interrupt that resume takes back has been counted before; of one that comes later the devices
         # know. So none is lost, whatever Python does when it comes.

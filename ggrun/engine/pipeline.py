@@ -1,6 +1,7 @@
 """Walks a plan: batches through its stages, several at a time, so that all devices work."""
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,8 +66,8 @@ class Pipeline:
             self._exchanges[names] = Exchange(members, self._config.width)
         return self._exchanges[names]
 
-    def run(self, batches: Sequence[Batch]) -> list[NDArray[np.float32]]:
-        """The logits that each batch asks for: float32 [outputs, vocab].
+    def run(self, batches: Sequence[Batch]) -> NDArray[np.float32]:
+        """The logits that the batches ask for, one behind the other: float32 [outputs of all, vocab].
 
         Batches go through each stage in the order that they have here. The first error is raised when all
         devices are at rest.
@@ -75,9 +76,10 @@ class Pipeline:
             self._give_up()
         self._broken = True
         try:
-            logits = [np.empty((batch.wanted, self._config.vocab), np.float32) for batch in batches]
-            for stage, batch in schedule(len(self._stages), len(batches), self._window):
-                self._enqueue(stage, batches[batch], batch % self._window, logits[batch])
+            ends = list(accumulate((batch.wanted for batch in batches), initial=0))
+            logits = np.empty((ends[-1], self._config.vocab), np.float32)
+            for stage, i in schedule(len(self._stages), len(batches), self._window):
+                self._enqueue(stage, batches[i], i % self._window, logits[ends[i] : ends[i + 1]])
             for space in self._spaces.values():
                 space.device.stream.synchronize()
         except BaseException:

@@ -125,9 +125,10 @@ def test_wrong_tokens_change_nothing(llm: LLM) -> None:
 def test_several_sequences_in_one_cache(tmp_path: Path) -> None:
     from ggrun.arch.config import Config
     from ggrun.devices import open_devices
-    from ggrun.engine.engine import Engine, EngineOptions
+    from ggrun.engine.engine import Engine
     from ggrun.gguf import GGUF
     from ggrun.plan import single
+    from ggrun.plan.usage import Sizes
 
     model = GGUF(Tiny().write(tmp_path / "model.gguf"))
     config = Config.from_gguf(model)
@@ -137,7 +138,7 @@ def test_several_sequences_in_one_cache(tmp_path: Path) -> None:
         config,
         single(config, "cpu"),
         devices,
-        EngineOptions(512, sequences=3, cache_keys="f32", cache_values="f32"),
+        Sizes(512, sequences=3, keys="f32", values="f32"),
     )
     texts = {0: [1, 2, 3, 4], 1: [5, 6, 7, 8], 2: [9, 10, 11, 12]}
     turns = [(s, engine.decode(texts[s][i : i + 2], s, all_logits=True)) for i in (0, 2) for s in (2, 0, 1)]
@@ -146,7 +147,7 @@ def test_several_sequences_in_one_cache(tmp_path: Path) -> None:
         config,
         single(config, "cpu"),
         devices,
-        EngineOptions(512, cache_keys="f32", cache_values="f32"),
+        Sizes(512, keys="f32", values="f32"),
     )
     for sequence, tokens in texts.items():
         alone.cache.truncate(0, 0)
