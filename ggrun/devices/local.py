@@ -82,7 +82,8 @@ def shared_out(devices: Sequence[DeviceInfo], options: PlanOptions) -> list[Devi
     What pretends to be a card has its limit, or less in proportion; the CPU has the rest.
     """
     margins = options.margins(len(devices))
-    own = next((margin for d, margin in zip(devices, margins, strict=True) if d.host), max(margins, default=0))
+    hosts = [margin for device, margin in zip(devices, margins, strict=True) if device.host]
+    own = max(hosts or margins, default=0)
     there, cards = max(0, host_memory().available - own), [d for d in devices if pretends([d])]
     for_cards = there - there // 8 if any(d.host for d in devices) else there
     wanted = sum(d.free for d in cards)

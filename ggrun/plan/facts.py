@@ -62,7 +62,7 @@ class Part:
 
     def add(self, tensor: Declared, share: str, config: Config) -> None:
         """Count a tensor. Of one that has all experts a token uses those that are its own."""
-        expert = "_exps." in tensor.name
+        expert = config.experts > 0 and "_exps." in tensor.name
         used = (config.experts_used, config.experts) if expert else (1, 1)
         size, numbers = tensor.nbytes, math.prod(tensor.shape)
         self.nbytes[share] += size

@@ -230,21 +230,22 @@ class _Run:
         buffered, lows = table.place.members in self.buffered, []
         memory = [self._memory(table, item) for item in self.free]
         for i, name in enumerate(table.place.names):
-            column, room = [nbytes[i] for nbytes in memory], self.left[name]
-            room -= 0 if buffered else table.buffers[i]
-            if not self.embedding:
-                column[0] += table.embedding[i] - self._fixed_output(name)
-            lows.append(_sliding(column, room))
-            # All that is free is a run with both the embedding and the output.
-            tied = table.tied[i] if not self.embedding and self.items[-1] not in self.p.forced else 0
-            if sum(column) - tied <= room:
-                lows[-1][-1] = 0
+            column = [nbytes[i] for nbytes in memory]
+            room = self.left[name] - (0 if buffered else table.buffers[i])
+            follows = self.embedding is None
+            lows.append(self._with_embedding(table, i, column, room) if follows else _sliding(column, room))
         return [max(of_members) for of_members in zip(*lows, strict=True)]
 
-    def _fixed_output(self, name: str) -> int:
-        """The bytes of a tied output that has its place on a device: none, if the embedding comes there."""
-        table = self.p.forced.get(self.items[-1])
-        return dict(zip(table.place.names, table.tied, strict=True)).get(name, 0) if table else 0
+    def _with_embedding(self, table: Table, i: int, column: list[int], room: int) -> list[int]:
+        """What _sliding gives, where the embedding goes with the first item: a tied output is part of it."""
+        output, tied = self.p.forced.get(self.items[-1]), 0
+        if output:
+            tied = dict(zip(output.place.names, output.tied, strict=True)).get(table.place.names[i], 0)
+        column[0] += table.embedding[i] - tied
+        lows = _sliding(column, room)
+        if output is None and sum(column) - table.tied[i] <= room:  # one run has both
+            lows[-1] = 0
+        return lows
 
     def _walked(self, back: list[list[tuple[int, int]]], p: int) -> dict[int, Place]:
         placed, j = {}, len(self.free)

@@ -1,5 +1,6 @@
 """What models weigh and their KV cache takes, by their files and by hand; what the engine really takes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +124,13 @@ def test_what_a_token_reads_of_experts(tmp_path: Path) -> None:
     attention, router, expert = 2 * 64 * 64 + 2 * 32 * 64, 8 * 64, 3 * 32 * 64
     numbers = attention + router + 3 * expert + 50 * 64 + 64 + 3 * 64 + 2 * 16
     assert facts_of(shape.write(tmp_path / "moe.gguf")).token_bytes == 4 * numbers
+
+
+def test_experts_of_a_model_that_has_none() -> None:
+    """A file may have tensors that are none of its model's: they are refused where they would be loaded."""
+    model = outline("tinyllama-1.1b", "Q4_K_M")
+    before = ModelFacts.from_outline(model).token_bytes
+    stray = replace(model.tensors["blk.0.ffn_up.weight"], name="blk.0.ffn_up_exps.weight")
+    tensors = {**model.tensors, stray.name: stray}
+    facts = ModelFacts.from_outline(Outline(model.path, model.metadata, tensors))
+    assert facts.token_bytes == before + stray.nbytes
