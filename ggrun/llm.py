@@ -18,6 +18,7 @@ from ggrun.devices.local import planned_here
 from ggrun.engine.engine import Engine
 from ggrun.engine.generate import Context, StopStrings, Timings, generate
 from ggrun.engine.grammar import Grammar, GrammarVocabulary
+from ggrun.engine.meter import Meter
 from ggrun.engine.perplexity import Estimate, perplexity
 from ggrun.engine.sampler import Sampler, SamplingOptions
 from ggrun.errors import UsageError
@@ -40,6 +41,7 @@ class LLM:
                   all cards of this machine, and its CPU
     cache_type_k, cache_type_v
                   the form of keys and values in the cache: f16, f32, bf16 or q8_0
+    metered       measure where the time goes, for `meter`: it costs some
     plan          where every layer runs, instead of devices and what follows
     placement     what is left of ggrun.plan.options.PlanOptions: split_mode, n_gpu_layers, tensor_split,
                   overrides, n_cpu_moe, fit and others, with llama.cpp's meanings
@@ -58,6 +60,7 @@ class LLM:
         devices: str | None = None,
         cache_type_k: str = "f16",
         cache_type_v: str = "f16",
+        metered: bool = False,
         plan: Plan | None = None,
         **placement: Any,
     ) -> None:
@@ -71,12 +74,15 @@ class LLM:
         }
         wishes = _plan_options(sizes | placement)
         self._model = GGUF(path)
-        planned = planned_here(ModelFacts.from_outline(self._model), devices, threads, wishes, plan)
-        self.config, self.plan = planned.facts.config, planned.plan
+        self.planned = planned_here(ModelFacts.from_outline(self._model), devices, threads, wishes, plan)
+        self.config, self.plan = self.planned.facts.config, self.planned.plan
+        self.meter = Meter() if metered else None
         names = {member.device for stage in self.plan.stages for member in stage.members}
         self._devices = open_devices(names, threads)
         try:
-            self._engine = Engine(self._model, self.config, self.plan, self._devices, planned.sizes)
+            self._engine = Engine(
+                self._model, self.config, self.plan, self._devices, self.planned.sizes, meter=self.meter
+            )
         except BaseException:
             for device in self._devices.values():
                 device.stream.abandon()  # what was to be loaded

@@ -53,13 +53,16 @@ _OPTIONS = [
            help="A plan as ggrun plan --json writes it, instead of all these."),
     option("--devices", "hardware", type=TEXT, is_eager=True,
            help='Devices with their memory and bandwidth: "2x rtx3090, cpu:64GB@50GB/s" (ggrun plan), '
-                'cpu:0:2GB,cpu:1:2GB (limits to try splits with). Default: those of this machine.'),
+                'cpu:0:2GB,cpu:1:2GB (limits to try splits with); cuda:0,cuda:0 are two logical devices of '
+                'one card. Default: those of this machine.'),
+    option("--device-memory", type=TEXT, metavar="SIZE,...",
+           help="The memory that may be taken of each card: 24GB, or one size a card."),
     option("--list-devices", is_flag=True, expose_value=False, callback=_list_devices,
            help="List the devices of this machine, and end."),
 ]  # fmt: skip
 
 _AS_THEY_ARE = (
-    "split_mode", "main_gpu", "cpu_moe", "n_cpu_moe", "n_cpu_ffn", "kv_offload", "fit_ctx", "hardware",
+    "split_mode", "main_gpu", "cpu_moe", "n_cpu_moe", "n_cpu_ffn", "kv_offload", "fit_ctx",
 )  # fmt: skip
 
 
@@ -86,7 +89,18 @@ def taken(options: dict[str, Any]) -> dict[str, Any]:
         "fit": options.pop("fit") == "on",
         "fit_margin": parse_margin(options.pop("fit_margin")),
         "plan": _plan(options.pop("plan_file")),
+        "hardware": _hardware(options.pop("hardware"), options.pop("device_memory")),
     }
+
+
+def _hardware(devices: str | None, memory: str | None) -> str | None:
+    """The text of --devices, with the limits of --device-memory."""
+    if memory is None:
+        return devices
+    from ggrun.devices.local import everything
+    from ggrun.plan.hardware import with_memory
+
+    return with_memory(everything() if devices is None else devices, memory)
 
 
 def _plan(file: Path | None) -> Any:

@@ -57,6 +57,10 @@ class LateEvent:
         """Run the streams until this one has come there."""
         self._schedule.run_until(lambda: self.done)
 
+    def since(self, earlier: "LateEvent") -> float:
+        """The virtual time from an earlier event of the same stream to this one."""
+        return self.time - earlier.time
+
 
 @dataclass(frozen=True)
 class _Step:
@@ -88,6 +92,10 @@ class Late:
         event = LateEvent(self._schedule)
         self._put(_Step(self._schedule.now, passed=event))
         return event
+
+    def mark(self) -> LateEvent:
+        """An event has a time."""
+        return self.record()
 
     def wait(self, event: Event) -> None:
         """Let what is enqueued from now on come after an event."""

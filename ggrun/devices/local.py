@@ -53,9 +53,10 @@ def everything() -> str:
 
 def named_devices(names: Iterable[str], threads: int | None = None) -> list[DeviceInfo]:
     """The devices of a plan, called as it calls them; UsageError for one that there is not."""
-    here, names = local_cpu(threads), list(names)
+    names = list(names)
     refuse_twins([DeviceName.parse(name) for name in names])
-    return [replace(parse_devices(name, here, local_card)[0], name=name) for name in names]
+    found = parse_devices(",".join(names), local_cpu(threads), local_card)
+    return [replace(device, name=name) for device, name in zip(found, names, strict=True)]
 
 
 def planned_here(

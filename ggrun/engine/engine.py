@@ -1,6 +1,6 @@
 """A loaded model: tokens of sequences in, logits out, through a KV cache."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,8 @@ from ggrun.devices.base import Device, Limits
 from ggrun.devices.host_memory import host_memory
 from ggrun.engine.batch import Batch
 from ggrun.engine.cache import KVCache
+from ggrun.engine.hosts import Host
+from ggrun.engine.meter import Meter
 from ggrun.engine.pipeline import Pipeline
 from ggrun.engine.runner import CacheSpec
 from ggrun.errors import GgrunError, UsageError
@@ -19,10 +21,21 @@ from ggrun.plan.usage import Sizes
 
 
 class Engine:
-    """Evaluates tokens. A sequence is a number below sizes.sequences."""
+    """Evaluates tokens. A sequence is a number below sizes.sequences.
+
+    hosts    the other machines of the plan, by name
+    meter    measures where the time goes, if there is one
+    """
 
     def __init__(
-        self, model: GGUF, config: Config, plan: Plan, devices: dict[str, Device], sizes: Sizes
+        self,
+        model: GGUF,
+        config: Config,
+        plan: Plan,
+        devices: dict[str, Device],
+        sizes: Sizes,
+        hosts: Mapping[str, Host] | None = None,
+        meter: Meter | None = None,
     ) -> None:
         plan.check(config)
         self.config, self._sizes = config, sizes
@@ -32,7 +45,7 @@ class Engine:
         self.cache = KVCache(sizes.n_ctx, sizes.sequences)
         spec = CacheSpec(sizes.pages, sizes.keys, sizes.values, plan.kv_on_host)
         limits = Limits(sizes.tokens, self.most_outputs, sizes.sequences, sizes.pages)
-        self._pipeline = Pipeline(plan, devices, model, config, spec, limits)
+        self._pipeline = Pipeline(plan, devices, model, config, spec, limits, hosts, meter)
 
     @property
     def n_ctx(self) -> int:
@@ -70,11 +83,13 @@ class Engine:
         """Make `decode` end with Interrupted, now and until `resume`; from any thread."""
         for device in self._devices:
             device.interrupt()
+        self._pipeline.interrupt()
 
     def resume(self) -> None:
         """Let `decode` work again."""
         for device in self._devices:
             device.resume()
+        self._pipeline.resume()
 
     def check(self, tokens: Sequence[int], begin: int = 0) -> NDArray[np.int32]:
         """The tokens as an array; UsageError when they cannot follow `begin` others in a sequence."""

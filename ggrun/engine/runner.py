@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ggrun.arch.config import Config
-from ggrun.devices.base import Buffer, Cells, Place, Program
+from ggrun.devices.base import Buffer, Cells, Device, Place, Program
 from ggrun.devices.exchange import Part
+from ggrun.devices.streams import Stream
 from ggrun.engine.forward import Forward, LayerCells
 from ggrun.engine.workspace import Workspace
 from ggrun.plan import Member, Stage
@@ -57,6 +61,19 @@ class Runner:
         self.segments.append(Segment(ops.finish(), None))
         self.residual: Place = ops.place(x)
         self.logits: Place | None = None if logits is None else ops.place(logits)
+
+    @property
+    def stream(self) -> Stream:
+        """The device's."""
+        return self.space.device.stream
+
+    def copy(self, rows: int, device: Device, place: Place) -> None:
+        """Enqueue a copy of the residual stream's first rows to a place of any device."""
+        self.space.device.copy(self.residual, rows, device, place)
+
+    def download(self, rows: int, out: NDArray[np.float32]) -> None:
+        """Enqueue a copy of the residual stream's first rows to the host: out is [rows, width]."""
+        self.space.device.download(self.residual, rows, out)
 
     def _end_segment(self, part: Buffer | None) -> Buffer:
         """End the program before a sum; gives the buffer that will have the sum when the next one begins."""

@@ -95,7 +95,7 @@ class PlanOptions:
                 raise UsageError(f"{name} is {value!r:.40}: it must be text")
         if not isinstance(self.n_gpu_layers, str) and not _whole(self.n_gpu_layers):
             raise UsageError(f"n_gpu_layers is {self.n_gpu_layers!r:.40}: a number, auto or all")
-        margins = self.fit_margin
+        margins: Any = self.fit_margin
         if not _whole(margins) and not (_listed(margins) and margins and all(map(_whole, margins))):
             raise UsageError(f"fit_margin is {margins!r:.40}: it must be a whole number, or a list of them")
         for name, kinds, what in (

@@ -1,6 +1,7 @@
 """What ggrun calls of CuPy, on the emulator: all is done at once, or noted while a graph is captured."""
 
 import ctypes
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -31,10 +32,11 @@ class _Event:
 
     def __init__(self, block: bool, disable_timing: bool) -> None:
         assert block
-        assert disable_timing
+        self.timed, self.time = not disable_timing, 0.0
 
     def record(self, stream: "_Stream") -> None:
         assert stream.captured is None
+        self.time = time.perf_counter()
 
     def synchronize(self) -> None:
         pass
@@ -124,6 +126,7 @@ class FakeCupy:
             memory=SimpleNamespace(OutOfMemoryError=MemoryError), Device=self._device, Event=_Event,
             Stream=lambda non_blocking: _Stream(self, non_blocking),
             alloc_pinned_memory=lambda nbytes: self._pinned(nbytes),
+            get_elapsed_time=self._elapsed,
         )  # fmt: skip
 
     __spec__ = SimpleNamespace(name="cupy")
@@ -137,6 +140,11 @@ class FakeCupy:
     def _device(self, index: int) -> AbstractContextManager[None]:
         assert 0 <= index < self._cards
         return nullcontext()
+
+    def _elapsed(self, begin: _Event, end: _Event) -> float:
+        assert begin.timed
+        assert end.timed
+        return 1e3 * (end.time - begin.time)
 
     def _fail(self, name: str) -> None:
         if name in self.failing:

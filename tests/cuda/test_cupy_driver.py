@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ggrun import GgrunError, UsageError
-from ggrun.devices import open_devices
+from ggrun import LLM, GgrunError, UsageError
+from ggrun.devices import local, open_devices
 from ggrun.devices.cuda import found
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import Cards, count_cards
 from ggrun.devices.cuda.staging import pieces
 from ggrun.gguf import GGUF
+from ggrun.plan.hardware import Speeds
 from tests.cuda.fake_cupy import CUDARuntimeError, FakeCupy
 from tests.cuda.models import engine, logits
 from tests.engine.test_peer import distance
@@ -55,6 +56,26 @@ def test_models(kind: str, cupy: FakeCupy, tmp_path: Path) -> None:
     del split, devices, device
     gc.collect()
     assert cupy.memGetInfo() == free
+
+
+@pytest.mark.parametrize("mode", ["layer", "row"])
+def test_logical_devices_of_one_card(
+    mode: str, cupy: FakeCupy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a limit of its own, and the first card's kernels and memory."""
+    monkeypatch.setattr(local, "kept", lambda key: Speeds(1e9, 1e10, 1e10, 1e9))
+    path = Tiny(layers=3).write(tmp_path / "model.gguf")
+    with LLM(path, n_ctx=64, devices="cpu", threads=1) as cpu:
+        want = cpu.logits(TOKENS)
+    options: dict[str, Any] = {"split_mode": mode, "tensor_split": (1.0, 1.0), "n_ctx": 64}
+    with LLM(path, devices="cuda:0:64MB,cuda:0:64MB", **options) as llm:
+        cards = {name: device for name, device in llm._devices.items() if isinstance(device, Cuda)}
+        assert cards.keys() == {"cuda:0.0:64MB", "cuda:0.1:64MB"}
+        for card in cards.values():
+            assert isinstance(card.driver, CupyDriver)
+            assert card.driver.index == 0
+            assert 0 < card._budget.used < 64 << 20
+        assert distance(llm.logits(TOKENS), want) <= 1e-6
 
 
 def test_uploads_go_in_pieces_through_pinned_memory(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,10 +35,14 @@ LIMITS = Limits(tokens=8, outputs=8, sequences=1, pages=1)
         ("cpu:1.5GiB", DeviceName("cpu", None, 3 << 29)),
         ("emulated:3:512MB", DeviceName("emulated", 3, 512 << 20)),
         ("emulated:0:1000B", DeviceName("emulated", 0, 1000)),
+        ("cuda:0.1", DeviceName("cuda", 0, None, 1)),
+        ("cuda:12.0:24GB", DeviceName("cuda", 12, 24 << 30, 0)),
     ],
 )
 def test_names(text: str, name: DeviceName) -> None:
-    assert DeviceName.parse(text) == name
+    parsed = DeviceName.parse(text)
+    assert parsed == name
+    assert text in (parsed.short, f"{parsed.short}:{text.rpartition(':')[2]}")
 
 
 NOTHING = ["", "gpu:0", "cpu:", "cpu:x", "cpu:1:2", "cpu:0:2XB", "CPU", "cpu:0:-1GB", "cpu\n"]

@@ -177,7 +177,7 @@ def test_more_logits_than_there_is_memory_for(path: Path, monkeypatch: pytest.Mo
         llm._engine.most_outputs = 8
         want = llm.logits([1] * 20)
         have(monkeypatch, 20 * 4 * vocab - 1)
-        monkeypatch.setattr(llm._engine, "_pipeline", None)
+        monkeypatch.setattr(llm._engine._pipeline, "run", None)
         with pytest.raises(GgrunError, match=rf"^the logits of 20 tokens take {80 * vocab} bytes, .* free"):
             llm.logits([1] * 20)
         monkeypatch.undo()

@@ -9,7 +9,7 @@ from ggrun.plan import Plan, Stage, single, whole
 from ggrun.plan.cards import CARDS
 from ggrun.plan.cost import HOP, Clock, Place, predict
 from ggrun.plan.facts import ModelFacts
-from ggrun.plan.hardware import Speeds, cpu_info, parse_devices
+from ggrun.plan.hardware import DeviceInfo, Speeds, card_info, cpu_info, parse_devices, with_memory
 from ggrun.plan.mixes import outline
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planner import make_plan
@@ -155,3 +155,49 @@ def test_float_weights_have_a_rate_of_their_own() -> None:
     f16, q8_0 = facts_of("llama-3-8b", "F16"), facts_of("llama-3-8b", "Q8_0")
     assert [p.floats for p in q8_0.parts[:2]] == [{"heads": 0, "kv_heads": 0}, {"ff": 0}]
     assert [p.floats for p in f16.parts[:2]] == [p.weights for p in f16.parts[:2]]
+
+
+# ---------------------------------------------------------------- logical devices
+
+
+def card(index: int) -> DeviceInfo:
+    return card_info(f"cuda:{index}", "H200", 40 << 30, 30 << 30, Speeds(4e12, 1e15, 5e14, 5e10))
+
+
+def seen(text: str) -> list[tuple[str, int, bool]]:
+    """Names, free GiB, and whether a margin is left."""
+    return [(d.name, d.free >> 30, d.shared) for d in parse_devices(text, card_here=card)]
+
+
+def test_a_card_named_twice_is_two_devices_that_share_its_memory() -> None:
+    assert seen("cuda:0") == [("cuda:0", 30, True)]
+    assert seen("cuda:0,cuda:1") == [("cuda:0", 30, True), ("cuda:1", 30, True)]
+    assert seen("cuda:0,cuda:0") == [("cuda:0.0", 15, True), ("cuda:0.1", 15, True)]
+    assert seen("cuda:0:24GB,cuda:0") == [("cuda:0.0:24GB", 24, False), ("cuda:0.1", 6, True)]
+    assert seen("cuda:0.1:8GB,cuda:1,cuda:0.0") == [
+        ("cuda:0.1:8GB", 8, False), ("cuda:1", 30, True), ("cuda:0.0", 22, True),
+    ]  # fmt: skip
+    assert seen("cuda:10,cuda:10:1GB")[1] == ("cuda:10.1:1GB", 1, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("cuda:0:16GB,cuda:0:16GB", "cuda:0 has 30720 MiB free, its logical devices are to take 32768 MiB"),
+        ("cuda:0.1,cuda:0.1:8GB", "cuda:0.1 is there twice"),
+        ("cpu:0.1:8GB", "unknown device 'cpu:0.1'"),
+    ],
+)
+def test_logical_devices_that_cannot_be(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse_devices(text, card_here=card)
+
+
+def test_the_memory_of_cards() -> None:
+    assert with_memory("cuda:0, cuda:0,cpu", "24GB") == "cuda:0:24GB,cuda:0:24GB,cpu"
+    assert with_memory("cuda:0,cuda:1:8GB,2x rtx3090@900GB/s", "1GB, 2 GiB") == (
+        "cuda:0:1GB,cuda:1:8GB,2x rtx3090:2 GiB@900GB/s"
+    )
+    for sizes, said in (("1GB,2GB,3GB", "3 sizes for 2 cards"), ("24", "'24' is no size"), ("", "'' is no")):
+        with pytest.raises(UsageError, match=said):
+            with_memory("cuda:0,cuda:1,cpu", sizes)

@@ -25,6 +25,17 @@ class CudaEvent:
         self.raw.synchronize()
 
 
+class CudaMark:
+    """A moment by the card's own clock, which plain events go without, to be cheaper."""
+
+    def __init__(self, cupy: Any, raw: Any) -> None:
+        self._cupy, self._raw = cupy, raw
+
+    def since(self, earlier: "CudaMark") -> float:
+        """The seconds from an earlier one."""
+        return float(self._cupy.cuda.get_elapsed_time(earlier._raw, self._raw)) / 1e3
+
+
 class CudaStream:
     """See Stream: what is launched while `raw` is current goes here. device: its number, name: for errors."""
 
@@ -54,6 +65,14 @@ class CudaStream:
             event = self._cupy.cuda.Event(block=True, disable_timing=True)
             event.record(self.raw)
         return CudaEvent(event)
+
+    def mark(self) -> CudaMark:
+        """An event that has a time."""
+        self._open()
+        with self._cupy.cuda.Device(self._device):
+            event = self._cupy.cuda.Event(block=True, disable_timing=False)
+            event.record(self.raw)
+        return CudaMark(self._cupy, event)
 
     def wait(self, event: Event) -> None:
         """Of another card's event, without the host; for another kind of device, the host waits."""
