@@ -55,7 +55,7 @@ def named_devices(names: Iterable[str], threads: int | None = None) -> list[Devi
     """The devices of a plan, called as it calls them; UsageError for one that there is not."""
     names = list(names)
     refuse_twins([DeviceName.parse(name) for name in names])
-    found = parse_devices(",".join(names), local_cpu(threads), local_card)
+    found = parse_devices(",".join(names), local_cpu(threads), local_card) if names else []
     return [replace(device, name=name) for device, name in zip(found, names, strict=True)]
 
 
