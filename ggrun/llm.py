@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices import open_devices
+from ggrun.devices.base import Device
 from ggrun.devices.local import planned_here
 from ggrun.engine.engine import Engine
 from ggrun.engine.generate import Context, StopStrings, Timings, generate
@@ -21,11 +22,13 @@ from ggrun.engine.grammar import Grammar, GrammarVocabulary
 from ggrun.engine.meter import Meter
 from ggrun.engine.perplexity import Estimate, perplexity
 from ggrun.engine.sampler import Sampler, SamplingOptions
+from ggrun.engine.split_trial import with_mode
 from ggrun.errors import UsageError
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.options import PlanOptions
+from ggrun.plan.planned import Planned
 from ggrun.tokens import Tokenizer, TokenizerError
 
 
@@ -74,11 +77,20 @@ class LLM:
         }
         wishes = _plan_options(sizes | placement)
         self._model = GGUF(path)
-        self.planned = planned_here(ModelFacts.from_outline(self._model), devices, threads, wishes, plan)
+
+        def make(facts: ModelFacts, options: PlanOptions) -> Planned:
+            return planned_here(facts, devices, threads, options, plan)
+
+        def opened(names: Iterable[str]) -> dict[str, Device]:
+            return open_devices(names, threads)
+
+        if plan is None:
+            wishes = with_mode(self._model, wishes, make, opened)
+        self.planned = make(ModelFacts.from_outline(self._model), wishes)
         self.config, self.plan = self.planned.facts.config, self.planned.plan
         self.meter = Meter() if metered else None
         names = {member.device for stage in self.plan.stages for member in stage.members}
-        self._devices = open_devices(names, threads)
+        self._devices = opened(names)
         try:
             self._engine = Engine(
                 self._model, self.config, self.plan, self._devices, self.planned.sizes, meter=self.meter

@@ -16,11 +16,13 @@ from ggrun.devices.base import Device
 from ggrun.devices.cpu import Cpu
 from ggrun.devices.local import everything, planned_here, remember
 from ggrun.engine.engine import Engine
+from ggrun.engine.split_trial import with_mode
 from ggrun.errors import GgrunError
 from ggrun.gguf import GGUF
 from ggrun.plan.facts import PAGE, pages
 from ggrun.plan.facts import ModelFacts as PlanFacts
 from ggrun.plan.options import PlanOptions
+from ggrun.plan.planned import Planned
 
 
 class Session:
@@ -58,7 +60,13 @@ class Session:
         s, n_ubatch = self._setup, min(self._setup.n_ubatch, self._setup.n_batch)
         cache: dict[str, Any] = {"cache_type_k": s.type_k, "cache_type_v": s.type_v}
         wishes = PlanOptions(n_ctx=positions, n_ubatch=n_ubatch, **cache, **self._placement)
-        planned = planned_here(self._plan_facts, self._hardware, s.n_threads, wishes, self._own_plan)
+
+        def make(facts: PlanFacts, options: PlanOptions) -> Planned:
+            return planned_here(facts, self._hardware, s.n_threads, options, self._own_plan)
+
+        if self._own_plan is None:
+            wishes = with_mode(self._model, wishes, make, lambda names: open_devices(names, s.n_threads))
+        planned = make(self._plan_facts, wishes)
         names = {m.device for stage in planned.plan.stages for m in stage.members}
         if names != {"cpu"}:
             self._devices = open_devices(names, s.n_threads)

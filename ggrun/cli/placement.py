@@ -26,8 +26,10 @@ def _list_devices(context: click.Context, parameter: click.Parameter, wanted: bo
 _OPTIONS = [
     option("-ngl", "--gpu-layers", "--n-gpu-layers", "n_gpu_layers", default="auto", type=TEXT,
            help="The last so many layers go to cards, the output counting as one more; auto, all."),
-    option("-sm", "--split-mode", default="layer", type=click.Choice(["none", "layer", "row", "tensor"]),
-           help="none: one card; layer: runs of layers; row, also called tensor: every matrix over all."),
+    option("-sm", "--split-mode", default="layer",
+           type=click.Choice(["none", "layer", "row", "tensor", "auto"]),
+           help="none: one card; layer: runs of layers; row, also called tensor: every matrix over all; "
+                "auto: layer or row, measured once on this machine (ggrun plan: as predicted)."),
     option("-ts", "--tensor-split", type=TEXT,
            help="What goes to each card, in proportion: 3,1. In mode layer, of the layers (and output)."),
     option("-mg", "--main-gpu", default=0, type=click.IntRange(0), help="The card of mode none."),
