@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ggrun.devices import open_devices
 from ggrun.devices.base import Device
+from ggrun.devices.cuda.links import check_p2p
 from ggrun.devices.local import planned_here
 from ggrun.engine.engine import Engine
 from ggrun.engine.generate import Context, StopStrings, Timings, generate
@@ -46,6 +47,8 @@ class LLM:
                   the form of keys and values in the cache: f16, f32, bf16 or q8_0
     metered       measure where the time goes, for `meter`: it costs some
     plan          where every layer runs, instead of devices and what follows
+    p2p           how cards copy to each other: "on": directly; "off": through the host's memory; "auto":
+                  directly where the self-test, run once, found that such copies come right
     placement     what is left of ggrun.plan.options.PlanOptions: split_mode, n_gpu_layers, tensor_split,
                   overrides, n_cpu_moe, fit and others, with llama.cpp's meanings
 
@@ -65,10 +68,12 @@ class LLM:
         cache_type_v: str = "f16",
         metered: bool = False,
         plan: Plan | None = None,
+        p2p: str = "auto",
         **placement: Any,
     ) -> None:
         start = time.perf_counter()
         _check_kinds(threads, devices, plan)
+        check_p2p(p2p)
         sizes = {
             "n_ctx": n_ctx,
             "n_ubatch": n_ubatch,
@@ -79,10 +84,10 @@ class LLM:
         self._model = GGUF(path)
 
         def make(facts: ModelFacts, options: PlanOptions) -> Planned:
-            return planned_here(facts, devices, threads, options, plan)
+            return planned_here(facts, devices, threads, options, plan, p2p)
 
         def opened(names: Iterable[str]) -> dict[str, Device]:
-            return open_devices(names, threads)
+            return open_devices(names, threads, p2p)
 
         if plan is None:
             wishes = with_mode(self._model, wishes, make, opened)
@@ -137,7 +142,7 @@ class LLM:
         """
         text = self._context.text()
         ids = self._engine.check(tokens).tolist()
-        return self._context.begin(text, ids, reuse=False, all_logits=True)[0]
+        return self._context.begin(text, ids, reuse=False, all_logits=True)[0].logits
 
     def logits_by_piece(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
         """The same, a piece of a few MiB at a time: float32 [m, vocab], the n tokens' in order."""

@@ -1,7 +1,7 @@
 """Models as tests need them: loaded in some way, their memory's speed measured, tests run on one engine."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from functools import cache, lru_cache
 from pathlib import Path
@@ -39,7 +39,7 @@ class Session:
         self._placement = dict(placement)
         hardware = self._placement.pop("hardware")
         self._hardware = everything() if hardware is None else hardware
-        self._own_plan = self._placement.pop("plan")
+        self._own_plan, self._p2p = self._placement.pop("plan"), self._placement.pop("p2p")
         self.device = Cpu(setup.n_threads)
         self._devices: dict[str, Device] = {"cpu": self.device}
         self.facts = self._facts()
@@ -62,14 +62,17 @@ class Session:
         wishes = PlanOptions(n_ctx=positions, n_ubatch=n_ubatch, **cache, **self._placement)
 
         def make(facts: PlanFacts, options: PlanOptions) -> Planned:
-            return planned_here(facts, self._hardware, s.n_threads, options, self._own_plan)
+            return planned_here(facts, self._hardware, s.n_threads, options, self._own_plan, self._p2p)
+
+        def opened(names: Iterable[str]) -> dict[str, Device]:
+            return open_devices(names, s.n_threads, self._p2p)
 
         if self._own_plan is None:
-            wishes = with_mode(self._model, wishes, make, lambda names: open_devices(names, s.n_threads))
+            wishes = with_mode(self._model, wishes, make, opened)
         planned = make(self._plan_facts, wishes)
         names = {m.device for stage in planned.plan.stages for m in stage.members}
         if names != {"cpu"}:
-            self._devices = open_devices(names, s.n_threads)
+            self._devices = opened(names)
         self._engine = Engine(self._model, self._config, planned.plan, self._devices, planned.sizes)
         random = np.random.default_rng(1)
         self._tokens: list[int] = random.integers(self._config.vocab, size=positions).tolist()

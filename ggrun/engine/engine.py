@@ -7,17 +7,22 @@ from numpy.typing import NDArray
 
 from ggrun.arch.config import Config
 from ggrun.devices.base import Device, Limits
+from ggrun.devices.best import TopK
 from ggrun.devices.host_memory import host_memory
 from ggrun.engine.batch import Batch
 from ggrun.engine.cache import KVCache
 from ggrun.engine.hosts import Host
 from ggrun.engine.meter import Meter
+from ggrun.engine.outputs import Scores, joined
 from ggrun.engine.pipeline import Pipeline
 from ggrun.engine.runner import CacheSpec
 from ggrun.errors import GgrunError, UsageError
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan
 from ggrun.plan.usage import Sizes
+
+_FEW_LOGITS = 1 << 15
+"""So many come to the host sooner than the best of them are found."""
 
 
 class Engine:
@@ -57,27 +62,42 @@ class Engine:
     ) -> NDArray[np.float32]:
         """Append tokens to a sequence; the logits after the last, or after each: float32 [1 or n, vocab].
 
+        Errors as `evaluate` has them.
+        """
+        return self.evaluate(tokens, sequence, all_logits).logits
+
+    def evaluate(
+        self, tokens: Sequence[int], sequence: int = 0, all_logits: bool = False, top: TopK | None = None
+    ) -> Scores:
+        """Append tokens to a sequence; the logits after the last, or after each.
+
+        top: the best are enough; more of them may come, or all
+
         Long prompts are cut into micro-batches. UsageError for a token that the vocabulary does not have,
         CacheFull when the context is, GgrunError where memory has no room for so many logits; all change
         nothing.
         """
         begin = self.cache.length(sequence)
         ids = self.check(tokens, begin)
-        if all_logits:
-            self._check_room(len(ids))
+        if top:  # few values of k, as devices prepare for each
+            many = self.config.vocab > _FEW_LOGITS
+            top = TopK(1 << (top.k - 1).bit_length(), top.words) if many else None
+        logits = None if top else self._room(len(ids) if all_logits else 1)
         try:
             slots = self.cache.extend(sequence, len(ids))
             outputs = np.zeros(len(ids), np.bool_)
             outputs[0 if all_logits else -1 :] = True
-            return self._pipeline.run(
+            parts = self._pipeline.run(
                 [
-                    self._batch(ids, slots, outputs, sequence, begin, part)
+                    self._batch(ids, slots, outputs, sequence, begin, part, top)
                     for part in self._cuts(len(ids), all_logits)
-                ]
+                ],
+                logits,
             )
         except BaseException:
             self.cache.truncate(sequence, begin)
             raise
+        return joined(parts) if logits is None else Scores(logits)
 
     def interrupt(self) -> None:
         """Make `decode` end with Interrupted, now and until `resume`; from any thread."""
@@ -108,13 +128,15 @@ class Engine:
             )
         return ids.astype(np.int32)
 
-    def _check_room(self, n: int) -> None:
+    def _room(self, n: int) -> NDArray[np.float32]:
+        """Room for the logits of n tokens; GgrunError where there is not so much memory."""
         nbytes = 4 * n * self.config.vocab
         if n > self.most_outputs and nbytes > (free := host_memory().available):
             raise GgrunError(
                 f"the logits of {n} tokens take {nbytes} bytes, {free} are free: "
                 "take them piece by piece (LLM.logits_by_piece)"
             )
+        return np.empty((n, self.config.vocab), np.float32)
 
     def _cuts(self, n: int, all_logits: bool) -> list[slice]:
         step = self.most_outputs if all_logits else self._sizes.tokens
@@ -128,9 +150,10 @@ class Engine:
         sequence: int,
         begin: int,
         part: slice,
+        top: TopK | None = None,
     ) -> Batch:
         n = part.stop - part.start
         positions = np.arange(begin + part.start, begin + part.stop, dtype=np.int32)
         sequences = np.full(n, sequence, np.int32)
         tables = {sequence: self.cache.table(sequence).copy()}
-        return Batch(ids[part], positions, sequences, slots[part], outputs[part], tables)
+        return Batch(ids[part], positions, sequences, slots[part], outputs[part], tables, top)

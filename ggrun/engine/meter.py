@@ -5,13 +5,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ggrun.devices.base import Device
 from ggrun.devices.exchange import AllReduce, Part
 from ggrun.devices.streams import Mark
 from ggrun.engine.batch import Batch
+from ggrun.engine.outputs import Outputs
 from ggrun.engine.stage import Hop, LoadedStage
 from ggrun.engine.workspace import Sender
 
@@ -101,10 +99,10 @@ class MeteredStage:
         with self._meter.spending(self._devices, Spent.COPIES):
             self._stage.send(batch, to, slot)
 
-    def download(self, batch: Batch, out: NDArray[np.float32]) -> None:
-        """Enqueue that the logits come to the host."""
+    def download(self, batch: Batch, outputs: Outputs) -> None:
+        """Enqueue that what is wanted of the outputs comes to the host."""
         with self._meter.spending(self._devices, Spent.COPIES):
-            self._stage.download(batch, out)
+            self._stage.download(batch, outputs)
 
 
 class MeteredSums:

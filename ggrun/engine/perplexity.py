@@ -95,7 +95,9 @@ def _scores(context: Context, text: Text, ids: list[int], step: int) -> Iterator
     context.begin(text, ids[:first], reuse=False)
     for begin in range(first, last, step):
         end = min(begin + step, last)
-        yield _surprise(context.append(text, ids[begin:end], all_logits=True), ids[begin + 1 : end + 1])
+        targets = ids[begin + 1 : end + 1]
+        # The logits have no name here: they are gone when the next ones come.
+        yield _surprise(context.append(text, ids[begin:end], all_logits=True).logits, targets)
 
 
 def _surprise(logits: NDArray[np.float32], targets: Sequence[int]) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from ggrun.engine.batch import Batch
 from ggrun.engine.hosts import Host, hops
 from ggrun.engine.loaded import Loaded
 from ggrun.engine.meter import Meter
+from ggrun.engine.outputs import Outputs, Scores
 from ggrun.engine.runner import CacheSpec
 from ggrun.engine.stage import Hop
 from ggrun.engine.weights import refuse_unused
@@ -59,8 +60,11 @@ class Pipeline:
         refuse_unused(model, taken)
         self._broken = False
 
-    def run(self, batches: Sequence[Batch]) -> NDArray[np.float32]:
-        """The logits that the batches ask for, one behind the other: float32 [outputs of all, vocab].
+    def run(self, batches: Sequence[Batch], logits: NDArray[np.float32] | None = None) -> list[Scores]:
+        """What each batch wants of its outputs.
+
+        logits    room for those of all batches, one behind the other: float32 [outputs of all, vocab]; None:
+                  each has its own
 
         Batches go through each stage in the order that they have here. The first error is raised when all
         devices are at rest.
@@ -69,10 +73,9 @@ class Pipeline:
             self._give_up()
         self._broken, begin = True, time.perf_counter()
         try:
-            ends = list(accumulate((batch.wanted for batch in batches), initial=0))
-            logits = np.empty((ends[-1], self._config.vocab), np.float32)
-            for stage, i in schedule(len(self._stages), len(batches), self._window):
-                self._enqueue(stage, batches[i], i % self._window, logits[ends[i] : ends[i + 1]])
+            outputs = self._outputs(batches, logits)
+            for stage, batch in schedule(len(self._stages), len(batches), self._window):
+                self._enqueue(stage, batches[batch], batch % self._window, outputs[batch])
             self._here.synchronize()
             for host in self._hosts.values():
                 host.synchronize()
@@ -82,7 +85,14 @@ class Pipeline:
             self._give_up()
             raise
         self._broken = False
-        return logits
+        return [output.scores() for output in outputs]
+
+    def _outputs(self, batches: Sequence[Batch], logits: NDArray[np.float32] | None) -> list[Outputs]:
+        if logits is None:
+            return [Outputs(batch, self._config.vocab) for batch in batches]
+        ends = accumulate((batch.wanted for batch in batches), initial=0)
+        rooms = (logits[begin:end] for begin, end in pairwise(ends))
+        return [Outputs(batch, self._config.vocab, room) for batch, room in zip(batches, rooms, strict=True)]
 
     def interrupt(self) -> None:
         """Make `run` end with Interrupted on other machines, as devices do here; from any thread."""
@@ -94,7 +104,7 @@ class Pipeline:
         for host in self._hosts.values():
             host.resume()
 
-    def _enqueue(self, index: int, batch: Batch, slot: int, logits: NDArray[np.float32]) -> None:
+    def _enqueue(self, index: int, batch: Batch, slot: int, outputs: Outputs) -> None:
         """One batch through one stage."""
         stage = self._stages[index]
         if index > 0:
@@ -103,7 +113,7 @@ class Pipeline:
         if index + 1 < len(self._stages):
             stage.send(batch, self._stages[index + 1], slot)
         else:
-            stage.download(batch, logits)
+            stage.download(batch, outputs)
 
     def _give_up(self) -> None:
         for host in self._hosts.values():

@@ -38,7 +38,7 @@ class Runner:
     """Records its half layers once, in segments: programs end where members must sum what they have.
 
     `residual` is where the residual stream comes in and goes out, `logits` where the member's share of these
-    is.
+    is, and `best` what Recorder.top_k gives of it.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Runner:
             if part is not None:
                 ops.add(part, x)
         logits = forward.head(x) if last and member.vocab[0] < member.vocab[1] else None
+        self.best: Place | None = None if logits is None else ops.top_k(logits, member.vocab[0])
         self.segments.append(Segment(ops.finish(), None))
         self.residual: Place = ops.place(x)
         self.logits: Place | None = None if logits is None else ops.place(logits)

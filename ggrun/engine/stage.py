@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ggrun.devices.exchange import AllReduce
 from ggrun.engine.batch import Batch
+from ggrun.engine.outputs import Outputs
 from ggrun.engine.runner import Runner
 from ggrun.engine.workspace import Sender
 
@@ -27,8 +25,8 @@ class Hop(Protocol):
     def send(self, batch: Batch, to: "Hop", slot: int) -> None:
         """Enqueue that the next one gets the residual stream."""
 
-    def download(self, batch: Batch, out: NDArray[np.float32]) -> None:
-        """Enqueue that the logits come to the host: out is [outputs, vocab]."""
+    def download(self, batch: Batch, outputs: Outputs) -> None:
+        """Enqueue that what is wanted of the batch's outputs comes to the host."""
 
 
 class LoadedStage:
@@ -65,9 +63,14 @@ class LoadedStage:
         """Push the residual stream on: all of ours have it."""
         to.accept(self.runners, batch, slot)
 
-    def download(self, batch: Batch, out: NDArray[np.float32]) -> None:
-        """Enqueue that each member's share of the logits comes to the host: out is [outputs, vocab]."""
+    def download(self, batch: Batch, outputs: Outputs) -> None:
+        """Enqueue that each member's share of the logits, or the best of it, comes to the host."""
+        rows = outputs.rows
         for runner in self.runners:
-            if runner.logits is not None and len(out):
-                begin, end = runner.member.vocab
-                runner.space.device.download(runner.logits, len(out), out[:, begin:end])
+            device, (begin, end) = runner.space.device, runner.member.vocab
+            if begin == end or not rows:
+                continue
+            if batch.top:
+                device.download_top_k(runner.best, rows, batch.top, outputs.best(begin))
+            else:
+                device.download(runner.logits, rows, outputs.logits[:, begin:end])

@@ -9,6 +9,8 @@ LOGITS_BYTES = 64 << 20
 """How much memory the logits of one run may take."""
 _ROOM = 7  # rows that every buffer has more, because products take several columns at a time
 _CARD_SCRATCH = 32 << 20  # parts of sums, for as many blocks as the largest cards run at once
+TOP_K, SLICE = 128, 2048
+"""The most logits that a card finds the best of, and how many it looks at in one block (a test says so)."""
 _SLACK = 16 << 10  # what all buffers of a stage lose to alignment, and tables of addresses
 
 
@@ -115,8 +117,22 @@ def _column(values: int) -> int:
 def output_working(facts: ModelFacts, member: Member, sizes: Sizes) -> int:
     """The bytes of the output's buffers: the rows whose logits are wanted, and the logits."""
     c = facts.config
-    rows = sizes.outputs(c.vocab) + _ROOM
-    return rows * (c.width * 4 * 2 + _column(c.width) + 4 * (member.vocab[1] - member.vocab[0])) + _SLACK
+    rows, share = sizes.outputs(c.vocab) + _ROOM, member.vocab[1] - member.vocab[0]
+    total = rows * (c.width * 4 * 2 + _column(c.width) + 4 * share) + _SLACK
+    return total + (rows * _best_logits(share) if member.device.startswith("cuda:") else 0)
+
+
+def _best_logits(share: int) -> int:
+    """The bytes that a card takes to find the best of a row: ids and logits, and as much for each slice.
+
+    Of what these leave it finds the best in slices again.
+    """
+    slices = -(-share // SLICE)
+    pieces = 1 + slices
+    while slices > 1:
+        slices = -(-slices * TOP_K // SLICE)
+        pieces += slices
+    return 8 * TOP_K * pieces
 
 
 def plan_use(facts: ModelFacts, plan: Plan, sizes: Sizes, peers: int) -> dict[str, Use]:

@@ -2,8 +2,8 @@
 
 import ctypes
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,13 +113,17 @@ class _Function:
 
 
 class FakeCupy:
-    """The module `cupy`, with a card of so many bytes. `failing`: errors by the name of what is called."""
+    """The module `cupy`, with cards of so many bytes. `failing`: errors by the name of what is called.
 
-    def __init__(self, memory: int = 1 << 28, cards: int = 2, major: int = 8) -> None:
+    peers    whether cards have peer access; `reached`: pairs of cards that have enabled it
+    """
+
+    def __init__(self, memory: int = 1 << 28, cards: int = 2, major: int = 8, peers: bool = True) -> None:
         self.failing: dict[str, CUDARuntimeError] = {}
         self.compiled, self.streams = 0, list[_Stream]()
         self._memory, self._used, self._held = memory, 0, dict[int, Memory]()
-        self._cards, self._major = cards, major
+        self._cards, self._major, self._peers = cards, major, peers
+        self._current, self.reached, self.copies = [0], set[tuple[int, int]](), list[tuple[int, int]]()
         self.cuda = SimpleNamespace(
             runtime=self, driver=SimpleNamespace(CUDADriverError=ZeroDivisionError),
             compiler=SimpleNamespace(CompileException=KeyError),
@@ -131,15 +135,20 @@ class FakeCupy:
 
     __spec__ = SimpleNamespace(name="cupy")
     CUDARuntimeError = CUDARuntimeError
-    memcpyHostToDevice, memcpyDeviceToHost = 1, 2  # noqa: N815
+    memcpyHostToDevice, memcpyDeviceToHost, memcpyDefault = 1, 2, 4  # noqa: N815
 
     def RawModule(self, code: str, options: tuple[str, ...]) -> _Module:  # noqa: N802
         self._fail("RawModule")
         return _Module(self, code, options)
 
-    def _device(self, index: int) -> AbstractContextManager[None]:
+    @contextmanager
+    def _device(self, index: int) -> Iterator[None]:
         assert 0 <= index < self._cards
-        return nullcontext()
+        self._current.append(index)
+        try:
+            yield
+        finally:
+            self._current.pop()
 
     def _elapsed(self, begin: _Event, end: _Event) -> float:
         assert begin.timed
@@ -160,7 +169,25 @@ class FakeCupy:
         return self._cards
 
     def getDeviceProperties(self, index: int) -> dict[str, Any]:  # noqa: N802
-        return {"name": b"Fake", "major": self._major, "minor": 0, "multiProcessorCount": 4}
+        return {
+            "name": b"Fake", "major": self._major, "minor": 0, "multiProcessorCount": 4,
+            "uuid": bytes([index] * 16), "totalGlobalMem": self._memory,
+        }  # fmt: skip
+
+    def deviceGetPCIBusId(self, index: int) -> str:  # noqa: N802
+        return f"0000:{index + 1:02x}:00.0"
+
+    def deviceCanAccessPeer(self, index: int, peer: int) -> int:  # noqa: N802
+        return int(self._peers and index != peer)
+
+    def deviceEnablePeerAccess(self, peer: int) -> None:  # noqa: N802
+        self._fail("deviceEnablePeerAccess")
+        pair = self._current[-1], peer
+        if not self.deviceCanAccessPeer(*pair):
+            raise CUDARuntimeError(217, "cudaErrorPeerAccessUnsupported")
+        if pair in self.reached:
+            raise CUDARuntimeError(704, "cudaErrorPeerAccessAlreadyEnabled")
+        self.reached.add(pair)
 
     def driverGetVersion(self) -> int:  # noqa: N802
         return 0 if "driver" in self.failing else 12020
@@ -183,7 +210,7 @@ class FakeCupy:
         self._used -= self._held.pop(address).nbytes
 
     def memcpy(self, target: int, source: int, nbytes: int, kind: int) -> None:
-        assert kind == self.memcpyHostToDevice
+        assert kind in (self.memcpyHostToDevice, self.memcpyDefault)
         ctypes.memmove(target, source, nbytes)
 
     def memcpyAsync(  # noqa: N802
@@ -209,8 +236,8 @@ class FakeCupy:
     def memcpyPeerAsync(  # noqa: N802
         self, target: int, to: int, source: int, card: int, nbytes: int, stream: int
     ) -> None:
-        assert 0 <= to < self._cards
-        assert 0 <= card < self._cards
+        assert (card, to) in self.reached
+        self.copies.append((card, to))
         ctypes.memmove(target, source, nbytes)
 
     def memsetAsync(self, address: int, byte: int, nbytes: int, stream: int) -> None:  # noqa: N802

@@ -1,6 +1,7 @@
 """Models on CUDA devices, emulated ones or, with --device cuda, parts of a real card; for tests."""
 
 from collections.abc import Sequence
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,21 @@ REAL: list[bool] = []
 """Has something in it with --device cuda."""
 
 
-def cards(n: int, arch: int = 80, seed: int = 0, limit: int = 1 << 30) -> dict[str, Device]:
-    """Cards by their names, cuda:0 and so on. Emulated: of an architecture, their streams interleaved."""
+def cards(
+    n: int, arch: int = 80, seed: int = 0, limit: int = 1 << 30, direct: bool = True
+) -> dict[str, Device]:
+    """Cards by their names, cuda:0 and so on. Emulated: of an architecture, their streams interleaved.
+
+    direct    how they copy to each other; see Cuda.connect
+    """
     schedule = Schedule(seed)
-    names = [f"cuda:{i}" for i in range(n)]
-    if REAL:
-        return {name: Cuda(CupyDriver(0, name), name, limit) for name in names}
-    return {name: Cuda(EmulatedDriver(arch, limit, schedule, name=name), name, limit) for name in names}
+    made = {}
+    for name in (f"cuda:{i}" for i in range(n)):
+        driver = CupyDriver(0, name) if REAL else EmulatedDriver(arch, limit, schedule, name=name)
+        made[name] = Cuda(driver, name, limit)
+    for one, other in permutations(made.values(), 2):
+        one.connect(other, direct)
+    return dict(made)
 
 
 def engine(path: Path, devices: dict[str, Device], plan: Plan | None = None, **options: int | str) -> Engine:

@@ -13,6 +13,7 @@ from ggrun import LLM, GgrunError, UsageError
 from ggrun.devices import cpu_memory
 from ggrun.engine import engine as engine_module
 from ggrun.engine.batch import Batch
+from ggrun.engine.outputs import Scores
 from ggrun.gguf import GGUF
 from ggrun.plan import single, usage
 from ggrun.plan.facts import ModelFacts
@@ -136,9 +137,9 @@ def test_logits_are_cut(rows: float, most: int, tmp_path: Path, monkeypatch: pyt
         pipeline, sizes = llm._engine._pipeline, []
         original = pipeline.run
 
-        def run(batches: list[Batch]) -> np.ndarray:
+        def run(batches: list[Batch], logits: np.ndarray) -> list[Scores]:
             sizes.extend((len(batch.tokens), batch.wanted) for batch in batches)
-            return original(batches)
+            return original(batches, logits)
 
         monkeypatch.setattr(pipeline, "run", run)
         assert distance(llm.logits(ids), want) < 1e-11

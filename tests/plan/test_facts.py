@@ -8,14 +8,16 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from ggrun import LLM
+from ggrun.devices import best
 from ggrun.devices.cpu import Cpu
+from ggrun.devices.cuda import grids
 from ggrun.gguf import GGUF, GGUFError, Outline
 from ggrun.kernels import load_cpu
 from ggrun.plan import single
 from ggrun.plan.facts import ModelFacts, cache_row
 from ggrun.plan.mixes import outline
 from ggrun.plan.options import CACHE_TYPES
-from ggrun.plan.usage import Sizes, plan_use
+from ggrun.plan.usage import SLICE, TOP_K, Sizes, plan_use
 from tests.tiny import Tiny
 
 TINIES = [
@@ -68,7 +70,8 @@ def test_the_cache_of_70b_at_8k_by_hand() -> None:
     assert small == by_hand // 4 * 34 // 32 + by_hand
 
 
-def test_cells_take_what_their_kernels_say() -> None:
+def test_what_devices_say_is_the_same_here() -> None:
+    assert (best.MOST_K, grids.SLICE) == (TOP_K, SLICE)
     for kind in CACHE_TYPES:
         for dim in (1, 20, 32, 64, 80, 128, 576):
             assert cache_row(kind, dim) == load_cpu(f"cache.{kind}").row_bytes(dim)

@@ -6,6 +6,11 @@ from typing import Any
 from ggrun.devices.streams import Event, Work
 from ggrun.errors import GgrunError
 
+_FAILED = (
+    "the card has lost what it had: start again, and without it (-dev) if that fails too; "
+    "ggrun doctor says whether it can still be used"
+)
+
 
 class CudaEvent:
     """A place in a stream of a card. Errors show where the host waits: cards tell them no earlier."""
@@ -95,7 +100,7 @@ class CudaStream:
         try:
             self.raw.synchronize()
         except (self._cupy.cuda.runtime.CUDARuntimeError, self._cupy.cuda.driver.CUDADriverError) as failed:
-            raise GgrunError(f"{self._name}: {str(failed).splitlines()[0]}") from None
+            raise GgrunError(f"{self._name}: {str(failed).splitlines()[0]}: {_FAILED}") from None
         self._kept.clear()
         error, self._error = self._error, None
         if error:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ggrun.devices.base import Rows
+from ggrun.devices.best import TopK
 from ggrun.devices.cuda.driver import Driver, Graph, Kernel
 
 FEW = 8
@@ -16,6 +17,7 @@ class Counts:
     """What launches depend on; all else is in the card's memory.
 
     context    the most positions that a token may look at: rounded up, so that a graph lasts a while
+    top        what is enough of the outputs; None: all logits are wanted
     """
 
     tokens: int
@@ -23,6 +25,7 @@ class Counts:
     pairs: int
     sequences: int
     context: int
+    top: TopK | None = None
 
     def rows(self, over: Rows) -> int:
         """How many rows of a kind there are."""
