@@ -18,7 +18,7 @@ from ggrun.devices.all_reduce import check_sums
 from ggrun.devices.base import Device
 from ggrun.devices.cuda.links import check_p2p
 from ggrun.devices.local import planned_here
-from ggrun.engine.engine import Engine, EngineOptions
+from ggrun.engine.engine import Engine
 from ggrun.engine.generate import Context, StopStrings, Timings, generate
 from ggrun.engine.grammar import Grammar, GrammarVocabulary
 from ggrun.engine.meter import Meter
@@ -103,10 +103,14 @@ class LLM:
         names = {member.device for stage in self.plan.stages for member in stage.members}
         self._devices = opened(names)
         try:
-            n_ctx = self.planned.sizes.n_ctx
-            options = EngineOptions(n_ctx, wishes.n_ubatch, 1, cache_type_k, cache_type_v, all_reduce, wire)
             self._engine = Engine(
-                self._model, self.config, self.plan, self._devices, options, meter=self.meter
+                self._model,
+                self.config,
+                self.plan,
+                self._devices,
+                self.planned.sizes,
+                meter=self.meter,
+                sums=(all_reduce, wire),
             )
         except BaseException:
             for device in self._devices.values():
@@ -144,10 +148,17 @@ class LLM:
         return self.tokenizer.decode(tokens, skip_special=skip_special)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """The logits after each of n tokens, as a text of their own: float32 [n, vocab]."""
+        """The logits after each of n tokens, as a text of their own: float32 [n, vocab].
+
+        GgrunError, before anything is computed, when there is no memory for so many: see logits_by_piece.
+        """
         text = self._context.text()
         ids = self._engine.check(tokens).tolist()
         return self._context.begin(text, ids, reuse=False, all_logits=True)[0].logits
+
+    def logits_by_piece(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """The same, a piece of a few MiB at a time: float32 [m, vocab], the n tokens' in order."""
+        return self._context.by_piece(self._context.text(), self._engine.check(tokens).tolist())
 
     def perplexity(
         self, text: str | Sequence[int], *, window: int = 512, chunks: int = -1

@@ -47,8 +47,8 @@ _OPTIONS = [
            help="-nkvo: keys and values stay in the host's memory."),
     option("-fit", "--fit", default="on", type=click.Choice(["on", "off"]),
            help="Adjust what is left open to the memory; off: refuse nothing either."),
-    option("-fitt", "--fit-target", "fit_margin", default=1024, type=click.IntRange(0),
-           help="MiB that stay free on each device."),
+    option("-fitt", "--fit-target", "fit_margin", default="1024", type=TEXT, metavar="MIB,...",
+           help="MiB that stay free on each device; several: on the devices as they are listed."),
     option("-fitc", "--fit-ctx", default=4096, type=click.IntRange(1),
            help="The smallest context that fitting may leave."),
     option("--plan", "plan_file", type=click.Path(path_type=Path),
@@ -74,8 +74,7 @@ _SUMS = [
 ]  # fmt: skip
 
 _AS_THEY_ARE = (
-    "split_mode", "main_gpu", "cpu_moe", "n_cpu_moe", "n_cpu_ffn", "kv_offload", "fit_margin", "fit_ctx",
-    "p2p",
+    "split_mode", "main_gpu", "cpu_moe", "n_cpu_moe", "n_cpu_ffn", "kv_offload", "fit_ctx", "p2p",
 )  # fmt: skip
 
 
@@ -94,7 +93,7 @@ def sum_options(command: Command) -> Command:
 
 
 def sums_taken(options: dict[str, Any]) -> dict[str, Any]:
-    """Take these out of `options`, as LLM and EngineOptions want them."""
+    """Take these out of `options`, as LLM wants them."""
     return {name: options.pop(name) for name in ("all_reduce", "wire")}
 
 
@@ -103,7 +102,7 @@ def taken(options: dict[str, Any]) -> dict[str, Any]:
 
     Three are no fields of PlanOptions: `plan`, a Plan or None, `hardware`, a text or None, and `p2p`, a text.
     """
-    from ggrun.plan.options import parse_layers, parse_overrides, parse_ratios
+    from ggrun.plan.options import parse_layers, parse_margin, parse_overrides, parse_ratios
 
     ratios, dev = options.pop("tensor_split"), options.pop("dev")
     return {name: options.pop(name) for name in _AS_THEY_ARE} | {
@@ -112,6 +111,7 @@ def taken(options: dict[str, Any]) -> dict[str, Any]:
         "order": None if dev is None else tuple(name.strip() for name in dev.split(",")),
         "overrides": tuple(pair for text in options.pop("overrides") for pair in parse_overrides(text)),
         "fit": options.pop("fit") == "on",
+        "fit_margin": parse_margin(options.pop("fit_margin")),
         "plan": _plan(options.pop("plan_file")),
         "hardware": _hardware(options.pop("hardware"), options.pop("device_memory")),
     }

@@ -2,6 +2,10 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ggrun.arch.config import Config
 from ggrun.devices.base import Device, Limits
@@ -58,8 +62,11 @@ class Pipeline:
         refuse_unused(model, taken)
         self._broken = False
 
-    def run(self, batches: Sequence[Batch]) -> list[Scores]:
+    def run(self, batches: Sequence[Batch], logits: NDArray[np.float32] | None = None) -> list[Scores]:
         """What each batch wants of its outputs.
+
+        logits    room for those of all batches, one behind the other: float32 [outputs of all, vocab]; None:
+                  each has its own
 
         Batches go through each stage in the order that they have here. The first error is raised when all
         devices are at rest.
@@ -68,7 +75,7 @@ class Pipeline:
             self._give_up()
         self._broken, begin = True, time.perf_counter()
         try:
-            outputs = [Outputs(batch, self._config.vocab) for batch in batches]
+            outputs = self._outputs(batches, logits)
             for stage, batch in schedule(len(self._stages), len(batches), self._window):
                 self._enqueue(stage, batches[batch], batch % self._window, outputs[batch])
             self._here.synchronize()
@@ -81,6 +88,13 @@ class Pipeline:
             raise
         self._broken = False
         return [output.scores() for output in outputs]
+
+    def _outputs(self, batches: Sequence[Batch], logits: NDArray[np.float32] | None) -> list[Outputs]:
+        if logits is None:
+            return [Outputs(batch, self._config.vocab) for batch in batches]
+        ends = accumulate((batch.wanted for batch in batches), initial=0)
+        rooms = (logits[begin:end] for begin, end in pairwise(ends))
+        return [Outputs(batch, self._config.vocab, room) for batch, room in zip(batches, rooms, strict=True)]
 
     def interrupt(self) -> None:
         """Make `run` end with Interrupted on other machines, as devices do here; from any thread."""

@@ -13,7 +13,7 @@ import numpy as np
 from ggrun import __version__
 from ggrun.devices.base import Device
 from ggrun.devices.speeds import kept_file
-from ggrun.engine.engine import Engine, EngineOptions
+from ggrun.engine.engine import Engine
 from ggrun.engine.loaded import SUMS, Sums
 from ggrun.gguf import GGUF, FirstLayers
 from ggrun.plan.facts import ModelFacts
@@ -88,8 +88,7 @@ def _seconds(model: GGUF, planned: Planned, make: Make, opened: Opened, sums: Su
     found = make(ModelFacts.from_outline(short), o)
     devices = opened({m.device for stage in found.plan.stages for m in stage.members})
     try:
-        options = EngineOptions(o.n_ctx, o.n_ubatch, 1, o.cache_type_k, o.cache_type_v, *sums)
-        engine = Engine(short, found.facts.config, found.plan, devices, options)
+        engine = Engine(short, found.facts.config, found.plan, devices, found.sizes, sums=sums)
         return min(_once(engine) for _ in range(_TRIALS + 1))  # the first compiles
     finally:
         for device in devices.values():
