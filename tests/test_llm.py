@@ -250,7 +250,7 @@ def test_options_that_do_not_exist(llm: LLM) -> None:
 
 @pytest.mark.parametrize("wrong", [
     {"threads": "2"}, {"threads": 0}, {"devices": ["cpu"]}, {"plan": {}}, {"sequences": 2}, {"fit": "on"},
-    {"n_ctx": 1.5}, {"overrides": "x=cpu"},
+    {"n_ctx": 1.5}, {"overrides": "x=cpu"}, {"all_reduce": "ring"}, {"wire": ["bf16"]},
 ])  # fmt: skip
 def test_options_of_the_wrong_kind(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))) as error:

@@ -7,6 +7,7 @@ ceilings  the card and its software; the bandwidth of copies, the rate of bf16 p
 tests     tests/cuda with --device cuda
 peer      llama.cpp's reference logits (GGRUN_PEER), one and two logical devices
 kernels   every family of kernels, as a share of the copy bandwidth or of the matrix rate
+sums      sums over two logical devices, by copies and by NCCL: right, the same bits, how long they take
 bench     ggrun bench on 8B Q4_K_M, 8B Q8_0 and 70B Q4_K_M with random weights; one and two logical devices
 load      how long loading takes, beside the disk and the bus
 
@@ -38,7 +39,7 @@ from tools.cuda_emulator.build import compiler
 from tools.gpu_report import EMULATED, NAME, Outcome, card_facts, host, summary, write_pages
 from tools.gpu_step import ROOT, figures, last_line
 
-STEPS = {"ceilings": 30, "tests": 150, "peer": 40, "kernels": 90, "bench": 170, "load": 45}
+STEPS = {"ceilings": 30, "tests": 150, "peer": 40, "kernels": 90, "sums": 10, "bench": 170, "load": 45}
 """In this order, with the seconds that each may take; more in proportion, where there are more minutes."""
 _MINUTES = 9.0
 _WITH_MODELS = ("bench", "load")

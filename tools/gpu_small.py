@@ -122,13 +122,13 @@ def _dequantize(s: Sizes, name: str, rig: Rig) -> list[Timed]:
     count = s.ff * s.width
     weights = rig.weights(name, s.ff, s.width)
     y = rig.card.working_memory(2 * count)
-    shape, defines = matvec.dequantize_shape(count), {"OUTPUT": "bf16", **format_defines(name)}
+    shape, defines = matvec.dequantize_shape(count), {"OUTPUT": "f16", **format_defines(name)}
     sets = [
         rig.launch("dequantize.cu", "dequantize", shape, (w.address, y.address, np.int64(count)), **defines)
         for w in weights
     ]
     nbytes = FORMATS[name].nbytes(s.width) * s.ff + 2 * count
-    return [Timed(f"dequantize {name} to bf16, {s.ff}x{s.width}", sets, nbytes, keep=(weights, y))]
+    return [Timed(f"dequantize {name} to f16, {s.ff}x{s.width}", sets, nbytes, keep=(weights, y))]
 
 
 def _experts(s: Sizes, n: int, rig: Rig) -> list[Timed]:

@@ -16,6 +16,7 @@ from ggrun.devices.base import Device
 from ggrun.devices.cpu import Cpu
 from ggrun.devices.local import everything, planned_here, remember
 from ggrun.engine.engine import Engine
+from ggrun.engine.loaded import Sums
 from ggrun.engine.split_trial import with_mode
 from ggrun.errors import GgrunError
 from ggrun.gguf import GGUF
@@ -32,8 +33,9 @@ class Session:
     is right for that depth: it is computed once.
     """
 
-    def __init__(self, setup: Setup, placement: dict[str, Any]) -> None:
+    def __init__(self, setup: Setup, placement: dict[str, Any], sums: dict[str, Any]) -> None:
         self._model, self._setup = _opened(setup.model), setup
+        self._sums: Sums = sums["all_reduce"], sums["wire"]
         self._plan_facts = PlanFacts.from_outline(self._model)
         self._config = self._plan_facts.config
         self._placement = dict(placement)
@@ -68,12 +70,14 @@ class Session:
             return open_devices(names, s.n_threads, self._p2p)
 
         if self._own_plan is None:
-            wishes = with_mode(self._model, wishes, make, opened)
+            wishes = with_mode(self._model, wishes, make, opened, self._sums)
         planned = make(self._plan_facts, wishes)
         names = {m.device for stage in planned.plan.stages for m in stage.members}
         if names != {"cpu"}:
             self._devices = opened(names)
-        self._engine = Engine(self._model, self._config, planned.plan, self._devices, planned.sizes)
+        self._engine = Engine(
+            self._model, self._config, planned.plan, self._devices, planned.sizes, sums=self._sums
+        )
         random = np.random.default_rng(1)
         self._tokens: list[int] = random.integers(self._config.vocab, size=positions).tolist()
 

@@ -66,6 +66,13 @@ _OPTIONS = [
            help="List the devices of this machine, and end."),
 ]  # fmt: skip
 
+_SUMS = [
+    option("--all-reduce", default="auto", type=click.Choice(["auto", "nccl", "copy"]),
+           help="How devices that share rows sum: copies, NCCL, or what a self-test found faster."),
+    option("--wire", default="f32", type=click.Choice(["f32", "bf16"]),
+           help="What they send each other for that; bf16 is half of it, and rounds."),
+]  # fmt: skip
+
 _AS_THEY_ARE = (
     "split_mode", "main_gpu", "cpu_moe", "n_cpu_moe", "n_cpu_ffn", "kv_offload", "fit_ctx", "p2p",
 )  # fmt: skip
@@ -76,6 +83,18 @@ def placement_options(command: Command) -> Command:
     for added in reversed(_OPTIONS):
         command = added(command)
     return command
+
+
+def sum_options(command: Command) -> Command:
+    """How devices that share rows sum what they have; see sums_taken."""
+    for added in reversed(_SUMS):
+        command = added(command)
+    return command
+
+
+def sums_taken(options: dict[str, Any]) -> dict[str, Any]:
+    """Take these out of `options`, as LLM and Engine want them."""
+    return {name: options.pop(name) for name in ("all_reduce", "wire")}
 
 
 def taken(options: dict[str, Any]) -> dict[str, Any]:

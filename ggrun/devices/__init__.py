@@ -59,8 +59,10 @@ def _cpu(name: DeviceName, threads: int, alone: bool) -> Device:
 def _cuda(name: DeviceName) -> Device:
     from ggrun.devices.cuda.cupy_driver import CupyDriver
     from ggrun.devices.cuda.device import Cuda
+    from ggrun.devices.cuda.switch_over import kept_gemm
 
-    return Cuda(CupyDriver(name.index or 0, name.short), name.short, name.limit)
+    driver = CupyDriver(name.index or 0, name.short)
+    return Cuda(driver, name.short, name.limit, kept_gemm(driver))
 
 
 def _connect(cards: dict[str, int], devices: dict[str, Device], p2p: str) -> None:

@@ -9,6 +9,7 @@ from fractions import Fraction
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import count_cards
 from ggrun.devices.cuda.links import known_pairs, pairs_of
+from ggrun.devices.cuda.switch_over import keep_gemm, kept_gemm, measured_gemm
 from ggrun.devices.host_memory import host_memory
 from ggrun.devices.names import DeviceName, refuse_twins
 from ggrun.devices.speeds import card_key, cpu_key, forget, keep, kept, measured_card, measured_cpu
@@ -170,11 +171,19 @@ def local_card(index: int) -> DeviceInfo:
     with closing(open_devices([name])[name]) as device:
         assert isinstance(device, Cuda)
         free, total = device.driver.free_memory()
-        key = card_key(device.driver.name, index)
-        if (speeds := kept(key)) is None:
-            speeds = measured_card(device)
-            keep(key, speeds)
-        return card_info(name, device.driver.name, total, free, speeds)
+        return card_info(name, device.driver.name, total, free, _card_speeds(device, index))
+
+
+def _card_speeds(device: Cuda, index: int) -> Speeds:
+    driver, key = device.driver, card_key(device.driver.name, index)
+    if kept_gemm(driver) is None and driver.has_gemm:
+        device.gemm_from = measured_gemm(device)
+        keep_gemm(driver, device.gemm_from)
+        forget(key)  # the rates of prompts are others with it
+    if (speeds := kept(key)) is None:
+        speeds = measured_card(device)
+        keep(key, speeds)
+    return speeds
 
 
 def here_is_known(threads: int | None) -> bool:

@@ -96,7 +96,7 @@ def _operations(device: Device, kind: str, size: int, rows: int) -> float:
         inputs.counts[Rows.TOKENS] = rows
 
     ops.feed(count)
-    return 2 * rows * size * size / _seconds(device, program.run, 8)  # the first may compile
+    return 2 * rows * size * size / least_seconds(device, program.run, 8)  # the first may compile
 
 
 def _link(device: Device) -> float:
@@ -107,10 +107,10 @@ def _link(device: Device) -> float:
     def upload() -> None:
         device.weight(tensor, (0, _LINK_BYTES // row), (0, row))
 
-    return _LINK_BYTES / _seconds(device, upload, 4)
+    return _LINK_BYTES / least_seconds(device, upload, 4)
 
 
-def _seconds(device: Device, work: Callable[[], None], times: int) -> float:
+def least_seconds(device: Device, work: Callable[[], None], times: int) -> float:
     """The least that a piece of work takes."""
     found = []
     for _ in range(times):

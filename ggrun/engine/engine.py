@@ -12,6 +12,7 @@ from ggrun.devices.host_memory import host_memory
 from ggrun.engine.batch import Batch
 from ggrun.engine.cache import KVCache
 from ggrun.engine.hosts import Host
+from ggrun.engine.loaded import SUMS, Sums
 from ggrun.engine.meter import Meter
 from ggrun.engine.outputs import Scores, joined
 from ggrun.engine.pipeline import Pipeline
@@ -30,6 +31,7 @@ class Engine:
 
     hosts    the other machines of the plan, by name
     meter    measures where the time goes, if there is one
+    sums     how members sum what they have, see Loaded
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Engine:
         sizes: Sizes,
         hosts: Mapping[str, Host] | None = None,
         meter: Meter | None = None,
+        sums: Sums = SUMS,
     ) -> None:
         plan.check(config)
         self.config, self._sizes = config, sizes
@@ -50,7 +53,7 @@ class Engine:
         self.cache = KVCache(sizes.n_ctx, sizes.sequences)
         spec = CacheSpec(sizes.pages, sizes.keys, sizes.values, plan.kv_on_host)
         limits = Limits(sizes.tokens, self.most_outputs, sizes.sequences, sizes.pages)
-        self._pipeline = Pipeline(plan, devices, model, config, spec, limits, hosts, meter)
+        self._pipeline = Pipeline(plan, devices, model, config, spec, limits, hosts, meter, sums)
 
     @property
     def n_ctx(self) -> int:

@@ -11,7 +11,7 @@ from ggrun.arch.config import Config
 from ggrun.devices.base import Device, Limits
 from ggrun.engine.batch import Batch
 from ggrun.engine.hosts import Host, hops
-from ggrun.engine.loaded import Loaded
+from ggrun.engine.loaded import SUMS, Loaded, Sums
 from ggrun.engine.meter import Meter
 from ggrun.engine.outputs import Outputs, Scores
 from ggrun.engine.runner import CacheSpec
@@ -27,6 +27,7 @@ class Pipeline:
 
     hosts    other machines, by the names that the plan's devices begin with
     meter    measures what the devices here do, if there is one
+    sums     how they sum, see Loaded
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Pipeline:
         limits: Limits,
         hosts: Mapping[str, Host] | None = None,
         meter: Meter | None = None,
+        sums: Sums = SUMS,
     ) -> None:
         check_cuts(plan, model, config)
         self._config, self._meter, ways = config, meter, hops(plan)
@@ -52,7 +54,7 @@ class Pipeline:
             for name, host in self._hosts.items()
         }
         here = [run.start for host, run in ways if not host]
-        self._here = Loaded(plan, here, devices, model, config, cache, limits, slots, meter)
+        self._here = Loaded(plan, here, devices, model, config, cache, limits, slots, meter, sums)
         self._stages: list[Hop] = [
             next(elsewhere[host]) if host else self._here.stages[run.start] for host, run in ways
         ]

@@ -138,6 +138,18 @@ def test_flags_of_run(tiny: Path) -> None:
     assert ggrun(*QUIET, "-fitt", "100000000", "-fit", "off").stdout == want
 
 
+def test_flags_of_sums() -> None:
+    """Rounded on the wire, the first tokens are the same; NCCL is for cards."""
+    want = ggrun(*QUIET, *TWINS, "--all-reduce", "copy").stdout
+    assert want
+    assert ggrun(*QUIET, *TWINS, "--wire", "bf16").stdout == want
+    line = complaint(ggrun(*QUIET, *TWINS, "--all-reduce", "nccl"), 1)
+    assert line.endswith("NCCL sums over CUDA devices alone, cpu:0 is none")
+    assert "--wire" in complaint(ggrun(*QUIET, "--wire", "f16"), 2)
+    rounded = ggrun("bench", *TWINS, "--wire", "bf16", "-p", "4", "-n", "0", "-r", "1", "-o", "csv")
+    assert rounded.returncode == 0
+
+
 def test_devices_are_listed() -> None:
     done = ggrun("run", "--list-devices", "-m", "nowhere.gguf")
     assert done.returncode == 0

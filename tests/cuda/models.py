@@ -11,6 +11,7 @@ from ggrun.arch.config import Config
 from ggrun.devices.base import Device
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
+from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.late import Schedule
 from ggrun.engine.engine import Engine
 from ggrun.gguf import GGUF
@@ -23,7 +24,12 @@ REAL: list[bool] = []
 
 
 def cards(
-    n: int, arch: int = 80, seed: int = 0, limit: int = 1 << 30, direct: bool = True
+    n: int,
+    arch: int = 80,
+    seed: int = 0,
+    limit: int = 1 << 30,
+    direct: bool = True,
+    gemm_from: GemmFrom | None = None,
 ) -> dict[str, Device]:
     """Cards by their names, cuda:0 and so on. Emulated: of an architecture, their streams interleaved.
 
@@ -33,7 +39,7 @@ def cards(
     made = {}
     for name in (f"cuda:{i}" for i in range(n)):
         driver = CupyDriver(0, name) if REAL else EmulatedDriver(arch, limit, schedule, name=name)
-        made[name] = Cuda(driver, name, limit)
+        made[name] = Cuda(driver, name, limit, gemm_from)
     for one, other in permutations(made.values(), 2):
         one.connect(other, direct)
     return dict(made)

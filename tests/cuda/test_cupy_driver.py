@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 
 from ggrun import LLM, GgrunError, UsageError
 from ggrun.devices import local, open_devices
@@ -16,10 +17,11 @@ from ggrun.devices.cuda import found
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import Cards, count_cards
+from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.cuda.staging import pieces
 from ggrun.gguf import GGUF
 from ggrun.plan.hardware import Speeds
-from tests.cuda.fake_cupy import CUDARuntimeError, FakeCupy
+from tests.cuda.fake_cupy import Cublas, CUDARuntimeError, FakeCupy
 from tests.cuda.models import engine, logits
 from tests.engine.test_outputs import Shares, check_several
 from tests.engine.test_peer import distance
@@ -50,7 +52,8 @@ def test_models(kind: str, p2p: str, cupy: FakeCupy, tmp_path: Path) -> None:
     want = logits(engine(path, open_devices(["cpu"], 2)), TOKENS)
     free = cupy.memGetInfo()
     devices = open_devices(["cuda:0", "cuda:1", "cpu", "cpu:1"], 2, p2p)
-    split = engine(path, devices, Plans(GGUF(path), ("cuda:0", "cuda:1", "cpu", "cpu:1"))[kind], n_ubatch=8)
+    plan = Plans(GGUF(path), ("cuda:0", "cuda:1", "cpu", "cpu:1"))[kind]
+    split = engine(path, devices, plan, n_ubatch=8, all_reduce="copy")
     for size in (1000, 1):
         assert distance(logits(split, TOKENS, size), want) <= 1e-6
     assert bool(cupy.copies) == (p2p == "on" and kind != "none")
@@ -70,19 +73,55 @@ def test_logical_devices_of_one_card(
     mode: str, cupy: FakeCupy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each has a limit of its own, and the first card's kernels and memory."""
-    monkeypatch.setattr(local, "kept", lambda key: Speeds(1e9, 1e10, 1e10, 1e9))
+    monkeypatch.setattr(local, "_card_speeds", lambda *_: Speeds(1e9, 1e10, 1e10, 1e9))
     path = Tiny(layers=3).write(tmp_path / "model.gguf")
     with LLM(path, n_ctx=64, devices="cpu", threads=1) as cpu:
         want = cpu.logits(TOKENS)
     options: dict[str, Any] = {"split_mode": mode, "tensor_split": (1.0, 1.0), "n_ctx": 64}
-    with LLM(path, devices="cuda:0:64MB,cuda:0:64MB", **options) as llm:
+    with LLM(path, devices="cuda:0:96MB,cuda:0:96MB", **options) as llm:
         cards = {name: device for name, device in llm._devices.items() if isinstance(device, Cuda)}
-        assert cards.keys() == {"cuda:0.0:64MB", "cuda:0.1:64MB"}
+        assert cards.keys() == {"cuda:0.0:96MB", "cuda:0.1:96MB"}
         for card in cards.values():
             assert isinstance(card.driver, CupyDriver)
             assert card.driver.index == 0
-            assert 0 < card._budget.used < 64 << 20
+            assert 0 < card._budget.used < 96 << 20
         assert distance(llm.logits(TOKENS), want) <= 1e-6
+
+
+def test_large_products_are_those_of_cublas(cupy: FakeCupy, tmp_path: Path) -> None:
+    model = Tiny(arch="qwen2", layers=2, biases=True, format=GGMLQuantizationType.Q8_0)
+    path = model.write(tmp_path / "model.gguf")
+    want, blas = logits(engine(path, open_devices(["cpu"], 2)), TOKENS), cupy.cuda.cublas
+    device = Cuda(CupyDriver(0), "cuda:0", gemm_from=GemmFrom(quantized=9))
+    card = engine(path, {"cuda:0": device})
+    assert blas.handles == 1
+    assert distance(logits(card, TOKENS), want) <= 1e-4
+    # Each layer has seven matrices; that of the output is another.
+    assert blas.products == 2 * 7 + 1
+    assert distance(logits(card, TOKENS, 8), want) <= 1e-4
+    assert blas.products == 2 * 7 + 1
+    blas.failing = True
+    line = told(lambda: logits(card, TOKENS))
+    assert line == "cuda:0 (Fake): a matrix product: CUBLAS_STATUS_EXECUTION_FAILED"
+    device.close()
+    assert blas.handles == 0
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_without_cublas_products_are_our_own(missing: bool, cupy: FakeCupy, tmp_path: Path) -> None:
+    """It is not installed, or does not work."""
+    path = Tiny(layers=2, format=GGMLQuantizationType.Q8_0).write(tmp_path / "model.gguf")
+    found = []
+    for gemm_from in (None, GemmFrom(9, 9, 9)):
+        cupy.cuda.library.failing = True
+        if missing:
+            cupy.cuda.library = None
+        device = Cuda(CupyDriver(0), "cuda:0", gemm_from=gemm_from)
+        found.append(logits(engine(path, {"cuda:0": device}), TOKENS))
+        assert device.gemm_from == GemmFrom()
+        device.close()
+        cupy.cuda.library = Cublas(cupy)
+    np.testing.assert_array_equal(*found)
 
 
 def test_uploads_go_in_pieces_through_pinned_memory(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:

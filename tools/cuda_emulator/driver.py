@@ -17,7 +17,7 @@ from weakref import finalize
 import numpy as np
 from numpy.typing import NDArray
 
-from ggrun.devices.cuda.driver import Driver
+from ggrun.devices.cuda.driver import Driver, Gemm
 from ggrun.devices.late import Late, LateEvent, Schedule
 from ggrun.errors import GgrunError
 from tools.cuda_emulator.kernels import FORWARD, Kernel, KernelError, load_kernel
@@ -128,6 +128,29 @@ class EmulatedDriver:
         kernel.max_dynamic_shared = max(kernel.max_dynamic_shared, shared)
         kernel.check(grid, block, args, shared)
         self.enqueue(partial(self._run, kernel, grid, block, tuple(args), shared), LAUNCH)
+
+    has_gemm = True
+
+    def gemm(self, product: Gemm) -> None:
+        """Enqueue a product, which numpy makes; as with CuPy, cuBLAS is in no graph."""
+        if self._recorded is not None:
+            raise KernelError("a matrix product cannot be in a graph")
+        self.enqueue(partial(self._multiply, product), LAUNCH)
+
+    def _multiply(self, p: Gemm) -> None:
+        x = self._matrix(p.x, np.float16, p.n, p.k, p.x_stride, "x of a matrix product")
+        w = self._matrix(p.w, np.float16, p.rows, p.k, p.k, "w of a matrix product")
+        y = self._matrix(p.y, np.float32, p.n, p.rows, p.y_stride, "y of a matrix product")
+        y[:] = np.float32(p.scale) * (x.astype(np.float32) @ w.astype(np.float32).T)
+
+    def _matrix(
+        self, address: int, kind: type[np.generic], rows: int, width: int, stride: int, what: str
+    ) -> NDArray[Any]:
+        """Rows that lie `stride` values apart; the last one ends with its values."""
+        count, size = (rows - 1) * stride + width, np.dtype(kind).itemsize
+        self._check(address, count * size, what)
+        flat = np.frombuffer((ctypes.c_uint8 * (count * size)).from_address(address), kind)
+        return np.lib.stride_tricks.as_strided(flat, (rows, width), (stride * size, size))
 
     def graph(self, record: Callable[[], None]) -> "_Graph":
         """What `record` enqueues now, to be enqueued again."""

@@ -6,15 +6,16 @@ as it does not look into what a source includes.
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from typing import Any, NoReturn
 from weakref import finalize
 
 from numpy.typing import NDArray
 
+from ggrun.devices.cuda.cublas import Cublas
 from ggrun.devices.cuda.cuda_stream import CudaStream
-from ggrun.devices.cuda.driver import Driver
+from ggrun.devices.cuda.driver import Driver, Gemm
 from ggrun.devices.cuda.found import Cards
 from ggrun.devices.cuda.staging import Staging
 from ggrun.errors import GgrunError
@@ -129,6 +130,17 @@ class CupyDriver:
                 kernel.function.max_dynamic_shared_size_bytes = shared
             kernel.function(grid, block, tuple(args), shared_mem=shared)
 
+    @property
+    def has_gemm(self) -> bool:
+        """Whether cuBLAS can be used."""
+        return self._cublas is not None
+
+    def gemm(self, product: Gemm) -> None:
+        """By cublasGemmEx."""
+        assert self._cublas is not None
+        with self.on("a matrix product"):
+            self._cublas.gemm(product)
+
     def graph(self, record: Callable[[], None]) -> _Graph:
         """Launches, captured: none of them is done now."""
         with self.on("a graph"):
@@ -208,10 +220,20 @@ class CupyDriver:
         self._modules.clear()
         self._kernels.clear()
         self.__dict__.pop("_staging", None)
+        if cublas := self.__dict__.pop("_cublas", None):
+            with self.on("cuBLAS"):
+                cublas.close()
 
     @cached_property
     def _staging(self) -> Staging:
         return Staging(self._cupy, self.stream)
+
+    @cached_property
+    def _cublas(self) -> Cublas | None:
+        """None where it is missing, or does not work: then products go without it."""
+        with self.on("cuBLAS"), suppress(ImportError, RuntimeError):
+            return Cublas(self._cupy)
+        return None
 
     @property
     def _runtime(self) -> Any:
@@ -219,10 +241,10 @@ class CupyDriver:
 
     @property
     def _errors(self) -> tuple[type[Exception], ...]:
-        cuda = self._cupy.cuda
+        cuda, cublas = self._cupy.cuda, self.__dict__.get("_cublas")
         return (
             cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError, cuda.compiler.CompileException,
-            cuda.memory.OutOfMemoryError,
+            cuda.memory.OutOfMemoryError, *([cublas.error] if cublas else []),
         )  # fmt: skip
 
     def _refuse(self, what: str, error: Exception) -> NoReturn:

@@ -5,6 +5,7 @@ Addresses are plain numbers. All that is launched or copied goes to the driver's
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -30,6 +31,25 @@ class Graph(Protocol):
 
     def launch(self) -> None:
         """Enqueue them."""
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """y[n, rows] = scale * x[n, k] . w[rows, k]^T: addresses of float16 and, for y, of float32.
+
+    x_stride, y_stride: values from one row to the next
+    """
+
+    x: int
+    w: int
+    y: int
+    n: int
+    rows: int
+    k: int
+    x_stride: int
+    y_stride: int
+    scale: float
+    name = "gemm"
 
 
 class Driver(Protocol):
@@ -72,6 +92,13 @@ class Driver(Protocol):
         shared: int = 0,
     ) -> None:
         """Enqueue a kernel. args: a pointer is an int, everything else a numpy scalar of the right type."""
+
+    @property
+    def has_gemm(self) -> bool:
+        """Whether there is what `gemm` needs: a library that may be missing."""
+
+    def gemm(self, product: Gemm) -> None:
+        """Enqueue a product, summed up in float32. It cannot be in a graph."""
 
     def graph(self, record: Callable[[], None]) -> Graph | None:
         """What `record` launches, as one thing to enqueue; None when the driver has no such thing."""
