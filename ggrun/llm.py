@@ -104,14 +104,9 @@ class LLM:
         self._devices = opened(names)
         try:
             self._engine = Engine(
-                self._model,
-                self.config,
-                self.plan,
-                self._devices,
-                self.planned.sizes,
-                meter=self.meter,
-                sums=(all_reduce, wire),
-            )
+                self._model, self.config, self.plan, self._devices, self.planned.sizes,
+                meter=self.meter, sums=(all_reduce, wire),
+            )  # fmt: skip
         except BaseException:
             for device in self._devices.values():
                 device.stream.abandon()  # what was to be loaded

@@ -16,6 +16,7 @@ from ggrun.devices.base import Device
 from ggrun.devices.cpu import Cpu
 from ggrun.devices.local import everything, planned_here, remember
 from ggrun.engine.engine import Engine
+from ggrun.engine.loaded import Sums
 from ggrun.engine.split_trial import with_mode
 from ggrun.errors import GgrunError
 from ggrun.gguf import GGUF
@@ -34,7 +35,7 @@ class Session:
 
     def __init__(self, setup: Setup, placement: dict[str, Any], sums: dict[str, Any]) -> None:
         self._model, self._setup = _opened(setup.model), setup
-        self._sums = sums["all_reduce"], sums["wire"]
+        self._sums: Sums = sums["all_reduce"], sums["wire"]
         self._plan_facts = PlanFacts.from_outline(self._model)
         self._config = self._plan_facts.config
         self._placement = dict(placement)

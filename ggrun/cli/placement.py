@@ -93,7 +93,7 @@ def sum_options(command: Command) -> Command:
 
 
 def sums_taken(options: dict[str, Any]) -> dict[str, Any]:
-    """Take these out of `options`, as LLM wants them."""
+    """Take these out of `options`, as LLM and Engine want them."""
     return {name: options.pop(name) for name in ("all_reduce", "wire")}
 
 

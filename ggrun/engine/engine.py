@@ -31,7 +31,7 @@ class Engine:
 
     hosts    the other machines of the plan, by name
     meter    measures where the time goes, if there is one
-    sums     how devices that share rows sum; see loaded.Sums
+    sums     how members sum what they have, see Loaded
     """
 
     def __init__(

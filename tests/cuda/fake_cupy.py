@@ -148,7 +148,9 @@ class Cublas:
         assert handle == 5
         self.handles -= 1
 
-    def gemmEx(self, handle: int, transposed: int, plain: int, m: int, n: int, k: int, *rest: int) -> None:  # noqa: N802
+    def gemmEx(  # noqa: N802
+        self, handle: int, transposed: int, plain: int, m: int, n: int, k: int, *rest: int
+    ) -> None:
         alpha, a, a_kind, lda, b, b_kind, ldb, beta, c, c_kind, ldc, *how = rest
         assert (handle, transposed, plain, how) == (5, 1, 0, [68, -1])
         assert (a_kind, b_kind, c_kind) == (2, 2, 0)

@@ -220,8 +220,6 @@ def test_texts_of_flags() -> None:
     [
         ("llama-3-70b", f"rtx4090,{CPU}", {"n_gpu_layers": "all"}, "-ngl auto"),
         ("llama-3-70b", f"rtx4090,rtx3090,{CPU}", {"split_mode": "none", "n_gpu_layers": 81}, "-ngl auto"),
-        ("llama-3.1-8b", "rtx3070", {"n_ctx": 131072}, "-c 17920"),
-        ("llama-3.1-8b", "rtx3070", {"n_ctx": 30000}, "-c 17920"),
         ("llama-3-70b", "rtx4090", {}, "cpu:64GB"),
         ("llama-3-70b", "2x rtx3090", {"tensor_split": (1, 9), "n_ctx": 4096}, "no -ts"),
         ("llama-3-70b", "2x rtx3090", {"n_ctx": 4096, "split_mode": "none"}, "-sm layer"),
@@ -240,6 +238,14 @@ def test_the_message_names_the_flag_that_helps(
     assert error.value.exit_status == 1
     assert "\n" not in str(error.value)
     assert remedy(planned) in str(error.value)
+
+
+@pytest.mark.parametrize("n_ctx", [131072, 30000])
+def test_the_context_that_the_message_names_fits_and_no_more_does(n_ctx: int) -> None:
+    said = remedy(plan("llama-3.1-8b", "rtx3070", n_ctx=n_ctx))
+    assert (match := re.fullmatch(r"give -c (\d+)", said))
+    assert plan("llama-3.1-8b", "rtx3070", n_ctx=int(match[1])).fits
+    assert not plan("llama-3.1-8b", "rtx3070", n_ctx=int(match[1]) + 64).fits
 
 
 def test_without_fitting_nothing_is_adjusted() -> None:
