@@ -53,7 +53,7 @@ class LLM:
     p2p           how cards copy to each other: "on": directly; "off": through the host's memory; "auto":
                   directly where the self-test, run once, found that such copies come right
     placement     what is left of ggrun.plan.options.PlanOptions: split_mode, n_gpu_layers, tensor_split,
-                  overrides, n_cpu_moe, fit and others, with llama.cpp's meanings
+                  overrides, n_cpu_moe, op_offload, fit and others, with llama.cpp's meanings
 
     Whatever goes wrong is a ggrun.GgrunError whose text is one line. A model without a usable tokenizer
     loads, and takes token ids; `tokenizer` then raises the TokenizerError that says why.
@@ -105,7 +105,7 @@ class LLM:
         try:
             self._engine = Engine(
                 self._model, self.config, self.plan, self._devices, self.planned.sizes,
-                meter=self.meter, sums=(all_reduce, wire),
+                meter=self.meter, sums=(all_reduce, wire), offloads=self.planned.offloads,
             )  # fmt: skip
         except BaseException:
             for device in self._devices.values():

@@ -76,8 +76,9 @@ class Session:
         if names != {"cpu"}:
             self._devices = opened(names)
         self._engine = Engine(
-            self._model, self._config, planned.plan, self._devices, planned.sizes, sums=self._sums
-        )
+            self._model, self._config, planned.plan, self._devices, planned.sizes, sums=self._sums,
+            offloads=planned.offloads,
+        )  # fmt: skip
         random = np.random.default_rng(1)
         self._tokens: list[int] = random.integers(self._config.vocab, size=positions).tolist()
 

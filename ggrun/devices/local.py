@@ -45,6 +45,7 @@ _PRETENDS = re.compile(r"cpu:\d|emulated")
 
 _BESIDE_A_PLAN = (
     "n_ctx", "n_ubatch", "sequences", "cache_type_k", "cache_type_v", "fit", "fit_margin", "fit_ctx",
+    "op_offload",
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from ggrun.engine.runner import CacheSpec
 from ggrun.errors import GgrunError, UsageError
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan
+from ggrun.plan.offload import NONE, Offloads
 from ggrun.plan.usage import Sizes
 
 _FEW_LOGITS = 1 << 15
@@ -32,6 +33,7 @@ class Engine:
     hosts    the other machines of the plan, by name
     meter    measures where the time goes, if there is one
     sums     how members sum what they have, see Loaded
+    offloads stages of the CPU that cards compute for large batches
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Engine:
         hosts: Mapping[str, Host] | None = None,
         meter: Meter | None = None,
         sums: Sums = SUMS,
+        offloads: Offloads = NONE,
     ) -> None:
         plan.check(config)
         self.config, self._sizes = config, sizes
@@ -53,7 +56,7 @@ class Engine:
         self.cache = KVCache(sizes.n_ctx, sizes.sequences)
         spec = CacheSpec(sizes.pages, sizes.keys, sizes.values, plan.kv_on_host)
         limits = Limits(sizes.tokens, self.most_outputs, sizes.sequences, sizes.pages)
-        self._pipeline = Pipeline(plan, devices, model, config, spec, limits, hosts, meter, sums)
+        self._pipeline = Pipeline(plan, devices, model, config, spec, limits, hosts, meter, sums, offloads)
 
     @property
     def n_ctx(self) -> int:

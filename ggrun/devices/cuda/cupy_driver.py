@@ -161,10 +161,10 @@ class CupyDriver:
         with self.on("a copy to it"):
             self._runtime.memcpy(address, data.ctypes.data, data.nbytes, self._runtime.memcpyHostToDevice)
 
-    def upload(self, address: int, data: NDArray[Any]) -> None:
+    def upload(self, address: int, data: NDArray[Any], beside: bool = False) -> None:
         """Through pinned buffers, so that the bus is busy while the next piece is read from the file."""
         with self.on("an upload"):
-            self._staging.upload(address, data)
+            (self._staging_beside if beside else self._staging).upload(address, data)
 
     def download(self, data: NDArray[Any], address: int) -> None:
         """By cudaMemcpy2DAsync: rows of the host's array may be parts of longer ones."""
@@ -219,7 +219,8 @@ class CupyDriver:
             transfers.close()
         self._modules.clear()
         self._kernels.clear()
-        self.__dict__.pop("_staging", None)
+        for staging in ("_staging", "_staging_beside"):
+            self.__dict__.pop(staging, None)
         if cublas := self.__dict__.pop("_cublas", None):
             with self.on("cuBLAS"):
                 cublas.close()
@@ -227,6 +228,10 @@ class CupyDriver:
     @cached_property
     def _staging(self) -> Staging:
         return Staging(self._cupy, self.stream)
+
+    @cached_property
+    def _staging_beside(self) -> Staging:
+        return Staging(self._cupy, self.transfers)
 
     @cached_property
     def _cublas(self) -> Cublas | None:
