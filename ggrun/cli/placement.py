@@ -46,8 +46,8 @@ _OPTIONS = [
     option("-kvo/-nkvo", "--kv-offload/--no-kv-offload", "kv_offload", default=True, show_default=False,
            help="-nkvo: keys and values stay in the host's memory."),
     option("--op-offload/--no-op-offload", default=True,
-           help="Where a batch is large, cards compute the CPU's feed-forwards, whose weights come for it, if "
-                "that is faster and there is room."),
+           help="Where a batch is large, cards compute the CPU's feed-forwards, if that is faster and they have "
+                "room: the weights come for it."),
     option("-fit", "--fit", default="on", type=click.Choice(["on", "off"]),
            help="Adjust what is left open to the memory; off: refuse nothing either."),
     option("-fitt", "--fit-target", "fit_margin", default="1024", type=TEXT, metavar="MIB,...",

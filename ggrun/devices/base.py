@@ -186,9 +186,7 @@ class Slot(Protocol):
     def begin(self) -> None:
         """What is placed from now on lies where all that was placed before does."""
 
-    def weight(
-        self, tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int]
-    ) -> tuple[Weight, Work]:
+    def weight(self, tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> tuple[Weight, Work]:
         """A block, see Device.weight, behind those placed before; and what enqueues that it is loaded.
 
         GgrunError when there is no room behind them.

@@ -173,9 +173,7 @@ class EmulatedSlot:
         """Place weights at the front."""
         self._end = 0
 
-    def weight(
-        self, tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int]
-    ) -> tuple[Owned, Work]:
+    def weight(self, tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> tuple[Owned, Work]:
         """A copy of the block, which is made late."""
         nbytes, begin = view(tensor, rows, columns).nbytes(tensor), self._end
         if begin + nbytes > len(self._memory):

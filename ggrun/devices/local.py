@@ -96,14 +96,27 @@ def planned_here(
     p2p: str = "auto",
 ) -> Planned:
     """The plan for the devices of this machine, or the user's own, checked: DoesNotFit, or UsageError."""
-    if plan is None:
-        planned = make_plan(facts, shared_out(local_devices(devices, threads, p2p), options), options)
-    else:
-        there = devices_of(plan, threads, p2p) if devices is None else local_devices(devices, threads, p2p)
-        planned = planned_as_written(facts, shared_out(there, options), options, plan)
+    planned = _planned_here(facts, devices, threads, options, plan, p2p)
+    if planned.offloads and not here_is_known(threads):
+        local_cpu(threads, measure=True)  # when the CPU leaves work to cards is not to be guessed
+        planned = _planned_here(facts, devices, threads, options, plan, p2p)
     if options.fit:
         require_fit(planned)
     return planned
+
+
+def _planned_here(
+    facts: ModelFacts,
+    devices: str | None,
+    threads: int | None,
+    options: PlanOptions,
+    plan: Plan | None,
+    p2p: str,
+) -> Planned:
+    if plan is None:
+        return make_plan(facts, shared_out(local_devices(devices, threads, p2p), options), options)
+    there = devices_of(plan, threads, p2p) if devices is None else local_devices(devices, threads, p2p)
+    return planned_as_written(facts, shared_out(there, options), options, plan)
 
 
 def shared_out(devices: Sequence[DeviceInfo], options: PlanOptions) -> list[DeviceInfo]:

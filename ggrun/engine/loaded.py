@@ -106,9 +106,7 @@ class Loaded:
             runner = Runner(
                 space, self._config, stage, member, self._cache, first=False, last=False, weights=weights
             )
-            made[i] = OffloadedStage(
-                self.stages[i], self._hop([runner], None), offload.least, turn, weights
-            )
+            made[i] = OffloadedStage(self.stages[i], self._hop([runner], None), offload.least, turn, weights)
         self.stages |= made
         self._turns += turns
 

@@ -176,7 +176,7 @@ def predict(
     devices: Mapping[str, DeviceInfo],
     offloaded: Mapping[int, str] = MappingProxyType({}),
 ) -> Speed:
-    """The times of a plan. offloaded: by their numbers, stages that cards compute for prompts (offload.py)."""
+    """The times of a plan. offloaded: the stages that cards compute for prompts, by number (offload.py)."""
     clock, flow = Clock(facts, sizes, plan.kv_on_host), [0, 0, 0]
     busy: dict[str, int] = {}
     batch: dict[str, int] = {}
@@ -186,11 +186,12 @@ def predict(
         place = Place(tuple(devices[m.device] for m in stage.members), stage.members)
         items = [*range(*stage.halves), *([len(facts.parts)] if stage is plan.stages[-1] else [])]
         token = sum(clock.token(item, place) for item in items)
+        readers = place.devices
         if i in offloaded:
-            readers: tuple[DeviceInfo, ...] = (devices[offloaded[i]],)
-            prompt = clock.offloaded(stage.halves[0], *readers)
+            readers = (card := devices[offloaded[i]],)
+            prompt = clock.offloaded(stage.halves[0], card)
         else:
-            readers, prompt = place.devices, sum(clock.batch(item, place) for item in items)
+            prompt = sum(clock.batch(item, place) for item in items)
         for member, device in zip(place.members, place.devices, strict=True):
             alone = sum(clock.share(item, member, device) for item in items)
             busy[device.name] = busy.get(device.name, 0) + alone

@@ -82,9 +82,7 @@ def _has_slots(device: str) -> bool:
 
 
 def _least(clock: Clock, half: int, cpu: Place, card: DeviceInfo) -> int:
-    """The fewest tokens that the card is done with sooner; 0: there are none, or its link is not known."""
-    if not card.link:
-        return 0
+    """The fewest tokens that the card is done with sooner; 0: there are none."""
 
     def pays(tokens: int) -> bool:
         return clock.offloaded(half, card, tokens) < clock.batch(half, cpu, tokens)

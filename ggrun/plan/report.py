@@ -100,8 +100,7 @@ def bottleneck(planned: Planned) -> str:
 
 def notes(planned: Planned) -> Iterator[str]:
     """What a user should know: what cards do for the CPU, devices left out, cuts that cannot be made."""
-    for card, count, least in _offloads(planned):
-        yield f"{card} computes {count} of the CPU's feed-forwards for prompts of {least} tokens or more"
+    yield from _offloads(planned)
     if planned.own:
         return
     used = planned.uses
@@ -116,11 +115,15 @@ def notes(planned: Planned) -> Iterator[str]:
         yield f"{what} cannot be cut: one device has all of it, the others share the rest"
 
 
-def _offloads(planned: Planned) -> Iterator[tuple[str, int, int]]:
-    """Cards that compute feed-forwards of the CPU: how many, and for how many tokens."""
-    every = [(offload.card, offload.least) for offload in planned.offloads.values()]
-    for card, least in dict.fromkeys(every):
-        yield card, every.count((card, least)), least
+def _offloads(planned: Planned) -> Iterator[str]:
+    """How many feed-forwards of the CPU cards compute, and from how many tokens on."""
+    leasts: dict[str, list[int]] = {}
+    for offload in planned.offloads.values():
+        leasts.setdefault(offload.card, []).append(offload.least)
+    for card, every in leasts.items():
+        least = " to ".join(map(str, sorted({min(every), max(every)})))
+        many = f"where a batch has {least} tokens or more"
+        yield f"{card} computes {len(every)} of the CPU's feed-forwards {many}"
 
 
 def _why_left_out(planned: Planned, position: int) -> str:

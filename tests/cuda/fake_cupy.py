@@ -202,6 +202,8 @@ class FakeCupy:
         self._memory, self._used, self._held = memory, 0, dict[int, Memory]()
         self._cards, self._major, self._peers = cards, major, peers
         self.reached, self.copies = set[tuple[int, int]](), list[tuple[int, int]]()
+        self.sent: list[int] = []
+        """The streams of what went from the host's memory to a card."""
         self.cuda = _Cuda(
             library=Cublas(self), runtime=self, driver=SimpleNamespace(CUDADriverError=ZeroDivisionError),
             compiler=SimpleNamespace(CompileException=KeyError),
@@ -313,6 +315,8 @@ class FakeCupy:
         self, target: int, source: int, nbytes: int, kind: int, stream: int
     ) -> None:
         self.memcpy(target, source, nbytes, kind)
+        if kind == self.memcpyHostToDevice:
+            self.sent.append(stream)
 
     def memcpy2DAsync(  # noqa: N802
         self,

@@ -1,16 +1,18 @@
-"""Feed-forwards that the CPU holds and a card computes where a batch is large: answers, waits, memory, time."""
+"""Feed-forwards that the CPU holds and a card computes for large batches: answers, waits, memory, time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
-from ggrun import GgrunError, Interrupted
+from ggrun import LLM, GgrunError, Interrupted
 from ggrun.arch.config import Config
-from ggrun.devices import emulated
+from ggrun.devices import emulated, local
 from ggrun.devices.base import Device
 from ggrun.devices.cpu import Cpu
 from ggrun.devices.cuda.device import Cuda
@@ -21,8 +23,10 @@ from ggrun.engine.engine import Engine
 from ggrun.engine.meter import Meter, Spent
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan, Stage, single, whole
-from ggrun.plan.offload import NONE, SLOTS, Offload, Offloads
-from ggrun.plan.usage import Sizes
+from ggrun.plan.facts import ModelFacts
+from ggrun.plan.hardware import DeviceInfo, parse_devices
+from ggrun.plan.offload import NONE, SLOTS, Offload, Offloads, offloads
+from ggrun.plan.usage import Sizes, plan_use
 from tests.cuda.models import cards as cuda_cards
 from tests.engine.test_peer import distance
 from tests.engine.test_pipeline import caller
@@ -66,6 +70,7 @@ class Machine:
         cards: int = 1,
         offloaded: bool = True,
         limit: int | None = None,
+        nbytes: int = ROOM,
         meter: Meter | None = None,
         stream: Stream = INLINE,
     ) -> None:
@@ -74,7 +79,7 @@ class Machine:
         self.devices: dict[str, Device] = {"cpu": Cpu(2, stream=stream)}
         self.devices |= {card.name: card for card in self.cards}
         plan = beside_the_cpu(config, [card.name for card in self.cards])
-        offloads = offloads_of(plan) if offloaded else NONE
+        offloads = offloads_of(plan, nbytes=nbytes) if offloaded else NONE
         sizes = Sizes(64, 16)
         self.engine = Engine(model, config, plan, self.devices, sizes, meter=meter, offloads=offloads)
         self.settle()
@@ -193,12 +198,15 @@ def test_waiting_for_weights_is_no_work(dense: GGUF, monkeypatch: pytest.MonkeyP
 # ---------------------------------------------------------------- every wait is needed
 
 
-def cuda_machine(model: GGUF, seed: int, n_ubatch: int = 16) -> tuple[dict[str, Device], Engine]:
+def cuda_machine(
+    model: GGUF, seed: int, limit: int = 1 << 30, offloads: Offloads | None = None
+) -> tuple[dict[str, Device], Engine]:
     """All feed-forwards on a CPU, and computed by an emulated CUDA card."""
     config = Config.from_gguf(model)
-    devices = {"cpu": Cpu(2), **cuda_cards(1, seed=seed)}
+    devices = {"cpu": Cpu(2), **cuda_cards(1, seed=seed, limit=limit)}
     plan = beside_the_cpu(config, ["cuda:0"])
-    return devices, Engine(model, config, plan, devices, Sizes(64, n_ubatch), offloads=offloads_of(plan))
+    offloads = offloads or offloads_of(plan)
+    return devices, Engine(model, config, plan, devices, Sizes(64, 16), offloads=offloads)
 
 
 def emulated_logits(model: GGUF, seed: int) -> np.ndarray:
@@ -250,6 +258,62 @@ def test_a_cuda_card_says_what_it_says_alone(seed: int, model: GGUF) -> None:
     assert distance(engine.decode([5, 6]), alone.decode([5, 6])) <= 1e-3
     for device in devices.values():
         device.close()
+
+
+# ---------------------------------------------------------------- memory, and the whole of it
+
+
+def least_room(model: GGUF, card: str) -> int:
+    """The bytes of a card with which the planner has it compute the CPU's feed-forwards, and no byte less."""
+    facts = ModelFacts.from_outline(model)
+    plan, sizes = beside_the_cpu(facts.config, [card]), Sizes(64, 16)
+    fast, cpu = parse_devices("rtx3090,cpu:64GB@50GB/s")
+    devices = {card: replace(fast, name=card, link=1e15), "cpu": cpu}
+    taken = plan_use(facts, plan, sizes, 1)[card].total
+    low, high = 0, 1 << 30
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = offloads(facts, plan, sizes, devices, {card: middle})
+        low, high = (low, middle) if len(found) == facts.config.layers else (middle, high)
+    return taken + high
+
+
+def test_what_the_planner_counts_is_enough(model: GGUF, loaded: list[str]) -> None:
+    nbytes = ModelFacts.from_outline(model).part(1)
+    with machine(model, limit=least_room(model, "emulated:0"), nbytes=nbytes.total + nbytes.padding) as made:
+        made.logits()
+    assert len(set(loaded)) >= 3 * made.engine.config.layers
+
+
+def test_what_the_planner_counts_is_enough_on_cuda(model: GGUF) -> None:
+    part = ModelFacts.from_outline(model).part(1)
+    plan = beside_the_cpu(Config.from_gguf(model), ["cuda:0"])
+    slots = offloads_of(plan, nbytes=part.total + part.padding)
+    devices, engine = cuda_machine(model, 0, limit=least_room(model, "cuda:0"), offloads=slots)
+    engine.decode(TOKENS[:16])
+    assert devices["cuda:0"].driver.transfers.time > 0  # type: ignore[attr-defined]
+
+
+def test_all_of_it(tmp_path: Path, loaded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model by its file and flags, on a card that is said to be fast."""
+    path = Tiny(layers=3, context=128).write(tmp_path / "model.gguf")
+    there = local.local_devices
+
+    def fast(*args: Any) -> list[DeviceInfo]:
+        speeds = dict.fromkeys(("bandwidth", "operations", "float_operations", "link"), 1e18)
+        return [d if d.host else replace(d, **speeds) for d in there(*args)]
+
+    monkeypatch.setattr(local, "local_devices", fast)
+    monkeypatch.setattr(local, "here_is_known", lambda threads: True)
+    how: dict[str, Any] = {"devices": "emulated:0:64MB,cpu", "n_cpu_ffn": 2}
+    how |= {"n_gpu_layers": "all", "threads": 2}
+    with LLM(path, op_offload=False, **how) as llm:
+        want = llm.logits(TOKENS)
+        assert loaded == []
+    with LLM(path, **how) as llm:
+        assert list(llm.planned.offloads) == [2, 4]
+        np.testing.assert_array_equal(llm.logits(TOKENS), want)
+    assert len(loaded) == 6
 
 
 # ---------------------------------------------------------------- what goes wrong
