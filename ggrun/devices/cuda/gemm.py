@@ -14,7 +14,7 @@ from ggrun.devices.base import Rows
 from ggrun.devices.cuda import grids, matvec
 from ggrun.devices.cuda.driver import Driver, Gemm
 from ggrun.devices.cuda.memory import CudaWeight
-from ggrun.devices.cuda.program import Counts, Launch, Work
+from ggrun.devices.cuda.program import FEW, Counts, Launch, Work
 from ggrun.devices.cuda.tiles import TWO_SCALES
 from ggrun.kernels.code_books import format_defines
 
@@ -38,11 +38,13 @@ class GemmFrom:
     two_scales: int = 0
     floats: int = 0
 
-    def of(self, name: str) -> int:
-        """For weights of a format."""
+    def least_rows(self, name: str, limit: int) -> int:
+        """For weights of a format; 0: never, as there are at most `limit` rows."""
         if name in matvec.FLOATS:
-            return 0 if name == "F32" else self.floats
-        return self.two_scales if name in TWO_SCALES else self.quantized
+            least = 0 if name == "F32" else self.floats
+        else:
+            least = self.two_scales if name in TWO_SCALES else self.quantized
+        return max(least, FEW + 1) if 0 < least <= limit and limit > FEW else 0
 
     @property
     def least(self) -> int:
