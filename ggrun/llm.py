@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
@@ -14,17 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices import open_devices
+from ggrun.devices.base import Device
+from ggrun.devices.cuda.links import check_p2p
 from ggrun.devices.local import planned_here
 from ggrun.engine.engine import Engine, EngineOptions
 from ggrun.engine.generate import Context, StopStrings, Timings, generate
 from ggrun.engine.grammar import Grammar, GrammarVocabulary
+from ggrun.engine.meter import Meter
 from ggrun.engine.perplexity import Estimate, perplexity
 from ggrun.engine.sampler import Sampler, SamplingOptions
+from ggrun.engine.split_trial import with_mode
 from ggrun.errors import UsageError
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.options import PlanOptions
+from ggrun.plan.planned import Planned
 from ggrun.tokens import Tokenizer, TokenizerError
 
 
@@ -40,7 +45,10 @@ class LLM:
                   all cards of this machine, and its CPU
     cache_type_k, cache_type_v
                   the form of keys and values in the cache: f16, f32, bf16 or q8_0
+    metered       measure where the time goes, for `meter`: it costs some
     plan          where every layer runs, instead of devices and what follows
+    p2p           how cards copy to each other: "on": directly; "off": through the host's memory; "auto":
+                  directly where the self-test, run once, found that such copies come right
     placement     what is left of ggrun.plan.options.PlanOptions: split_mode, n_gpu_layers, tensor_split,
                   overrides, n_cpu_moe, fit and others, with llama.cpp's meanings
 
@@ -58,11 +66,14 @@ class LLM:
         devices: str | None = None,
         cache_type_k: str = "f16",
         cache_type_v: str = "f16",
+        metered: bool = False,
         plan: Plan | None = None,
+        p2p: str = "auto",
         **placement: Any,
     ) -> None:
         start = time.perf_counter()
         _check_kinds(threads, devices, plan)
+        check_p2p(p2p)
         sizes = {
             "n_ctx": n_ctx,
             "n_ubatch": n_ubatch,
@@ -71,13 +82,26 @@ class LLM:
         }
         wishes = _plan_options(sizes | placement)
         self._model = GGUF(path)
-        planned = planned_here(ModelFacts.from_outline(self._model), devices, threads, wishes, plan)
-        self.config, self.plan, n_ctx = planned.facts.config, planned.plan, planned.sizes.n_ctx
+
+        def make(facts: ModelFacts, options: PlanOptions) -> Planned:
+            return planned_here(facts, devices, threads, options, plan, p2p)
+
+        def opened(names: Iterable[str]) -> dict[str, Device]:
+            return open_devices(names, threads, p2p)
+
+        if plan is None:
+            wishes = with_mode(self._model, wishes, make, opened)
+        self.planned = make(ModelFacts.from_outline(self._model), wishes)
+        self.config, self.plan = self.planned.facts.config, self.planned.plan
+        self.meter = Meter() if metered else None
         names = {member.device for stage in self.plan.stages for member in stage.members}
-        self._devices = open_devices(names, threads)
+        self._devices = opened(names)
         try:
+            n_ctx = self.planned.sizes.n_ctx
             options = EngineOptions(n_ctx, wishes.n_ubatch, 1, cache_type_k, cache_type_v)
-            self._engine = Engine(self._model, self.config, self.plan, self._devices, options)
+            self._engine = Engine(
+                self._model, self.config, self.plan, self._devices, options, meter=self.meter
+            )
         except BaseException:
             for device in self._devices.values():
                 device.stream.abandon()  # what was to be loaded
@@ -117,7 +141,7 @@ class LLM:
         """The logits after each of n tokens, as a text of their own: float32 [n, vocab]."""
         text = self._context.text()
         ids = self._engine.check(tokens).tolist()
-        return self._context.begin(text, ids, reuse=False, all_logits=True)[0]
+        return self._context.begin(text, ids, reuse=False, all_logits=True)[0].logits
 
     def perplexity(
         self, text: str | Sequence[int], *, window: int = 512, chunks: int = -1

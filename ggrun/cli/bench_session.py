@@ -1,7 +1,7 @@
 """Models as tests need them: loaded in some way, their memory's speed measured, tests run on one engine."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from functools import cache, lru_cache
 from pathlib import Path
@@ -19,11 +19,13 @@ from ggrun.devices.local import everything, planned_here, remember
 from ggrun.engine.cache import pages_for
 from ggrun.engine.engine import Engine, EngineOptions
 from ggrun.engine.runner import CacheSpec
+from ggrun.engine.split_trial import with_mode
 from ggrun.errors import GgrunError
 from ggrun.gguf import GGUF
 from ggrun.plan import whole
 from ggrun.plan.facts import ModelFacts as PlanFacts
 from ggrun.plan.options import PlanOptions
+from ggrun.plan.planned import Planned
 from ggrun.plan.traffic import cell_bytes, weight_bytes
 
 
@@ -40,7 +42,7 @@ class Session:
         self._placement = dict(placement)
         hardware = self._placement.pop("hardware")
         self._hardware = everything() if hardware is None else hardware
-        self._own_plan = self._placement.pop("plan")
+        self._own_plan, self._p2p = self._placement.pop("plan"), self._placement.pop("p2p")
         self.device = Cpu(setup.n_threads)
         self._devices: dict[str, Device] = {"cpu": self.device}
         self.facts = self._facts()
@@ -63,11 +65,19 @@ class Session:
         s, n_ubatch = self._setup, min(self._setup.n_ubatch, self._setup.n_batch)
         cache: dict[str, Any] = {"cache_type_k": s.type_k, "cache_type_v": s.type_v}
         wishes = PlanOptions(n_ctx=positions, n_ubatch=n_ubatch, **cache, **self._placement)
-        facts = PlanFacts.from_outline(self._model)
-        plan = planned_here(facts, self._hardware, s.n_threads, wishes, self._own_plan).plan
+
+        def make(facts: PlanFacts, options: PlanOptions) -> Planned:
+            return planned_here(facts, self._hardware, s.n_threads, options, self._own_plan, self._p2p)
+
+        def opened(names: Iterable[str]) -> dict[str, Device]:
+            return open_devices(names, s.n_threads, self._p2p)
+
+        if self._own_plan is None:
+            wishes = with_mode(self._model, wishes, make, opened)
+        plan = make(PlanFacts.from_outline(self._model), wishes).plan
         names = {m.device for stage in plan.stages for m in stage.members}
         if names != {"cpu"}:
-            self._devices = open_devices(names, s.n_threads)
+            self._devices = opened(names)
         options = EngineOptions(positions, n_ubatch, 1, s.type_k, s.type_v)
         self._engine = Engine(self._model, self._config, plan, self._devices, options)
         random = np.random.default_rng(1)

@@ -15,6 +15,7 @@ COMMANDS = {
     "plan": "Say what would run where, whether it fits, and how fast it will be.",
     "bench": "Measure how fast models read prompts and generate.",
     "perplexity": "Measure how well a model foretells a text.",
+    "doctor": "Look this machine over: what ggrun finds, what is broken, what to install.",
 }
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 

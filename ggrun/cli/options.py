@@ -121,7 +121,7 @@ def load(options: dict[str, Any]) -> Any:
     return LLM(
         model or demo_model(), n_ctx=n_ctx, n_ubatch=min(n_ubatch, n_batch), threads=threads,
         cache_type_k=keys_type, cache_type_v=values_type,
-        devices=placement.pop("hardware"), **placement,
+        devices=placement.pop("hardware"), metered=options.pop("metered", False), **placement,
     )  # fmt: skip
 
 

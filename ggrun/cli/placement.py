@@ -18,7 +18,7 @@ def _list_devices(context: click.Context, parameter: click.Parameter, wanted: bo
     from ggrun.devices.local import local_devices
 
     print("devices:")
-    for device in local_devices(context.params.get("hardware")):
+    for device in local_devices(context.params.get("hardware"), p2p="off"):  # nothing will be copied
         print(f"  {device.name}: {device.label} ({device.memory >> 20} MiB, {device.free >> 20} MiB free)")
     context.exit()
 
@@ -26,8 +26,10 @@ def _list_devices(context: click.Context, parameter: click.Parameter, wanted: bo
 _OPTIONS = [
     option("-ngl", "--gpu-layers", "--n-gpu-layers", "n_gpu_layers", default="auto", type=TEXT,
            help="The last so many layers go to cards, the output counting as one more; auto, all."),
-    option("-sm", "--split-mode", default="layer", type=click.Choice(["none", "layer", "row", "tensor"]),
-           help="none: one card; layer: runs of layers; row, also called tensor: every matrix over all."),
+    option("-sm", "--split-mode", default="layer",
+           type=click.Choice(["none", "layer", "row", "tensor", "auto"]),
+           help="none: one card; layer: runs of layers; row, also called tensor: every matrix over all; "
+                "auto: layer or row, measured once on this machine (ggrun plan: as predicted)."),
     option("-ts", "--tensor-split", type=TEXT,
            help="What goes to each card, in proportion: 3,1. In mode layer, of the layers (and output)."),
     option("-mg", "--main-gpu", default=0, type=click.IntRange(0), help="The card of mode none."),
@@ -57,12 +59,16 @@ _OPTIONS = [
                 'one card. Default: those of this machine.'),
     option("--device-memory", type=TEXT, metavar="SIZE,...",
            help="The memory that may be taken of each card: 24GB, or one size a card."),
+    option("--p2p", default="auto", type=click.Choice(["auto", "on", "off"]),
+           help="Copies between cards: auto: direct where a self-test found that they come right (ggrun "
+                "doctor shows it); on: direct, untested; off: through the host's memory."),
     option("--list-devices", is_flag=True, expose_value=False, callback=_list_devices,
            help="List the devices of this machine, and end."),
 ]  # fmt: skip
 
 _AS_THEY_ARE = (
     "split_mode", "main_gpu", "cpu_moe", "n_cpu_moe", "n_cpu_ffn", "kv_offload", "fit_margin", "fit_ctx",
+    "p2p",
 )  # fmt: skip
 
 
@@ -76,7 +82,7 @@ def placement_options(command: Command) -> Command:
 def taken(options: dict[str, Any]) -> dict[str, Any]:
     """Take the placement options out of `options`, as LLM and PlanOptions want them.
 
-    Two are no fields of PlanOptions: `plan`, a Plan or None, and `hardware`, a text or None.
+    Three are no fields of PlanOptions: `plan`, a Plan or None, `hardware`, a text or None, and `p2p`, a text.
     """
     from ggrun.plan.options import parse_layers, parse_overrides, parse_ratios
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ggrun.devices.best import Best, TopK
 from ggrun.devices.streams import Stream
 from ggrun.gguf import Tensor
 
@@ -64,11 +65,13 @@ class Inputs:
     """What changes from run to run: written before a run (see Recorder.feed), read during it.
 
     words    all but the counts, one behind the other: a device copies them as one
+    top      what is enough of the outputs; None: all logits are wanted
     """
 
     def __init__(self, limits: Limits) -> None:
         t = limits.tokens
         self.counts = np.zeros(len(Rows), np.int64)
+        self.top: TopK | None = None
         self.offsets = dict(zip(_INPUTS, accumulate((0, t, t, t, t, limits.outputs)), strict=True))
         """Where each of the following begins in words."""
         self.words = np.zeros(self.offsets["tables"] + limits.sequences * limits.pages, np.int32)
@@ -140,6 +143,12 @@ class Recorder(Protocol):
 
     def pick(self, x: Buffer) -> Buffer:
         """The rows of the tokens whose logits are wanted."""
+
+    def top_k(self, logits: Buffer, first: int) -> Place:
+        """The best logits of each row, in runs whose Inputs.top wants no more: see Device.download_top_k.
+
+        first: the id of a row's first logit
+        """
 
     def route(self, logits: Buffer, used: int, normalize: bool) -> Routing:
         """Each token's `used` most probable experts."""
@@ -220,6 +229,12 @@ class Device(Protocol):
 
     def download(self, source: Place, rows: int, out: NDArray[np.float32]) -> None:
         """Enqueue a copy of the first rows to the host: out is [rows, width], a part of longer rows maybe."""
+
+    def download_top_k(self, source: Place, rows: int, top: TopK, best: Best) -> None:
+        """Enqueue that the first rows of what Recorder.top_k gave come to the host: ids count from `first`.
+
+        top: what Inputs had in that run; best: room for [rows, top.k]
+        """
 
     def interrupt(self) -> None:
         """Make programs end with Interrupted, now and until `resume`; from any thread."""

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices.base import Device, Limits, Place
+from ggrun.devices.best import Best, TopK
 from ggrun.devices.budget import Budget
-from ggrun.devices.cpu_memory import zeros
-from ggrun.devices.cpu_recorder import CpuPlace, CpuRecorder
+from ggrun.devices.cpu_memory import CpuPlace, CpuTopK, zeros
+from ggrun.devices.cpu_recorder import CpuRecorder
 from ggrun.devices.host_memory import host_memory
 from ggrun.devices.streams import INLINE, Stream
 from ggrun.devices.threads import ThreadPool, physical_cores
@@ -135,6 +136,10 @@ class Cpu:
     def download(self, source: CpuPlace, rows: int, out: NDArray[np.float32]) -> None:
         """One memory copy."""
         self.stream.enqueue(lambda: np.copyto(out, source.array(rows)))
+
+    def download_top_k(self, source: CpuTopK, rows: int, top: TopK, best: Best) -> None:
+        """One look at the logits."""
+        self.stream.enqueue(lambda: best.fill(source.array(rows, top)))
 
     def interrupt(self) -> None:
         """End the program that is running, and those that come; from any thread."""

@@ -1,8 +1,11 @@
-"""The CPU's memory: zeroed, aligned to cache lines, and refused in one line when there is none."""
+"""The CPU's memory: zeroed, aligned to cache lines, refused in one line when there is none; places in it."""
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ggrun.devices.best import TopK
 from ggrun.errors import GgrunError
 
 LINE = 64
@@ -16,3 +19,27 @@ def zeros(nbytes: int) -> NDArray[np.uint8]:
     except MemoryError:
         raise GgrunError(f"cpu: no memory for {nbytes >> 20} MiB") from None
     return memory[-memory.ctypes.data % LINE :][:nbytes]
+
+
+class CpuPlace:
+    """Where a buffer's rows of float32 lie, whatever becomes of the buffer."""
+
+    def __init__(self, width: int, memory: NDArray[np.uint8]) -> None:
+        self.width = width
+        self._all = memory[: len(memory) // (4 * width) * 4 * width].view(np.float32).reshape(-1, width)
+
+    def array(self, rows: int) -> NDArray[np.float32]:
+        """The first rows, [rows, width]."""
+        return self._all[:rows]
+
+
+@dataclass(frozen=True)
+class CpuTopK:
+    """Logits that the best are looked for in, when they are downloaded; the id of the first."""
+
+    logits: CpuPlace
+    first: int
+
+    def array(self, rows: int, top: TopK) -> NDArray[np.float32]:
+        """Those that are looked at of the first rows."""
+        return self.logits.array(rows)[:, : top.among(self.first, self.first + self.logits.width)]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices.base import Cells, Device, Inputs, Limits, Place
+from ggrun.devices.best import Best, TopK
 from ggrun.devices.cpu import Cpu, add_up, view
 from ggrun.devices.cpu_memory import zeros
 from ggrun.devices.cpu_recorder import CpuRecorder
@@ -109,6 +110,11 @@ class Emulated:
         """A copy that this device makes."""
         mine = self.inside(source)
         self.stream.enqueue(lambda: np.copyto(out, mine.array(rows)), COPY)
+
+    def download_top_k(self, source: Owned, rows: int, top: TopK, best: Best) -> None:
+        """A copy that this device makes."""
+        mine = self.inside(source)
+        self.stream.enqueue(lambda: best.fill(mine.array(rows, top)), COPY)
 
     def interrupt(self) -> None:
         """End the program that is running, and those that come."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from ggrun.devices.base import Device, Place, Recorder
 from ggrun.devices.streams import Event
@@ -13,6 +14,16 @@ class Part:
 
     place: Place
     empty: bool = False  # it adds nothing
+
+
+class AllReduce(Protocol):
+    """A way to sum over devices. The sum has the same bits on each of them, and in every run."""
+
+    def all_reduce(self, parts: Sequence[Part], rows: int) -> None:
+        """Enqueue that the first rows of each part become the sum of all parts."""
+
+    def forget(self) -> None:
+        """Begin anew, when all devices are at rest after an error."""
 
 
 class _Rank:

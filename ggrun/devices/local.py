@@ -8,6 +8,7 @@ from fractions import Fraction
 
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import count_cards
+from ggrun.devices.cuda.links import known_pairs, pairs_of
 from ggrun.devices.cuda.switch_over import keep_gemm, kept_gemm, measured_gemm
 from ggrun.devices.host_memory import host_memory
 from ggrun.devices.names import DeviceName, refuse_twins
@@ -15,7 +16,15 @@ from ggrun.devices.speeds import card_key, cpu_key, forget, keep, kept, measured
 from ggrun.errors import UsageError
 from ggrun.plan import Plan
 from ggrun.plan.facts import ModelFacts
-from ggrun.plan.hardware import DeviceInfo, Speeds, card_info, cpu_info, parse_devices
+from ggrun.plan.hardware import (
+    DeviceInfo,
+    Link,
+    Speeds,
+    card_info,
+    card_name,
+    cpu_info,
+    parse_devices,
+)
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planned import Planned
 from ggrun.plan.planner import make_plan
@@ -39,12 +48,12 @@ _BESIDE_A_PLAN = (
 )  # fmt: skip
 
 
-def local_devices(text: str | None = None, threads: int | None = None) -> list[DeviceInfo]:
+def local_devices(text: str | None = None, threads: int | None = None, p2p: str = "auto") -> list[DeviceInfo]:
     """The devices of a text such as "cuda:0,cpu" or "cpu:0:2GB,cpu:1:2GB"; None: all cards, and the CPU.
 
-    With the speeds that were measured before.
+    With the speeds that were measured before, and the links between cards that `p2p` chooses.
     """
-    return parse_devices(everything() if text is None else text, local_cpu(threads), local_card)
+    return _found(everything() if text is None else text, threads, p2p)
 
 
 def everything() -> str:
@@ -52,12 +61,29 @@ def everything() -> str:
     return ",".join([*(f"cuda:{i}" for i in range(count_cards())), "cpu"])
 
 
-def named_devices(names: Iterable[str], threads: int | None = None) -> list[DeviceInfo]:
+def named_devices(names: Iterable[str], threads: int | None = None, p2p: str = "auto") -> list[DeviceInfo]:
     """The devices of a plan, called as it calls them; UsageError for one that there is not."""
     names = list(names)
     refuse_twins([DeviceName.parse(name) for name in names])
-    found = parse_devices(",".join(names), local_cpu(threads), local_card)
+    found = _found(",".join(names), threads, p2p)
     return [replace(device, name=name) for device, name in zip(found, names, strict=True)]
+
+
+def _found(text: str, threads: int | None, p2p: str) -> list[DeviceInfo]:
+    """The devices of a text; the cards among them that are here with what is known of their links."""
+    here: set[int] = set()
+
+    def card_here(index: int) -> DeviceInfo:
+        here.add(index)
+        return local_card(index)
+
+    devices = parse_devices(text, local_cpu(threads), card_here)
+    peers: dict[str, tuple[tuple[str, Link], ...]] = {}
+    for (one, other), pair in (pairs_of(here) if p2p == "auto" else known_pairs(here)).items():
+        for giver, taker, back in ((one, other, False), (other, one, True)):
+            known = peers.get(f"cuda:{giver}", ())
+            peers[f"cuda:{giver}"] = (*known, (f"cuda:{taker}", pair.link(p2p, back)))
+    return [replace(device, peers=peers.get(card_name(device.name), ())) for device in devices]
 
 
 def planned_here(
@@ -66,12 +92,13 @@ def planned_here(
     threads: int | None,
     options: PlanOptions,
     plan: Plan | None = None,
+    p2p: str = "auto",
 ) -> Planned:
     """The plan for the devices of this machine, or the user's own, checked: DoesNotFit, or UsageError."""
     if plan is None:
-        planned = make_plan(facts, shared_out(local_devices(devices, threads), options), options)
+        planned = make_plan(facts, shared_out(local_devices(devices, threads, p2p), options), options)
     else:
-        there = devices_of(plan, threads) if devices is None else local_devices(devices, threads)
+        there = devices_of(plan, threads, p2p) if devices is None else local_devices(devices, threads, p2p)
         planned = planned_as_written(facts, shared_out(there, options), options, plan)
     if options.fit:
         require_fit(planned)
@@ -98,12 +125,12 @@ def shared_out(devices: Sequence[DeviceInfo], options: PlanOptions) -> list[Devi
     return [cut(device) for device in devices] if options.fit else list(devices)
 
 
-def devices_of(plan: Plan, threads: int | None = None) -> list[DeviceInfo]:
+def devices_of(plan: Plan, threads: int | None = None, p2p: str = "auto") -> list[DeviceInfo]:
     """The devices of a plan that a user wrote, here."""
     names = dict.fromkeys(member.device for stage in plan.stages for member in stage.members)
     if plan.kv_on_host:
         names["cpu"] = None
-    return named_devices(names, threads)
+    return named_devices(names, threads, p2p)
 
 
 def pretends(devices: Iterable[DeviceInfo]) -> bool:

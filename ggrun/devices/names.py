@@ -1,4 +1,7 @@
-"""Names of devices: cpu, cpu:1, cpu:1:2GB, emulated:0:512MB, cuda:0; logical ones of one card: cuda:0.1:24GB."""
+"""Names of devices: cpu, cpu:1, cpu:1:2GB, emulated:0:512MB, cuda:0; logical ones of one card: cuda:0.1:24GB.
+
+Those of other machines have a host before them: host:port/cuda:0.
+"""
 
 import re
 from collections.abc import Sequence

@@ -96,7 +96,7 @@ def _scores(context: Context, text: Text, ids: list[int], step: int) -> Iterator
     context.begin(text, ids[:first], reuse=False)
     for begin in range(first, last, step):
         end = min(begin + step, last)
-        logits = context.append(text, ids[begin:end], all_logits=True)
+        logits = context.append(text, ids[begin:end], all_logits=True).logits
         yield _surprise(logits, ids[begin + 1 : end + 1])
 
 

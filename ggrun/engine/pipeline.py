@@ -1,25 +1,29 @@
 """Walks a plan: batches through its stages, several at a time, so that all devices work."""
 
-from collections.abc import Iterator, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+import time
+from collections.abc import Iterator, Mapping, Sequence
 
 from ggrun.arch.config import Config
 from ggrun.devices.base import Device, Limits
-from ggrun.devices.exchange import Exchange
 from ggrun.engine.batch import Batch
-from ggrun.engine.runner import CacheSpec, Runner
-from ggrun.engine.stage import LoadedStage
-from ggrun.engine.weights import Weights, refuse_unused
-from ggrun.engine.workspace import Workspace
+from ggrun.engine.hosts import Host, hops
+from ggrun.engine.loaded import Loaded
+from ggrun.engine.meter import Meter
+from ggrun.engine.outputs import Outputs, Scores
+from ggrun.engine.runner import CacheSpec
+from ggrun.engine.stage import Hop
+from ggrun.engine.weights import refuse_unused
 from ggrun.gguf import GGUF
-from ggrun.plan import Plan, Stage
+from ggrun.plan import Plan
 from ggrun.plan.cuts import check_cuts
 
 
 class Pipeline:
-    """A model loaded as a plan says."""
+    """A model loaded as a plan says.
+
+    hosts    other machines, by the names that the plan's devices begin with
+    meter    measures what the devices here do, if there is one
+    """
 
     def __init__(
         self,
@@ -29,64 +33,64 @@ class Pipeline:
         config: Config,
         cache: CacheSpec,
         limits: Limits,
+        hosts: Mapping[str, Host] | None = None,
+        meter: Meter | None = None,
     ) -> None:
         check_cuts(plan, model, config)
-        self._plan, self._config = plan, config
+        self._config, self._meter, ways = config, meter, hops(plan)
         used = dict.fromkeys(member.device for stage in plan.stages for member in stage.members)
         # One batch for each device that works, and one on its way.
-        self._window = len(used) + 1
-        receiving = {member.device for stage in plan.stages[1:] for member in stage.members}
-        self._spaces = {
-            name: Workspace(
-                Weights(model, devices[name]), config, limits, self._window if name in receiving else 0
-            )
-            for name in used
+        self._window = slots = len(used) + 1
+        self._hosts = {host: (hosts or {})[host] for host, _ in ways if host}
+        # Others load while we do.
+        elsewhere = {
+            name: iter(host.begin(plan, [r for h, r in ways if h == name], model, cache, limits, slots))
+            for name, host in self._hosts.items()
         }
-        self._exchanges: dict[tuple[str, ...], Exchange] = {}
-        self._stages = [self._load(stage, cache) for stage in plan.stages]
-        refuse_unused(model, set().union(*(space.weights.used for space in self._spaces.values())))
+        here = [run.start for host, run in ways if not host]
+        self._here = Loaded(plan, here, devices, model, config, cache, limits, slots, meter)
+        self._stages: list[Hop] = [
+            next(elsewhere[host]) if host else self._here.stages[run.start] for host, run in ways
+        ]
+        taken = self._here.tensors.union(*(host.finish() for host in self._hosts.values()))
+        refuse_unused(model, taken)
         self._broken = False
 
-    def _load(self, stage: Stage, cache: CacheSpec) -> LoadedStage:
-        first, last = stage is self._plan.stages[0], stage is self._plan.stages[-1]
-        runners = [
-            Runner(self._spaces[m.device], self._config, stage, m, cache, first=first, last=last)
-            for m in stage.members
-        ]
-        sums = len(runners) > 1 and stage.halves[0] < stage.halves[1]
-        return LoadedStage(runners, self._exchange(stage) if sums else None)
-
-    def _exchange(self, stage: Stage) -> Exchange:
-        """Stages of the same devices share one: it has memory."""
-        names = tuple(member.device for member in stage.members)
-        if names not in self._exchanges:
-            spaces = [self._spaces[name] for name in names]
-            members = [(space.device, space.ops) for space in spaces]
-            self._exchanges[names] = Exchange(members, self._config.width)
-        return self._exchanges[names]
-
-    def run(self, batches: Sequence[Batch]) -> list[NDArray[np.float32]]:
-        """The logits that each batch asks for: float32 [outputs, vocab].
+    def run(self, batches: Sequence[Batch]) -> list[Scores]:
+        """What each batch wants of its outputs.
 
         Batches go through each stage in the order that they have here. The first error is raised when all
         devices are at rest.
         """
         if self._broken:  # a second Ctrl+C came while the devices came to rest
             self._give_up()
-        self._broken = True
+        self._broken, begin = True, time.perf_counter()
         try:
-            logits = [np.empty((batch.wanted, self._config.vocab), np.float32) for batch in batches]
+            outputs = [Outputs(batch, self._config.vocab) for batch in batches]
             for stage, batch in schedule(len(self._stages), len(batches), self._window):
-                self._enqueue(stage, batches[batch], batch % self._window, logits[batch])
-            for space in self._spaces.values():
-                space.device.stream.synchronize()
+                self._enqueue(stage, batches[batch], batch % self._window, outputs[batch])
+            self._here.synchronize()
+            for host in self._hosts.values():
+                host.synchronize()
+            if self._meter:
+                self._meter.collect(time.perf_counter() - begin)
         except BaseException:
             self._give_up()
             raise
         self._broken = False
-        return logits
+        return [output.scores() for output in outputs]
 
-    def _enqueue(self, index: int, batch: Batch, slot: int, logits: NDArray[np.float32]) -> None:
+    def interrupt(self) -> None:
+        """Make `run` end with Interrupted on other machines, as devices do here; from any thread."""
+        for host in self._hosts.values():
+            host.interrupt()
+
+    def resume(self) -> None:
+        """Let `run` work again."""
+        for host in self._hosts.values():
+            host.resume()
+
+    def _enqueue(self, index: int, batch: Batch, slot: int, outputs: Outputs) -> None:
         """One batch through one stage."""
         stage = self._stages[index]
         if index > 0:
@@ -95,15 +99,14 @@ class Pipeline:
         if index + 1 < len(self._stages):
             stage.send(batch, self._stages[index + 1], slot)
         else:
-            stage.download(batch, logits)
+            stage.download(batch, outputs)
 
     def _give_up(self) -> None:
-        for space in self._spaces.values():
-            space.device.stream.abandon()
-        for space in self._spaces.values():
-            space.forget()
-        for exchange in self._exchanges.values():
-            exchange.forget()
+        for host in self._hosts.values():
+            host.abandon()
+        self._here.abandon()
+        if self._meter:
+            self._meter.forget()
         self._broken = False
 
 
@@ -115,9 +118,9 @@ def schedule(stages: int, batches: int, window: int) -> Iterator[tuple[int, int]
     """
     begins = [batch // window * max(stages, window) + batch % window for batch in range(batches)]
     first = 0
-    for time in range(begins[-1] + stages if batches else 0):
-        while time - begins[first] >= stages:
+    for step in range(begins[-1] + stages if batches else 0):
+        while step - begins[first] >= stages:
             first += 1
         for batch in range(first, min(first + window, batches)):
-            if time >= begins[batch]:
-                yield time - begins[batch], batch
+            if step >= begins[batch]:
+                yield step - begins[batch], batch

@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ggrun.arch.config import Config
 from ggrun.devices.base import Buffer, Cells, Device, Place, Program
 from ggrun.devices.exchange import Part
+from ggrun.devices.streams import Stream
 from ggrun.engine.cache import PAGE
 from ggrun.engine.forward import Forward, LayerCells
 from ggrun.engine.workspace import Workspace
@@ -41,7 +45,7 @@ class Runner:
     """Records its half layers once, in segments: programs end where members must sum what they have.
 
     `residual` is where the residual stream comes in and goes out, `logits` where the member's share of these
-    is.
+    is, and `best` what Recorder.top_k gives of it.
     """
 
     def __init__(
@@ -61,9 +65,23 @@ class Runner:
             if part is not None:
                 ops.add(part, x)
         logits = forward.head(x) if last and member.vocab[0] < member.vocab[1] else None
+        self.best: Place | None = None if logits is None else ops.top_k(logits, member.vocab[0])
         self.segments.append(Segment(ops.finish(), None))
         self.residual: Place = ops.place(x)
         self.logits: Place | None = None if logits is None else ops.place(logits)
+
+    @property
+    def stream(self) -> Stream:
+        """The device's."""
+        return self.space.device.stream
+
+    def copy(self, rows: int, device: Device, place: Place) -> None:
+        """Enqueue a copy of the residual stream's first rows to a place of any device."""
+        self.space.device.copy(self.residual, rows, device, place)
+
+    def download(self, rows: int, out: NDArray[np.float32]) -> None:
+        """Enqueue a copy of the residual stream's first rows to the host: out is [rows, width]."""
+        self.space.device.download(self.residual, rows, out)
 
     def _end_segment(self, part: Buffer | None) -> Buffer:
         """End the program before a sum; gives the buffer that will have the sum when the next one begins."""
@@ -86,11 +104,13 @@ class Runner:
 
 
 def cell_bytes(plan: Plan, devices: dict[str, Device], config: Config, cache: CacheSpec) -> dict[str, int]:
-    """The bytes of the KV cache on each device."""
+    """The bytes of the KV cache on each of the devices."""
     needed: dict[str, int] = {}
     for stage in plan.stages:
         layers = sum(half % 2 == 0 for half in range(*stage.halves))
         for m in stage.members:
+            if m.device not in devices:
+                continue  # another machine's, which has its own say
             nbytes = layers * cache.layer_bytes(config, devices[m.device], m)
             needed[m.device] = needed.get(m.device, 0) + nbytes
     return needed

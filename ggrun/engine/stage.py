@@ -1,13 +1,32 @@
-"""The runners of a stage, side by side."""
+"""What batches pass one after the other: stages whose runners are here, and what looks like one."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ggrun.devices.exchange import Exchange
+from ggrun.devices.exchange import AllReduce
 from ggrun.engine.batch import Batch
+from ggrun.engine.outputs import Outputs
 from ggrun.engine.runner import Runner
+from ggrun.engine.workspace import Sender
+
+
+class Hop(Protocol):
+    """A stage, or several that follow each other in another process. Nothing of this waits."""
+
+    def run(self, batch: Batch) -> None:
+        """Enqueue what is computed."""
+
+    def accept(self, senders: Sequence[Sender], batch: Batch, slot: int) -> None:
+        """Enqueue, in the senders' streams, that the residual stream comes here. All senders have it."""
+
+    def receive(self, batch: Batch, slot: int) -> None:
+        """Enqueue that what was accepted is taken in."""
+
+    def send(self, batch: Batch, to: "Hop", slot: int) -> None:
+        """Enqueue that the next one gets the residual stream."""
+
+    def download(self, batch: Batch, outputs: Outputs) -> None:
+        """Enqueue that what is wanted of the batch's outputs comes to the host."""
 
 
 class LoadedStage:
@@ -16,7 +35,7 @@ class LoadedStage:
     exchange    None where there is nothing to sum
     """
 
-    def __init__(self, runners: Sequence[Runner], exchange: Exchange | None) -> None:
+    def __init__(self, runners: Sequence[Runner], exchange: AllReduce | None) -> None:
         self.runners, self._exchange = runners, exchange
         self._steps = list(zip(*(runner.segments for runner in runners), strict=True))
 
@@ -30,20 +49,28 @@ class LoadedStage:
             if self._exchange and (parts := [segment.part for segment in segments if segment.part]):
                 self._exchange.all_reduce(parts, len(batch.tokens))
 
-    def send(self, batch: Batch, to: "LoadedStage", slot: int) -> None:
-        """Enqueue the copies of the residual stream to the members of the next stage: all of ours have it."""
-        for i, receiver in enumerate(to.runners):
-            sender = self.runners[i % len(self.runners)]
-            sender.space.send(sender.residual, len(batch.tokens), receiver.space, slot)
+    def accept(self, senders: Sequence[Sender], batch: Batch, slot: int) -> None:
+        """Enqueue the copies of the residual stream to all members, each from another sender."""
+        for i, runner in enumerate(self.runners):
+            runner.space.accept(senders[i % len(senders)], len(batch.tokens), slot)
 
     def receive(self, batch: Batch, slot: int) -> None:
-        """Enqueue that what was sent is taken in."""
+        """Enqueue that what was accepted is taken in."""
         for runner in self.runners:
             runner.space.receive(slot, len(batch.tokens), runner.residual)
 
-    def download(self, batch: Batch, out: NDArray[np.float32]) -> None:
-        """Enqueue that each member's share of the logits comes to the host: out is [outputs, vocab]."""
+    def send(self, batch: Batch, to: Hop, slot: int) -> None:
+        """Push the residual stream on: all of ours have it."""
+        to.accept(self.runners, batch, slot)
+
+    def download(self, batch: Batch, outputs: Outputs) -> None:
+        """Enqueue that each member's share of the logits, or the best of it, comes to the host."""
+        rows = outputs.rows
         for runner in self.runners:
-            if runner.logits is not None and len(out):
-                begin, end = runner.member.vocab
-                runner.space.device.download(runner.logits, len(out), out[:, begin:end])
+            device, (begin, end) = runner.space.device, runner.member.vocab
+            if begin == end or not rows:
+                continue
+            if batch.top:
+                device.download_top_k(runner.best, rows, batch.top, outputs.best(begin))
+            else:
+                device.download(runner.logits, rows, outputs.logits[:, begin:end])

@@ -1,7 +1,9 @@
 """A member's weights: named tensors, checked, cut to the member's share, given to its device."""
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,18 @@ _FFN_SCALE = re.compile(r"blk\.\d+\.ffn_(gate|up|down)\.scale")
 _LAYER_ROPE = re.compile(r"blk\.\d+\.rope_freqs\.weight")
 
 
+class Model(Protocol):
+    """What weights are taken from: a GGUF, or the tensors of one that came to another machine."""
+
+    @property
+    def path(self) -> Path:
+        """The file's name, for errors."""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Those that there are, by name."""
+
+
 class Weights:
     """The tensors of a model, as one device takes them. Errors are GGUFErrors that name the tensor.
 
@@ -24,7 +38,7 @@ class Weights:
     of an embedding that is the output matrix too.
     """
 
-    def __init__(self, model: GGUF, device: Device) -> None:
+    def __init__(self, model: Model, device: Device) -> None:
         self._model, self.device = model, device
         self.used: set[str] = set()
         self._whole: dict[tuple[str, Range], Weight] = {}  # of which all rows are there
@@ -104,7 +118,7 @@ def _changes_nothing(model: GGUF, name: str) -> bool:
     return _IGNORABLE.fullmatch(name) is not None
 
 
-def _floats(tensor: Tensor, model: GGUF) -> NDArray[np.float32]:
+def _floats(tensor: Tensor, model: Model) -> NDArray[np.float32]:
     if tensor.format.name == "BF16":
         return (tensor.data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     kinds: dict[str, Any] = {"F32": np.float32, "F16": np.float16}

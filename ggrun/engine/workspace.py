@@ -1,10 +1,29 @@
 """What all runners of one device share: weights, a recorder with its buffers and inputs, and an inbox."""
 
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
 from ggrun.arch.config import Config
-from ggrun.devices.base import Limits, Place
-from ggrun.devices.streams import Event
+from ggrun.devices.base import Device, Limits, Place
+from ggrun.devices.streams import Event, Stream
 from ggrun.engine.batch import Batch
 from ggrun.engine.weights import Weights
+
+
+class Sender(Protocol):
+    """Where the residual stream of a batch is: with a runner, or on its way through a network."""
+
+    @property
+    def stream(self) -> Stream:
+        """The work that it comes from; what `copy` and `download` enqueue stands there."""
+
+    def copy(self, rows: int, device: Device, place: Place) -> None:
+        """Enqueue a copy of the first rows to a place of any device."""
+
+    def download(self, rows: int, out: NDArray[np.float32]) -> None:
+        """Enqueue a copy of the first rows to the host: out is [rows, width]."""
 
 
 class Workspace:
@@ -35,15 +54,15 @@ class Workspace:
         for box in self._inbox:
             box.arrived = box.free = None
 
-    def send(self, x: Place, rows: int, to: "Workspace", slot: int) -> None:
-        """Copy activations to another device's inbox, or the own.
+    def accept(self, sender: Sender, rows: int, slot: int) -> None:
+        """Let activations come into the inbox, from another device, the own or a network.
 
-        The copy stands in this device's stream: what it computes next cannot overwrite x too early.
+        The copy stands in the sender's stream: what it computes next cannot overwrite them too early.
         """
-        box, stream = to._inbox[slot], self.device.stream
+        box, stream = self._inbox[slot], sender.stream
         if box.free:
             stream.wait(box.free)
-        self.device.copy(x, rows, to.device, box.place)
+        sender.copy(rows, self.device, box.place)
         box.arrived = stream.record()
 
     def receive(self, slot: int, rows: int, x: Place) -> None:

@@ -107,6 +107,11 @@ class Plan:
             names = [member.device for member in stage.members]
             if twice := [name for name in names if names.count(name) > 1]:
                 raise UsageError(f"the plan has {twice[0]!r:.40} twice in half layers {list(stage.halves)}")
+            if len(hosts := sorted({host_of(name) or "this machine" for name in names})) > 1:
+                raise UsageError(
+                    f"the plan shares half layers {list(stage.halves)} between {' and '.join(hosts)!s:.80}: "
+                    "members of a stage must be on one machine"
+                )
 
 
 def _cover(what: str, ranges: list[Range], size: int) -> None:
@@ -139,6 +144,11 @@ def _stage(data: dict[str, Any]) -> Stage:
     if not members:
         raise ValueError("a stage without members")
     return Stage(_range(data["halves"]), members)
+
+
+def host_of(device: str) -> str:
+    """The machine that a device's name begins with (host:port/cuda:0); "" for this one."""
+    return device.rpartition("/")[0]
 
 
 def whole(config: Config, device: str) -> Member:

@@ -33,6 +33,16 @@ _DECIMAL = {"M": 1e6, "G": 1e9, "T": 1e12}
 
 
 @dataclass(frozen=True)
+class Link:
+    """How copies go from one card to another. Speeds are 0 where they were not measured."""
+
+    direct: bool  # and not through the host's memory
+    bandwidth: float = 0.0  # bytes a second
+    latency: float = 0.0  # seconds that a copy takes, however short it is
+    reason: str = ""  # why they do not go direct
+
+
+@dataclass(frozen=True)
 class DeviceInfo:
     """A device's memory in bytes and its speeds."""
 
@@ -46,6 +56,12 @@ class DeviceInfo:
     shared: bool = True  # others take from its memory too: a margin is left
     float_operations: float = 0.0  # of products with F32, F16 and BF16 weights; 0: as many
     unpacked: float = 0.0  # weights a second of formats that it unpacks to floats first; 0: any number
+    peers: tuple[tuple[str, Link], ...] = ()  # links to other cards, by card_name
+
+    def link_to(self, other: "DeviceInfo") -> Link | None:
+        """How copies go to another card, if that was measured."""
+        name = card_name(other.name)
+        return next((link for peer, link in self.peers if peer == name and link.bandwidth), None)
 
     @property
     def host(self) -> bool:
@@ -171,11 +187,17 @@ def _logical(found: list[DeviceInfo], card_here: Callable[[int], DeviceInfo]) ->
                 f"{limited >> 20} MiB"
             )
         share = (free - limited) // max(1, sum(device.shared for device in devices))
-        numbered = not any(_CUDA.match(device.name)[2] for device in devices)
+        numbered = not any("." in device.name.split(":")[1] for device in devices)
         for part, device in enumerate(devices):
             name = device.name.replace(f":{index}", f":{index}.{part}", 1) if numbered else device.name
             changed[id(device)] = replace(device, name=name, free=share if device.shared else device.free)
     return [changed.get(id(device), device) for device in found]
+
+
+def card_name(name: str) -> str:
+    """The card of a device of this machine, which several may share: cuda:0 of cuda:0.1:8GB."""
+    match = _CUDA.match(name)
+    return f"cuda:{match[1]}" if match else name
 
 
 def short_name(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ggrun.errors import UsageError
 
-SPLIT_MODES = ("none", "layer", "row", "tensor")
+SPLIT_MODES = ("none", "layer", "row", "tensor", "auto")
 CACHE_TYPES = ("f16", "f32", "bf16", "q8_0")
 _LEAST_RATIO, _MOST_RATIO = 1e-6, 1e12
 FIT_CONTEXT = 4096
@@ -19,7 +19,8 @@ FIT_CONTEXT = 4096
 class PlanOptions:
     """llama.cpp's placement flags. None: the planner chooses.
 
-    split_mode       none: one device; layer: runs of layers; row, or tensor: every matrix over all devices
+    split_mode       none: one device; layer: runs of layers; row, or tensor: every matrix over all devices;
+                     auto: layer or row, whichever is predicted to be faster
     n_gpu_layers     the LAST so many layers go to cards, the output counting as one more; "all"; "auto"
     tensor_split     what goes to each card, in proportion: layers in mode layer, rows in mode row
     main_gpu         the card of mode none

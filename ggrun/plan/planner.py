@@ -25,6 +25,9 @@ def make_plan(facts: ModelFacts, devices: Sequence[DeviceInfo], options: PlanOpt
 
     UsageError where flags, devices and model do not go together.
     """
+    if options.split_mode == "auto":
+        plans = [make_plan(facts, devices, replace(options, split_mode=mode)) for mode in ("layer", "row")]
+        return min(plans, key=lambda planned: (not planned.fits, planned.speed.pace))
     return _Planner(facts, tuple(devices), options).planned()
 
 

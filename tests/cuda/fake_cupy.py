@@ -1,8 +1,9 @@
 """What ggrun calls of CuPy, on the emulator: all is done at once, or noted while a graph is captured."""
 
 import ctypes
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,10 +34,11 @@ class _Event:
 
     def __init__(self, block: bool, disable_timing: bool) -> None:
         assert block
-        assert disable_timing
+        self.timed, self.time = not disable_timing, 0.0
 
     def record(self, stream: "_Stream") -> None:
         assert stream.captured is None
+        self.time = time.perf_counter()
 
     def synchronize(self) -> None:
         pass
@@ -169,33 +171,48 @@ class _Cuda(SimpleNamespace):
 
 
 class FakeCupy:
-    """The module `cupy`, with a card of so many bytes. `failing`: errors by the name of what is called."""
+    """The module `cupy`, with cards of so many bytes. `failing`: errors by the name of what is called.
 
-    def __init__(self, memory: int = 1 << 28, cards: int = 2, major: int = 8) -> None:
+    peers    whether cards have peer access; `reached`: pairs of cards that have enabled it
+    """
+
+    def __init__(self, memory: int = 1 << 28, cards: int = 2, major: int = 8, peers: bool = True) -> None:
         self.failing: dict[str, CUDARuntimeError] = {}
         self.compiled, self.streams = 0, list[_Stream]()
         self._memory, self._used, self._held = memory, 0, dict[int, Memory]()
-        self._cards, self._major = cards, major
+        self._cards, self._major, self._peers = cards, major, peers
+        self._current, self.reached, self.copies = [0], set[tuple[int, int]](), list[tuple[int, int]]()
         self.cuda = _Cuda(
             library=Cublas(self), runtime=self, driver=SimpleNamespace(CUDADriverError=ZeroDivisionError),
             compiler=SimpleNamespace(CompileException=KeyError),
             memory=SimpleNamespace(OutOfMemoryError=MemoryError), Device=self._device, Event=_Event,
             Stream=lambda non_blocking: _Stream(self, non_blocking),
             alloc_pinned_memory=lambda nbytes: self._pinned(nbytes),
+            get_elapsed_time=self._elapsed,
         )  # fmt: skip
 
     __spec__ = SimpleNamespace(name="cupy")
     CUDARuntimeError = CUDARuntimeError
-    memcpyHostToDevice, memcpyDeviceToHost = 1, 2  # noqa: N815
+    memcpyHostToDevice, memcpyDeviceToHost, memcpyDefault = 1, 2, 4  # noqa: N815
     CUDA_R_32F, CUDA_R_16F = 0, 2
 
     def RawModule(self, code: str, options: tuple[str, ...]) -> _Module:  # noqa: N802
         self._fail("RawModule")
         return _Module(self, code, options)
 
-    def _device(self, index: int) -> AbstractContextManager[None]:
+    @contextmanager
+    def _device(self, index: int) -> Iterator[None]:
         assert 0 <= index < self._cards
-        return nullcontext()
+        self._current.append(index)
+        try:
+            yield
+        finally:
+            self._current.pop()
+
+    def _elapsed(self, begin: _Event, end: _Event) -> float:
+        assert begin.timed
+        assert end.timed
+        return 1e3 * (end.time - begin.time)
 
     def _fail(self, name: str) -> None:
         if name in self.failing:
@@ -211,7 +228,25 @@ class FakeCupy:
         return self._cards
 
     def getDeviceProperties(self, index: int) -> dict[str, Any]:  # noqa: N802
-        return {"name": b"Fake", "major": self._major, "minor": 0, "multiProcessorCount": 4}
+        return {
+            "name": b"Fake", "major": self._major, "minor": 0, "multiProcessorCount": 4,
+            "uuid": bytes([index] * 16), "totalGlobalMem": self._memory,
+        }  # fmt: skip
+
+    def deviceGetPCIBusId(self, index: int) -> str:  # noqa: N802
+        return f"0000:{index + 1:02x}:00.0"
+
+    def deviceCanAccessPeer(self, index: int, peer: int) -> int:  # noqa: N802
+        return int(self._peers and index != peer)
+
+    def deviceEnablePeerAccess(self, peer: int) -> None:  # noqa: N802
+        self._fail("deviceEnablePeerAccess")
+        pair = self._current[-1], peer
+        if not self.deviceCanAccessPeer(*pair):
+            raise CUDARuntimeError(217, "cudaErrorPeerAccessUnsupported")
+        if pair in self.reached:
+            raise CUDARuntimeError(704, "cudaErrorPeerAccessAlreadyEnabled")
+        self.reached.add(pair)
 
     def driverGetVersion(self) -> int:  # noqa: N802
         return 0 if "driver" in self.failing else 12020
@@ -234,7 +269,7 @@ class FakeCupy:
         self._used -= self._held.pop(address).nbytes
 
     def memcpy(self, target: int, source: int, nbytes: int, kind: int) -> None:
-        assert kind == self.memcpyHostToDevice
+        assert kind in (self.memcpyHostToDevice, self.memcpyDefault)
         ctypes.memmove(target, source, nbytes)
 
     def memcpyAsync(  # noqa: N802
@@ -260,8 +295,8 @@ class FakeCupy:
     def memcpyPeerAsync(  # noqa: N802
         self, target: int, to: int, source: int, card: int, nbytes: int, stream: int
     ) -> None:
-        assert 0 <= to < self._cards
-        assert 0 <= card < self._cards
+        assert (card, to) in self.reached
+        self.copies.append((card, to))
         ctypes.memmove(target, source, nbytes)
 
     def memsetAsync(self, address: int, byte: int, nbytes: int, stream: int) -> None:  # noqa: N802

@@ -1,6 +1,7 @@
 """Models on CUDA devices, emulated ones or, with --device cuda, parts of a real card; for tests."""
 
 from collections.abc import Sequence
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ from ggrun.arch.config import Config
 from ggrun.devices.base import Device
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
-from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.late import Schedule
 from ggrun.engine.engine import Engine, EngineOptions
@@ -23,16 +23,25 @@ REAL: list[bool] = []
 
 
 def cards(
-    n: int, arch: int = 80, seed: int = 0, limit: int = 1 << 30, gemm_from: GemmFrom | None = None
+    n: int,
+    arch: int = 80,
+    seed: int = 0,
+    limit: int = 1 << 30,
+    direct: bool = True,
+    gemm_from: GemmFrom | None = None,
 ) -> dict[str, Device]:
-    """Cards by their names, cuda:0 and so on. Emulated: of an architecture, their streams interleaved."""
+    """Cards by their names, cuda:0 and so on. Emulated: of an architecture, their streams interleaved.
+
+    direct    how they copy to each other; see Cuda.connect
+    """
     schedule = Schedule(seed)
-    names = [f"cuda:{i}" for i in range(n)]
-
-    def driver(name: str) -> Driver:
-        return CupyDriver(0, name) if REAL else EmulatedDriver(arch, limit, schedule, name=name)
-
-    return {name: Cuda(driver(name), name, limit, gemm_from) for name in names}
+    made = {}
+    for name in (f"cuda:{i}" for i in range(n)):
+        driver = CupyDriver(0, name) if REAL else EmulatedDriver(arch, limit, schedule, name=name)
+        made[name] = Cuda(driver, name, limit, gemm_from)
+    for one, other in permutations(made.values(), 2):
+        one.connect(other, direct)
+    return dict(made)
 
 
 def engine(path: Path, devices: dict[str, Device], plan: Plan | None = None, **options: int | str) -> Engine:

@@ -23,6 +23,7 @@ from ggrun.gguf import GGUF
 from ggrun.plan.hardware import Speeds
 from tests.cuda.fake_cupy import Cublas, CUDARuntimeError, FakeCupy
 from tests.cuda.models import engine, logits
+from tests.engine.test_outputs import Shares, check_several
 from tests.engine.test_peer import distance
 from tests.plans import Plans
 from tests.tiny import Tiny
@@ -44,20 +45,26 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
     return fake
 
 
+@pytest.mark.parametrize("p2p", ["on", "off"])
 @pytest.mark.parametrize("kind", ["none", "layer 2", "row 2", "everything"])
-def test_models(kind: str, cupy: FakeCupy, tmp_path: Path) -> None:
+def test_models(kind: str, p2p: str, cupy: FakeCupy, tmp_path: Path) -> None:
     path = Tiny(layers=3).write(tmp_path / "model.gguf")
     want = logits(engine(path, open_devices(["cpu"], 2)), TOKENS)
     free = cupy.memGetInfo()
-    devices = open_devices(["cuda:0", "cuda:1", "cpu", "cpu:1"], 2)
+    devices = open_devices(["cuda:0", "cuda:1", "cpu", "cpu:1"], 2, p2p)
     split = engine(path, devices, Plans(GGUF(path), ("cuda:0", "cuda:1", "cpu", "cpu:1"))[kind], n_ubatch=8)
     for size in (1000, 1):
         assert distance(logits(split, TOKENS, size), want) <= 1e-6
+    assert bool(cupy.copies) == (p2p == "on" and kind != "none")
     for device in devices.values():
         device.close()
     del split, devices, device
     gc.collect()
     assert cupy.memGetInfo() == free
+
+
+def test_the_best_logits(cupy: FakeCupy) -> None:
+    check_several(Shares(list(open_devices(["cuda:0", "cuda:1"]).values()), [0, 900, 3000]))
 
 
 @pytest.mark.parametrize("mode", ["layer", "row"])
@@ -130,6 +137,31 @@ def test_uploads_go_in_pieces_through_pinned_memory(cupy: FakeCupy, monkeypatch:
     np.testing.assert_array_equal(back.ravel(), values.ravel())
 
 
+def test_peer_access(cupy: FakeCupy) -> None:
+    one, other, twin = CupyDriver(0), CupyDriver(1), CupyDriver(0)
+    assert one.identity == twin.identity != other.identity
+    for _ in range(2):  # it may be enabled already
+        one.reach(other)
+        one.reach(twin)  # the same card: nothing to enable
+    assert cupy.reached == {(0, 1)}
+    cupy._peers = False
+    line = told(lambda: other.reach(one))
+    assert line == "cuda:1: this machine has no peer access to cuda:0: leave out --p2p on"
+    cupy._peers, cupy.failing["deviceEnablePeerAccess"] = True, CUDARuntimeError(711, "too many peers")
+    assert told(lambda: other.reach(one)) == "cuda:1 (Fake): peer access: too many peers"
+
+
+def test_two_devices_on_one_card_copy_within_it(cupy: FakeCupy) -> None:
+    one, twin = CupyDriver(0), CupyDriver(0)
+    values, back = np.arange(1000, dtype=np.uint8), np.empty(1000, np.uint8)
+    source, target = one.allocate(1000), twin.allocate(1000)
+    one.upload(source.address, values)
+    one.copy(target.address, source.address, 1000, twin)
+    twin.download(back, target.address)
+    np.testing.assert_array_equal(back, values)
+    assert cupy.copies == []
+
+
 def test_pieces() -> None:
     data = np.arange(5 * 6 * 7, dtype=np.int16).reshape(5, 6, 7)
     for size in (2, 14, 30, 84, 200, 1000):
@@ -159,6 +191,19 @@ def test_errors_name_the_device_and_what_it_was_for(cupy: FakeCupy, tmp_path: Pa
     cupy.failing["RawModule"] = CUDARuntimeError(1, "nvrtc: error: no\nmore")
     line = told(lambda: CupyDriver(0).kernel("rows.cu", "add"))
     assert line == "cuda:0 (Fake): the kernel add: nvrtc: error: no"
+
+
+def test_a_card_that_disappears(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line says which, and how to go on."""
+    driver = CupyDriver(1)
+
+    def fail() -> None:
+        raise CUDARuntimeError(999, "cudaErrorUnknown: unknown error\nor whatever")
+
+    monkeypatch.setattr(driver.stream.raw, "synchronize", fail)
+    line = told(driver.stream.synchronize)
+    assert line.startswith("cuda:1: cudaErrorUnknown: unknown error: the card has lost what it had: start")
+    assert "-dev" in line
 
 
 def test_there_is_no_cupy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from ggrun.arch.config import Config
 from ggrun.devices import cpu_memory
 from ggrun.engine import engine as engine_module
 from ggrun.engine.batch import Batch
+from ggrun.engine.outputs import Scores
 from ggrun.engine.runner import CacheSpec, check_memory
 from ggrun.gguf import GGUF
 from ggrun.plan import Member, Plan, Stage, single
@@ -197,7 +198,7 @@ def test_logits_are_cut(rows: float, most: int, tmp_path: Path, monkeypatch: pyt
         pipeline, sizes = llm._engine._pipeline, []
         original = pipeline.run
 
-        def run(batches: list[Batch]) -> list[np.ndarray]:
+        def run(batches: list[Batch]) -> list[Scores]:
             sizes.extend((len(batch.tokens), batch.wanted) for batch in batches)
             return original(batches)
 

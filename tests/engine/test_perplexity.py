@@ -13,6 +13,7 @@ from ggrun.bundled import demo_model
 from ggrun.engine import perplexity as module
 from ggrun.engine.cache import KVCache
 from ggrun.engine.generate import Context
+from ggrun.engine.outputs import Scores
 from ggrun.engine.perplexity import Estimate, perplexity
 from tests.shared import corpus
 
@@ -38,7 +39,9 @@ class FakeEngine:
     def resume(self) -> None:
         """It is never interrupted."""
 
-    def decode(self, tokens: Sequence[int], sequence: int = 0, all_logits: bool = False) -> np.ndarray:
+    def evaluate(
+        self, tokens: Sequence[int], sequence: int = 0, all_logits: bool = False, top: None = None
+    ) -> Scores:
         if self.cache.length(sequence) == 0:
             self.seen = []
             self.windows.append(self.seen)
@@ -48,7 +51,7 @@ class FakeEngine:
             self.seen.append(token)
             rows.append(self.foretell(self.seen))
         self.largest = max(self.largest, len(rows) if all_logits else 1)
-        return np.array(rows if all_logits else rows[-1:])
+        return Scores(np.array(rows if all_logits else rows[-1:]))
 
 
 def estimates(engine: Any, tokens: list[int], window: int, chunks: int = -1, bos: int | None = None) -> list:

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 
 from ggrun import LLM
+from ggrun.devices import best
 from ggrun.devices.cpu import Cpu
+from ggrun.devices.cuda import grids
 from ggrun.engine import cache, engine
 from ggrun.gguf import GGUF, GGUFError, Outline
 from ggrun.kernels import load_cpu
 from ggrun.plan import single
 from ggrun.plan.facts import PAGE, ModelFacts, cache_row
 from ggrun.plan.mixes import outline
-from ggrun.plan.usage import LOGITS_BYTES, Sizes, plan_use
+from ggrun.plan.usage import LOGITS_BYTES, SLICE, TOP_K, Sizes, plan_use
 from tests.tiny import Tiny
 
 TINIES = [
@@ -69,6 +71,7 @@ def test_the_cache_of_70b_at_8k_by_hand() -> None:
 def test_what_the_engine_knows_too_is_the_same_here() -> None:
     assert cache.PAGE == PAGE
     assert engine._LOGITS_BYTES == LOGITS_BYTES
+    assert (best.MOST_K, grids.SLICE) == (TOP_K, SLICE)
     for kind in engine.CACHE_KINDS:
         for dim in (1, 20, 32, 64, 80, 128, 576):
             assert cache_row(kind, dim) == load_cpu(f"cache.{kind}").row_bytes(dim)

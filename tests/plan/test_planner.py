@@ -215,8 +215,8 @@ def test_texts_of_flags() -> None:
     [
         ("llama-3-70b", f"rtx4090,{CPU}", {"n_gpu_layers": "all"}, "-ngl auto"),
         ("llama-3-70b", f"rtx4090,rtx3090,{CPU}", {"split_mode": "none", "n_gpu_layers": 81}, "-ngl auto"),
-        ("llama-3.1-8b", "rtx3070", {"n_ctx": 131072}, "-c 17920"),
-        ("llama-3.1-8b", "rtx3070", {"n_ctx": 30000}, "-c 17920"),
+        ("llama-3.1-8b", "rtx3070", {"n_ctx": 131072}, "-c 17472"),
+        ("llama-3.1-8b", "rtx3070", {"n_ctx": 30000}, "-c 17472"),
         ("llama-3-70b", "rtx4090", {}, "cpu:64GB"),
         ("llama-3-70b", "2x rtx3090", {"tensor_split": (1, 9), "n_ctx": 4096}, "no -ts"),
         ("llama-3-70b", "2x rtx3090", {"n_ctx": 4096, "split_mode": "none"}, "-sm layer"),

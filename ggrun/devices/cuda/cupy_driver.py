@@ -23,6 +23,7 @@ from ggrun.kernels import CUDA_OPTIONS, cuda_source, cuda_state
 
 _STATIC_SHARED = 48 << 10
 """Bytes of shared memory that a block has without asking."""
+_ENABLED_BEFORE = 704  # cudaErrorPeerAccessAlreadyEnabled
 
 
 class _Memory:
@@ -55,7 +56,7 @@ class CupyDriver:
     def __init__(self, index: int, name: str = "") -> None:
         self.index, self._called = index, name or f"cuda:{index}"
         card = Cards.found().card(index)
-        self._cupy, self.name = Cards.found().cupy, card.name
+        self._cupy, self.name, self.identity = Cards.found().cupy, card.name, card.identity
         self.arch, self.multiprocessors = card.arch, card.multiprocessors
         self._modules: dict[tuple[Any, ...], Any] = {}
         self._kernels: dict[tuple[Any, ...], _Kernel] = {}
@@ -73,6 +74,12 @@ class CupyDriver:
                 yield
             except self._errors as error:
                 self._refuse(what, error)
+
+    @cached_property
+    def transfers(self) -> CudaStream:
+        """A second stream, made when it is needed."""
+        with self.on("a stream"):
+            return CudaStream(self._cupy, self._called, self.index)
 
     def free_memory(self) -> tuple[int, int]:
         """Free and all bytes of the card."""
@@ -170,14 +177,46 @@ class CupyDriver:
             )  # fmt: skip
         self.stream.keep(data)
 
+    def can_reach(self, card: Driver) -> bool:
+        """As cudaDeviceCanAccessPeer says; a card reaches itself."""
+        with self.on("peer access"):
+            other = _index(card)
+            return other == self.index or bool(self._runtime.deviceCanAccessPeer(self.index, other))
+
+    def reach(self, card: Driver) -> None:
+        """By cudaDeviceEnablePeerAccess."""
+        if not self.can_reach(card):
+            raise GgrunError(
+                f"{self._called}: this machine has no peer access to cuda:{_index(card)}: leave out --p2p on"
+            )
+        if (other := _index(card)) == self.index:
+            return
+        with self.on("peer access"):
+            try:
+                self._runtime.deviceEnablePeerAccess(other)
+            except self._runtime.CUDARuntimeError as error:
+                if error.status != _ENABLED_BEFORE:
+                    raise
+
     def copy(self, target: int, source: int, nbytes: int, card: Driver | None = None) -> None:
-        """By cudaMemcpyPeerAsync, on this card's stream."""
-        to = card.index if isinstance(card, CupyDriver) else self.index
+        """By cudaMemcpyAsync and cudaMemcpyPeerAsync, on this card's stream."""
+        runtime, stream = self._runtime, self.stream.raw.ptr
         with self.on("a copy"):
-            self._runtime.memcpyPeerAsync(target, to, source, self.index, nbytes, self.stream.raw.ptr)
+            if card is None or (to := _index(card)) == self.index:
+                runtime.memcpyAsync(target, source, nbytes, runtime.memcpyDefault, stream)
+            else:
+                runtime.memcpyPeerAsync(target, to, source, self.index, nbytes, stream)
+
+    def receive(self, target: int, source: int, nbytes: int) -> None:
+        """By cudaMemcpyAsync."""
+        runtime, stream = self._runtime, self.transfers.raw.ptr
+        with self.on("a copy"):
+            runtime.memcpyAsync(target, source, nbytes, runtime.memcpyHostToDevice, stream)
 
     def close(self) -> None:
         """Forget kernels and buffers; memory is freed with what holds it."""
+        if transfers := self.__dict__.get("transfers"):
+            transfers.close()
         self._modules.clear()
         self._kernels.clear()
         self.__dict__.pop("_staging", None)
@@ -223,6 +262,12 @@ def _freeing(cupy: Any, index: int, address: int) -> Callable[[], None]:
             cupy.cuda.runtime.free(address)
 
     return free
+
+
+def _index(card: Driver) -> int:
+    """The number of another card."""
+    assert isinstance(card, CupyDriver), "cards of one kind only copy to each other"
+    return card.index
 
 
 def _drop(_: Any) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices.base import Device, Limits, Place
+from ggrun.devices.best import Best, TopK
 from ggrun.devices.budget import Budget
 from ggrun.devices.cuda import grids
 from ggrun.devices.cuda.attention import row_bytes
@@ -14,6 +15,7 @@ from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.cuda.memory import CudaMemory, CudaPlace, CudaWeight
 from ggrun.devices.cuda.recorder import CudaRecorder
+from ggrun.devices.cuda.relay import Relay
 from ggrun.devices.streams import Stream
 from ggrun.errors import GgrunError, Interrupted
 from ggrun.gguf import Tensor
@@ -35,6 +37,7 @@ class Cuda:
         # Asked now, before weights take what memory the library needs.
         self.gemm_from = gemm_from if gemm_from and gemm_from.least and driver.has_gemm else GemmFrom()
         self._interrupted = False
+        self._relays: dict[Driver, Relay | None] = {driver: None}  # None: copies go direct
 
     @property
     def stream(self) -> Stream:
@@ -109,11 +112,25 @@ class Cuda:
         """Copy into it, now."""
         self.driver.write(place.address, np.ascontiguousarray(values, np.float32))
 
+    def connect(self, other: "Cuda", direct: bool) -> None:
+        """Let copies to another card go direct, or through the host's memory, as they do before this call.
+
+        GgrunError where the machine cannot copy directly.
+        """
+        if direct:
+            self.driver.reach(other.driver)
+        self._relays[other.driver] = None if direct else Relay(self.driver, other.driver)
+
     def copy(self, source: CudaPlace, rows: int, device: Device, target: Place) -> None:
-        """From card to card; to another kind of device by way of the host's memory."""
+        """From card to card as they are connected; to another kind of device by way of the host's memory."""
         nbytes = 4 * rows * source.width
         if isinstance(device, Cuda):
-            self.driver.copy(target.address, source.address, nbytes, device.driver)
+            if device.driver not in self._relays:
+                self.connect(device, direct=False)
+            if relay := self._relays[device.driver]:
+                relay.copy(target.address, source.address, nbytes)
+            else:
+                self.driver.copy(target.address, source.address, nbytes, device.driver)
             return
         by_way_of = np.empty((rows, source.width), np.float32)
         self.driver.download(by_way_of, source.address)
@@ -135,6 +152,10 @@ class Cuda:
         """A copy that the stream makes."""
         self.driver.download(out, source.address)
 
+    def download_top_k(self, source: CudaPlace, rows: int, top: TopK, best: Best) -> None:
+        """One copy that the stream makes."""
+        self.driver.download(best.both.reshape(-1), source.address)
+
     def interrupt(self) -> None:
         """End the programs that come: a kernel that runs is done soon."""
         self._interrupted = True
@@ -151,6 +172,7 @@ class Cuda:
     def close(self) -> None:
         """Take no more work, and give back the card."""
         self.stream.close()
+        self._relays.clear()
         self.driver.close()
 
     def _take(self, nbytes: int, what: str) -> CudaMemory:

@@ -60,10 +60,16 @@ class Driver(Protocol):
     arch: int
     """The compute capability times ten: 75, 80, 90."""
     multiprocessors: int
+    identity: str
+    """Which card it is, the same for all drivers of one."""
 
     @property
     def stream(self) -> Stream:
         """Where the card's work is enqueued."""
+
+    @property
+    def transfers(self) -> Stream:
+        """A second stream, for what comes from other cards by way of the host."""
 
     def free_memory(self) -> tuple[int, int]:
         """Free and all bytes."""
@@ -109,8 +115,18 @@ class Driver(Protocol):
     def download(self, data: NDArray[Any], address: int) -> None:
         """Enqueue a copy to the host."""
 
+    def can_reach(self, card: "Driver") -> bool:
+        """Whether the machine has peer access from this card to another one's memory."""
+
+    def reach(self, card: "Driver") -> None:
+        """Enable it, for as long as the process lives; GgrunError where there is none."""
+
     def copy(self, target: int, source: int, nbytes: int, card: "Driver | None" = None) -> None:
-        """Enqueue a copy within the card, or to another one."""
+        """Enqueue a copy within the card or between it and the host's pinned memory; or directly to another
+        card, which it must `reach`."""
+
+    def receive(self, target: int, source: int, nbytes: int) -> None:
+        """Enqueue in `transfers` a copy from the host's pinned memory."""
 
     def close(self) -> None:
         """Give back what the driver has of the card."""

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from ggrun.devices.base import Rows
+from ggrun.devices.best import TopK
 from ggrun.devices.cuda.driver import Driver, Gemm, Graph, Kernel
 
 FEW = 8
@@ -17,6 +18,7 @@ class Counts:
     """What launches depend on; all else is in the card's memory.
 
     context    the most positions that a token may look at: rounded up, so that a graph lasts a while
+    top        what is enough of the outputs; None: all logits are wanted
     """
 
     tokens: int
@@ -24,6 +26,7 @@ class Counts:
     pairs: int
     sequences: int
     context: int
+    top: TopK | None = None
 
     def rows(self, over: Rows) -> int:
         """How many rows of a kind there are."""

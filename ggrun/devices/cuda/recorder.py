@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ggrun.devices.base import Cells, Inputs, Limits, Rows
-from ggrun.devices.cuda import gemm, grids, matvec
+from ggrun.devices.cuda import gemm, grids, matvec, top_k
 from ggrun.devices.cuda.attention import Shape, bucket
 from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.cuda.flash import Attention
@@ -176,7 +176,7 @@ class CudaRecorder:
         n, outputs, pairs = (int(inputs.counts[rows]) for rows in Rows)
         longest = int(inputs.positions[:n].max(initial=0)) + 1
         sequences = len(np.unique(inputs.sequences[:n]))
-        self._counts = Counts(n, outputs, pairs, sequences, bucket(longest))
+        self._counts = Counts(n, outputs, pairs, sequences, bucket(longest), inputs.top)
 
     # ---------------------------------------------------------------- rows in and out
 
@@ -209,6 +209,13 @@ class CudaRecorder:
             "rows.cu", "pick", rows, lambda n: grids.rows(n, width), [x, which, y, N(), np.int32(width)], y
         )
         return y
+
+    def top_k(self, logits: CudaBuffer, first: int) -> CudaPlace:
+        """The best logits of each row, in runs that want no more."""
+        found, width = self._buffer(Rows.OUTPUTS, top_k.WORDS), logits.width
+        scratch = self._scratch(self._limits.outputs * top_k.scratch_bytes(width))
+        self._add(top_k.BestLogits(self._driver, logits.address, width, first, found.address, scratch), found)
+        return self.place(found)
 
     # ---------------------------------------------------------------- products
 

@@ -1,0 +1,85 @@
+"""Stages of a plan, loaded on the devices of this machine."""
+
+from collections.abc import Sequence
+
+from ggrun.arch.config import Config
+from ggrun.devices.base import Device, Limits
+from ggrun.devices.exchange import AllReduce, Exchange
+from ggrun.engine.meter import Meter, MeteredStage, MeteredSums
+from ggrun.engine.runner import CacheSpec, Runner
+from ggrun.engine.stage import Hop, LoadedStage
+from ggrun.engine.weights import Model, Weights
+from ggrun.engine.workspace import Workspace
+from ggrun.plan import Plan, Stage
+
+
+class Loaded:
+    """Some stages of a plan: a Workspace for each of their devices, a Runner for each of their members.
+
+    stages    by their numbers in the plan
+    slots     how many batches may be on their way to each device
+    meter     measures times, where they are asked for
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        which: Sequence[int],
+        devices: dict[str, Device],
+        model: Model,
+        config: Config,
+        cache: CacheSpec,
+        limits: Limits,
+        slots: int,
+        meter: Meter | None = None,
+    ) -> None:
+        self._plan, self._config, self._cache, self._meter = plan, config, cache, meter
+        used = dict.fromkeys(member.device for i in which for member in plan.stages[i].members)
+        receiving = {member.device for i in which if i for member in plan.stages[i].members}
+        self._spaces = {
+            name: Workspace(Weights(model, devices[name]), config, limits, slots if name in receiving else 0)
+            for name in used
+        }
+        self._exchanges: dict[tuple[str, ...], AllReduce] = {}
+        self.stages = {i: self._load(plan.stages[i]) for i in which}
+
+    @property
+    def tensors(self) -> set[str]:
+        """The names of those that were taken."""
+        return set().union(*(space.weights.used for space in self._spaces.values()))
+
+    def synchronize(self) -> None:
+        """Wait until all that was enqueued is done; raises the first error."""
+        for space in self._spaces.values():
+            space.device.stream.synchronize()
+
+    def abandon(self) -> None:
+        """Bring the devices to rest after an error, and begin anew."""
+        for space in self._spaces.values():
+            space.device.stream.abandon()
+        for space in self._spaces.values():
+            space.forget()
+        for exchange in self._exchanges.values():
+            exchange.forget()
+
+    def _load(self, stage: Stage) -> Hop:
+        first, last = stage is self._plan.stages[0], stage is self._plan.stages[-1]
+        runners = [
+            Runner(self._spaces[m.device], self._config, stage, m, self._cache, first=first, last=last)
+            for m in stage.members
+        ]
+        sums = len(runners) > 1 and stage.halves[0] < stage.halves[1]
+        loaded = LoadedStage(runners, self._exchange(stage) if sums else None)
+        return MeteredStage(loaded, self._meter) if self._meter else loaded
+
+    def _exchange(self, stage: Stage) -> AllReduce:
+        """Stages of the same devices share one: it has memory."""
+        names = tuple(member.device for member in stage.members)
+        if names not in self._exchanges:
+            spaces = [self._spaces[name] for name in names]
+            members = [(space.device, space.ops) for space in spaces]
+            sums: AllReduce = Exchange(members, self._config.width)
+            if self._meter:
+                sums = MeteredSums(sums, [space.device for space in spaces], self._meter)
+            self._exchanges[names] = sums
+        return self._exchanges[names]
