@@ -23,6 +23,11 @@ class TopK:
     k: int
     words: int
 
+    def __post_init__(self) -> None:
+        """ValueError for what devices have no room for."""
+        if not (1 <= self.k <= MOST_K and self.words >= 0):
+            raise ValueError(f"the {self.k} best of {self.words}: k must be between 1 and {MOST_K}")
+
     def among(self, begin: int, end: int) -> int:
         """How many of the ids from begin to end are looked at."""
         return max(0, min(self.words, end) - begin)

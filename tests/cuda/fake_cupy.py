@@ -1,6 +1,7 @@
 """What ggrun calls of CuPy, on the emulator: all is done at once, or noted while a graph is captured."""
 
 import ctypes
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -170,6 +171,13 @@ class _Cuda(SimpleNamespace):
         return self.library
 
 
+class _Chosen(threading.local):
+    """The devices and streams that a thread works on, the last one now: each thread has its own."""
+
+    def __init__(self) -> None:
+        self.devices, self.streams = [0], list[_Stream]()
+
+
 class FakeCupy:
     """The module `cupy`, with cards of so many bytes. `failing`: errors by the name of what is called.
 
@@ -178,10 +186,10 @@ class FakeCupy:
 
     def __init__(self, memory: int = 1 << 28, cards: int = 2, major: int = 8, peers: bool = True) -> None:
         self.failing: dict[str, CUDARuntimeError] = {}
-        self.compiled, self.streams = 0, list[_Stream]()
+        self.compiled, self._chosen = 0, _Chosen()
         self._memory, self._used, self._held = memory, 0, dict[int, Memory]()
         self._cards, self._major, self._peers = cards, major, peers
-        self._current, self.reached, self.copies = [0], set[tuple[int, int]](), list[tuple[int, int]]()
+        self.reached, self.copies = set[tuple[int, int]](), list[tuple[int, int]]()
         self.cuda = _Cuda(
             library=Cublas(self), runtime=self, driver=SimpleNamespace(CUDADriverError=ZeroDivisionError),
             compiler=SimpleNamespace(CompileException=KeyError),
@@ -203,11 +211,15 @@ class FakeCupy:
     @contextmanager
     def _device(self, index: int) -> Iterator[None]:
         assert 0 <= index < self._cards
-        self._current.append(index)
+        self._chosen.devices.append(index)
         try:
             yield
         finally:
-            self._current.pop()
+            self._chosen.devices.pop()
+
+    @property
+    def streams(self) -> list[_Stream]:
+        return self._chosen.streams
 
     def _elapsed(self, begin: _Event, end: _Event) -> float:
         assert begin.timed
@@ -241,7 +253,7 @@ class FakeCupy:
 
     def deviceEnablePeerAccess(self, peer: int) -> None:  # noqa: N802
         self._fail("deviceEnablePeerAccess")
-        pair = self._current[-1], peer
+        pair = self._chosen.devices[-1], peer
         if not self.deviceCanAccessPeer(*pair):
             raise CUDARuntimeError(217, "cudaErrorPeerAccessUnsupported")
         if pair in self.reached:

@@ -72,8 +72,7 @@ def test_logical_devices_of_one_card(
     mode: str, cupy: FakeCupy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each has a limit of its own, and the first card's kernels and memory."""
-    monkeypatch.setattr(local, "kept", lambda key: Speeds(1e9, 1e10, 1e10, 1e9))
-    monkeypatch.setattr(local, "kept_gemm", lambda driver: GemmFrom())
+    monkeypatch.setattr(local, "_card_speeds", lambda *_: Speeds(1e9, 1e10, 1e10, 1e9))
     path = Tiny(layers=3).write(tmp_path / "model.gguf")
     with LLM(path, n_ctx=64, devices="cpu", threads=1) as cpu:
         want = cpu.logits(TOKENS)

@@ -13,7 +13,6 @@ from ggrun.bundled import demo_model
 from ggrun.devices import local, open_devices
 from ggrun.devices.cuda import links, selftest
 from ggrun.devices.cuda.found import Cards
-from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.cuda.links import Pair, Way, known_pairs, pairs_of
 from ggrun.devices.cuda.selftest import Check, Outcome
 from ggrun.plan.hardware import Link, Speeds, card_info
@@ -104,8 +103,7 @@ def test_copies_that_come_wrong_go_through_the_host(
 def test_a_model_on_cards_whose_direct_copies_lose_bytes(
     mode: str, monkeypatch: pytest.MonkeyPatch, cupy: FakeCupy, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(local, "kept", lambda key: Speeds(1e9, 1e10, 1e10, 1e9))
-    monkeypatch.setattr(local, "kept_gemm", lambda driver: GemmFrom())
+    monkeypatch.setattr(local, "_card_speeds", lambda *_: Speeds(1e9, 1e10, 1e10, 1e9))
     use("corrupts", monkeypatch)
     path, tokens = Tiny(layers=2).write(tmp_path / "model.gguf"), [i * 7 % 36 for i in range(20)]
     with LLM(path, n_ctx=64, devices="cpu", threads=1) as cpu:

@@ -21,6 +21,7 @@ from ggrun.gguf import GGUF, Outline
 from ggrun.plan import single
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.usage import Sizes, plan_use
+from tests.cuda.conftest import Card
 from tests.cuda.models import cards, engine
 from tests.engine.test_outputs import (
     OPTIONS,
@@ -57,6 +58,16 @@ def test_the_best_are_enough(
 
 def test_several_outputs(shares: Shares) -> None:
     check_several(shares)
+
+
+@pytest.mark.parametrize("card", ["800-forward", "800-reverse"], indirect=True)
+def test_candidates_of_candidates(card: Card) -> None:
+    """So many that a launch is given what two before it have left; in any order of blocks."""
+    logits = np.random.default_rng(3).integers(0, 9000, (2, 60_000)).astype(np.float32)
+    got, ids = Shares([Cuda(card.driver, "cuda:0")], [0, 60_000]).scores(logits, TopK(128, 59_999))
+    want = np.argsort(-logits[:, :-1], axis=1, kind="stable")[:, :128]
+    np.testing.assert_array_equal(ids, want)
+    np.testing.assert_array_equal(got, np.take_along_axis(logits, want, 1))
 
 
 def texts(model: Engine) -> list[list[int]]:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggrun.devices.best import Best, TopK, best_of
+from ggrun.devices.best import MOST_K, Best, TopK, best_of
 
 FEW = st.sampled_from([-np.inf, -1e30, -2.0, -0.0, 0.0, 1e-40, 1.0, 3.4e38, np.inf])
 
@@ -43,6 +43,12 @@ def test_room_that_is_not_needed() -> None:
     assert best.logits.tolist() == [[2, 1, -np.inf], [-np.inf] * 3]
     best.fill(np.empty((2, 0), np.float32))
     assert (best.ids == -1).all()
+
+
+@pytest.mark.parametrize(("k", "words"), [(0, 9), (-1, 9), (MOST_K + 1, 9), (1, -1)])
+def test_what_there_is_no_room_for(k: int, words: int) -> None:
+    with pytest.raises(ValueError, match=f"the {k} best of {words}"):
+        TopK(k, words)
 
 
 def test_which_ids_are_words() -> None:

@@ -142,6 +142,14 @@ def test_errors_are_the_same(shares: Shares) -> None:
                 assert text in got
 
 
+@pytest.mark.parametrize("where", [0, 1000, 1500])
+def test_what_is_no_number_is_seen_wherever_it_is(shares: Shares, where: int) -> None:
+    logits = np.full((1, 3000), np.inf, np.float32)
+    logits[0, where] = np.nan
+    for k in (1, 9):
+        assert "no numbers" in drawn({"top_k": k}, shares.scores(logits, TopK(k, 2000)), 2000)
+
+
 def test_outputs_of_batches_are_joined(shares: Shares) -> None:
     logits = np.random.default_rng(1).standard_normal((2, 3000)).astype(np.float32)
     for top in (None, TopK(4, 3000)):

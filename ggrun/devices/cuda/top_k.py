@@ -45,10 +45,8 @@ class BestLogits:
         if counts.top is None or not counts.outputs:
             return []
         n, k = counts.outputs, counts.top.k
-        width, out = (
-            counts.top.among(self.first, self.first + self.stride),
-            (self.best, self.best + 4 * n * k),
-        )
+        width = counts.top.among(self.first, self.first + self.stride)
+        out = self.best, self.best + 4 * n * k
         return self._best(n, width, out) if k == 1 else self._k_best(n, width, k, out)
 
     def _best(self, n: int, width: int, out: tuple[int, int]) -> list[Launch]:
