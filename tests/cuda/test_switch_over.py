@@ -119,7 +119,7 @@ def test_cublas_comes_later_and_goes_again(cupy: FakeCupy, measured: list[str]) 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"quantized": 1, "two_scales": -1, "floats": 0}', '{"quantized": true}']
+    "text", ["", "[]", "{}", '{"quantized": 64, "two_scales": 8, "floats": 0}', '{"quantized": true}']
 )
 def test_what_was_kept_may_be_damaged(text: str, cupy: FakeCupy, measured: list[str], tmp_path: Path) -> None:
     local.local_card(0)

@@ -1,8 +1,9 @@
 """Products with many rows by cuBLAS: weights are dequantized to float16, rows of activations become float16.
 
-Of random values, such a product is 3e-4 off, in the root of the mean square; with columns of int8 it is 5e-3,
-with bfloat16 it would be 2e-3. F32 weights have more to lose and stay with tiles; so do experts, as only the
-card knows how many rows each has.
+float16 ends at 65504: weights are far below, and rows of activations that are not are scaled, see gemm.cu.
+Of random values, such a product is 3e-4 off, in the root of the mean square; with columns of int8 it is
+5e-3, with bfloat16 it would be 2e-3. F32 weights have more to lose and stay with tiles; so do experts, as
+only the card knows how many rows each has.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from ggrun.devices.base import Rows
 from ggrun.devices.cuda import grids, matvec
 from ggrun.devices.cuda.driver import Driver, Gemm
 from ggrun.devices.cuda.memory import CudaWeight
-from ggrun.devices.cuda.program import FEW, Counts, Launch, Work
+from ggrun.devices.cuda.program import Counts, Launch, Work
 from ggrun.devices.cuda.tiles import TWO_SCALES
 from ggrun.kernels.code_books import format_defines
 
@@ -27,7 +28,7 @@ _EIGHTS = 8  # halves: 16 bytes
 
 @dataclass(frozen=True)
 class GemmFrom:
-    """From how many rows on products are cuBLAS's, by what multiplies them else; 0: never.
+    """From how many rows on products are cuBLAS's, by what multiplies them else; 0: never, others exceed FEW.
 
     quantized    weights whose tiles are large where there is enough to do
     two_scales   those that have small tiles only: see tiles.py
@@ -38,13 +39,11 @@ class GemmFrom:
     two_scales: int = 0
     floats: int = 0
 
-    def least_rows(self, name: str, limit: int) -> int:
-        """For weights of a format; 0: never, as there are at most `limit` rows."""
+    def of(self, name: str) -> int:
+        """For weights of a format."""
         if name in matvec.FLOATS:
-            least = 0 if name == "F32" else self.floats
-        else:
-            least = self.two_scales if name in TWO_SCALES else self.quantized
-        return max(least, FEW + 1) if 0 < least <= limit and limit > FEW else 0
+            return 0 if name == "F32" else self.floats
+        return self.two_scales if name in TWO_SCALES else self.quantized
 
     @property
     def least(self) -> int:

@@ -225,10 +225,10 @@ class CudaRecorder:
         """x . w^T * scale + bias."""
         y = self._buffer(x.rows, w.rows)
         self._keep += [w.memory, bias]
-        least = self._gemm_from.least_rows(w.format, x.limit)
-        most = least - 1 if least else x.limit  # rows that are ours
+        least = self._gemm_from.of(w.format)
+        most = min(x.limit, least - 1) if least else x.limit  # rows that our own kernels multiply
         columns = self._columns(x, w, most)  # before the scratch, which must not be the same memory
-        by_gemm = self._by_gemm(x, w, least) if least else None
+        by_gemm = self._by_gemm(x, w, least) if most < x.limit else None
         scratch = self._scratch(scratch_bytes(w, most, self._driver.multiprocessors))
         step = Linear(self._driver, x.rows, columns, w, y.address, scale, address_of(bias), scratch, by_gemm)
         self._add(step, y)

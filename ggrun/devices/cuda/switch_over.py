@@ -42,7 +42,7 @@ def kept_gemm(driver: Driver) -> GemmFrom | None:
     with suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(kept_file(_key(driver)).read_text())
         found = [known[field.name] for field in fields(GemmFrom)]
-        if all(type(n) is int and n >= 0 for n in found):
+        if all(type(n) is int and (n == 0 or n > FEW) for n in found):
             return GemmFrom(*found)
     return None
 
