@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices import open_devices
+from ggrun.devices.all_reduce import check_sums
 from ggrun.devices.base import Device
 from ggrun.devices.cuda.links import check_p2p
 from ggrun.devices.local import planned_here
-from ggrun.engine.engine import Engine, EngineOptions
+from ggrun.engine.engine import Engine
 from ggrun.engine.generate import Context, StopStrings, Timings, generate
 from ggrun.engine.grammar import Grammar, GrammarVocabulary
 from ggrun.engine.meter import Meter
@@ -45,6 +46,8 @@ class LLM:
                   all cards of this machine, and its CPU
     cache_type_k, cache_type_v
                   the form of keys and values in the cache: f16, f32, bf16 or q8_0
+    all_reduce    how devices that share rows sum what they have: by copies (copy), by NCCL (nccl), or auto
+    wire          what they send each other for that: f32, or bf16, which is half of it and rounds
     metered       measure where the time goes, for `meter`: it costs some
     plan          where every layer runs, instead of devices and what follows
     p2p           how cards copy to each other: "on": directly; "off": through the host's memory; "auto":
@@ -66,6 +69,8 @@ class LLM:
         devices: str | None = None,
         cache_type_k: str = "f16",
         cache_type_v: str = "f16",
+        all_reduce: str = "auto",
+        wire: str = "f32",
         metered: bool = False,
         plan: Plan | None = None,
         p2p: str = "auto",
@@ -74,6 +79,7 @@ class LLM:
         start = time.perf_counter()
         _check_kinds(threads, devices, plan)
         check_p2p(p2p)
+        check_sums(all_reduce, wire)
         sizes = {
             "n_ctx": n_ctx,
             "n_ubatch": n_ubatch,
@@ -90,18 +96,17 @@ class LLM:
             return open_devices(names, threads, p2p)
 
         if plan is None:
-            wishes = with_mode(self._model, wishes, make, opened)
+            wishes = with_mode(self._model, wishes, make, opened, (all_reduce, wire))
         self.planned = make(ModelFacts.from_outline(self._model), wishes)
         self.config, self.plan = self.planned.facts.config, self.planned.plan
         self.meter = Meter() if metered else None
         names = {member.device for stage in self.plan.stages for member in stage.members}
         self._devices = opened(names)
         try:
-            n_ctx = self.planned.sizes.n_ctx
-            options = EngineOptions(n_ctx, wishes.n_ubatch, 1, cache_type_k, cache_type_v)
             self._engine = Engine(
-                self._model, self.config, self.plan, self._devices, options, meter=self.meter
-            )
+                self._model, self.config, self.plan, self._devices, self.planned.sizes,
+                meter=self.meter, sums=(all_reduce, wire),
+            )  # fmt: skip
         except BaseException:
             for device in self._devices.values():
                 device.stream.abandon()  # what was to be loaded
@@ -138,10 +143,17 @@ class LLM:
         return self.tokenizer.decode(tokens, skip_special=skip_special)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """The logits after each of n tokens, as a text of their own: float32 [n, vocab]."""
+        """The logits after each of n tokens, as a text of their own: float32 [n, vocab].
+
+        GgrunError, before anything is computed, when there is no memory for so many: see logits_by_piece.
+        """
         text = self._context.text()
         ids = self._engine.check(tokens).tolist()
         return self._context.begin(text, ids, reuse=False, all_logits=True)[0].logits
+
+    def logits_by_piece(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """The same, a piece of a few MiB at a time: float32 [m, vocab], the n tokens' in order."""
+        return self._context.by_piece(self._context.text(), self._engine.check(tokens).tolist())
 
     def perplexity(
         self, text: str | Sequence[int], *, window: int = 512, chunks: int = -1

@@ -5,7 +5,7 @@ clock, which says nothing.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, permutations
 from statistics import median
 from typing import Any
 
@@ -130,7 +130,10 @@ def open_cards(emulated: bool, devices: int) -> dict[str, Cuda]:
         for name in names
     ]
     gemm_from = None if emulated else kept_gemm(drivers[0])
-    return {name: Cuda(driver, name, None, gemm_from) for name, driver in zip(names, drivers, strict=True)}
+    cards = {name: Cuda(driver, name, None, gemm_from) for name, driver in zip(names, drivers, strict=True)}
+    for one, other in permutations(cards.values(), 2):
+        one.connect(other, direct=True)
+    return cards
 
 
 def open_card(emulated: bool) -> Cuda:

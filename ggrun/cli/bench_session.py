@@ -9,24 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from ggrun.arch.config import Config
 from ggrun.cli.bench_model import model_bytes, model_parameters, model_type
 from ggrun.cli.bench_tests import Case, ModelFacts, Setup
 from ggrun.devices import open_devices
 from ggrun.devices.base import Device
 from ggrun.devices.cpu import Cpu
 from ggrun.devices.local import everything, planned_here, remember
-from ggrun.engine.cache import pages_for
-from ggrun.engine.engine import Engine, EngineOptions
-from ggrun.engine.runner import CacheSpec
+from ggrun.engine.engine import Engine
+from ggrun.engine.loaded import Sums
 from ggrun.engine.split_trial import with_mode
 from ggrun.errors import GgrunError
 from ggrun.gguf import GGUF
-from ggrun.plan import whole
+from ggrun.plan.facts import PAGE, pages
 from ggrun.plan.facts import ModelFacts as PlanFacts
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planned import Planned
-from ggrun.plan.traffic import cell_bytes, weight_bytes
 
 
 class Session:
@@ -36,9 +33,11 @@ class Session:
     is right for that depth: it is computed once.
     """
 
-    def __init__(self, setup: Setup, placement: dict[str, Any]) -> None:
+    def __init__(self, setup: Setup, placement: dict[str, Any], sums: dict[str, Any]) -> None:
         self._model, self._setup = _opened(setup.model), setup
-        self._config = Config.from_gguf(self._model)
+        self._sums: Sums = sums["all_reduce"], sums["wire"]
+        self._plan_facts = PlanFacts.from_outline(self._model)
+        self._config = self._plan_facts.config
         self._placement = dict(placement)
         hardware = self._placement.pop("hardware")
         self._hardware = everything() if hardware is None else hardware
@@ -49,11 +48,9 @@ class Session:
 
     def check(self, case: Case) -> None:
         """GgrunError when there is no room for the context of a test."""
-        spec = CacheSpec(pages_for(case.positions), self._setup.type_k, self._setup.type_v)
         if self._hardware != "cpu" or self._own_plan:
             return  # several memories: the planner asks them
-        member = whole(self._config, "cpu")
-        needed = self._config.layers * spec.layer_bytes(self._config, self.device, member)
+        needed = pages(case.positions) * PAGE * self.facts.cell_bytes
         if needed > (free := self.device.available()):
             raise GgrunError(
                 f"{case.name}: the KV cache of {case.positions} positions takes {needed / 2**30:.1f} GiB, "
@@ -73,13 +70,14 @@ class Session:
             return open_devices(names, s.n_threads, self._p2p)
 
         if self._own_plan is None:
-            wishes = with_mode(self._model, wishes, make, opened)
-        plan = make(PlanFacts.from_outline(self._model), wishes).plan
-        names = {m.device for stage in plan.stages for m in stage.members}
+            wishes = with_mode(self._model, wishes, make, opened, self._sums)
+        planned = make(self._plan_facts, wishes)
+        names = {m.device for stage in planned.plan.stages for m in stage.members}
         if names != {"cpu"}:
             self._devices = opened(names)
-        options = EngineOptions(positions, n_ubatch, 1, s.type_k, s.type_v)
-        self._engine = Engine(self._model, self._config, plan, self._devices, options)
+        self._engine = Engine(
+            self._model, self._config, planned.plan, self._devices, planned.sizes, sums=self._sums
+        )
         random = np.random.default_rng(1)
         self._tokens: list[int] = random.integers(self._config.vocab, size=positions).tolist()
 
@@ -115,15 +113,13 @@ class Session:
             device.close()
 
     def _facts(self) -> ModelFacts:
-        model, config, setup = self._model, self._config, self._setup
-        rows = self.device.row_bytes(setup.type_k, config.key_dim)
-        rows += self.device.row_bytes(setup.type_v, config.value_dim)
+        model, setup = self._model, self._setup
         return ModelFacts(
             type=model_type(model),
             size=model_bytes(model),
             n_params=model_parameters(model),
-            weight_bytes=weight_bytes(model, config),
-            cell_bytes=cell_bytes(config, rows),
+            weight_bytes=self._plan_facts.token_bytes,
+            cell_bytes=self._plan_facts.position_bytes(setup.type_k, setup.type_v),
             bandwidth=_bandwidth(setup.n_threads),
         )
 

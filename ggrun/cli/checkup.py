@@ -16,6 +16,8 @@ from ggrun import __version__
 from ggrun.cli.terminal import compile_progress
 from ggrun.devices.cuda.found import OLDEST, Cards, nvidia_driver, version
 from ggrun.devices.cuda.links import pairs_of
+from ggrun.devices.cuda.nccl import library, version_text
+from ggrun.devices.cuda.reductions import reductions_of
 from ggrun.devices.host_memory import host_memory
 from ggrun.devices.local import local_cpu
 from ggrun.devices.threads import physical_cores
@@ -36,7 +38,7 @@ _CUDA13 = 580
 class Checkup:
     """What was found.
 
-    facts     by subject: versions, cuda, cpu, memory, cards, links, cache
+    facts     by subject: versions, cuda, cpu, memory, cards, links, sums, cache
     broken    what was asked for or installed, and does not work
     advice    what to install or to change
     """
@@ -47,17 +49,18 @@ class Checkup:
 
 
 def check_up(p2p: str) -> Checkup:
-    """Look this machine over; takes some seconds, as copies between cards are tested. p2p: see links.py."""
+    """Look this machine over; takes some seconds, as cards are tested together. p2p: see links.py."""
     found = Checkup()
     found.facts["versions"], found.facts["cuda"] = _versions(), _cuda()
     found.facts["cpu"] = _cpu(found)
     memory = host_memory()
     found.facts["memory"] = {"total": memory.total, "available": memory.available}
-    found.facts["cards"], found.facts["links"] = [], []
+    found.facts["cards"], found.facts["links"], found.facts["sums"] = [], [], []
     if cards := _cards(found):
         found.facts["cuda"] |= _cuda_versions(cards)
         found.facts["cards"] = [_card(cards, index, found) for index in range(cards.count)]
         _links(found, p2p)
+        _sums(found)
     found.facts["cache"] = _cache(found)
     return found
 
@@ -85,15 +88,14 @@ def _cuda_versions(cards: Cards) -> dict[str, str]:
     return {
         "the driver's CUDA": version(runtime.driverGetVersion()),
         "CuPy's CUDA": version(runtime.runtimeGetVersion()),
-        "NCCL": _nccl(cards) or "missing",
+        "NCCL": _nccl() or "missing",
     }
 
 
-def _nccl(cards: Cards) -> str:
-    """The version of NCCL that CuPy has found; "" for none."""
-    with suppress(Exception):  # where it is missing, CuPy has another thing in its place
-        number = int(cards.cupy.cuda.nccl.get_version())
-        return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+def _nccl() -> str:
+    """The version of NCCL that CuPy has found; "" for none, or one that is of no use."""
+    with suppress(GgrunError):
+        return version_text(int(library().get_version()))
     return ""
 
 
@@ -183,6 +185,26 @@ def _links(found: Checkup, p2p: str) -> None:
             ends = {"from": f"cuda:{giver}", "to": f"cuda:{taker}"}
             found.facts["links"].append(ends | vars(pair.link(p2p, back)))
     found.advice += _link_advice(found)
+
+
+def _sums(found: Checkup) -> None:
+    """Test how all cards that can be used sum what they have in mode row, and how long it takes."""
+    usable = [i for i, card in enumerate(found.facts["cards"]) if card["usable"]]
+    if len(usable) < 2:
+        return
+    try:
+        sums = reductions_of(usable, anew=True)
+    except GgrunError as error:
+        found.broken.append(str(error))
+        return
+    ways = {"copies": dict(sums.copy.timed), "NCCL": dict(sums.nccl.timed)}
+    sizes = sorted({size for timed in ways.values() for size in timed})
+    found.facts["sums"] = [
+        {"bytes": size, **{way: timed.get(size) for way, timed in ways.items()}} for size in sizes
+    ]
+    for way, tried in (("copies", sums.copy), ("NCCL", sums.nccl)):
+        if tried.reason and found.facts["cuda"].get(way) != "missing":
+            found.advice.append(f"mode row sums without {way}: {tried.reason}")
 
 
 def _link_advice(found: Checkup) -> Iterator[str]:

@@ -22,8 +22,8 @@ _MARGIN = 10  # columns of the subjects
 def doctor(p2p: str, as_json: bool) -> int:
     """Look this machine over: what ggrun finds, what is broken, what to install or to change.
 
-    Copies between cards are tested anew, and what comes of that is kept for --p2p auto. Exit status 1: what
-    is installed or asked for does not work.
+    Copies between cards, and sums over them, are tested anew; what comes of that is kept for --p2p auto and
+    --all-reduce auto. Exit status 1: what is installed or asked for does not work.
     """
     from ggrun.cli.checkup import check_up
 
@@ -44,6 +44,7 @@ def _page(found: "Checkup") -> Iterator[str]:
     yield from _block("memory", [f"{_gib(memory['total'])}, {_gib(memory['available'])} free"])
     yield from _block("cards", [_card(card) for card in facts["cards"]] or ["none"])
     yield from _block("links", [_link(link) for link in facts["links"]])
+    yield from _block("sums", [_sum(sums) for sums in facts["sums"]])
     cache = facts["cache"]
     yield from _block("cache", [f"{cache['folder']}, {cache['bytes'] / 2**20:.1f} MiB"])
     yield from _block("broken", found.broken)
@@ -85,6 +86,11 @@ def _link(link: dict[str, Any]) -> str:
         speed = f"{link['bandwidth'] / 1e9:.1f} GB/s, {link['latency'] * 1e6:.1f} us"
     why = f" ({link['reason']})" if link["reason"] else ""
     return f"{link['from']} to {link['to']}: {how}, {speed}{why}"
+
+
+def _sum(sums: dict[str, Any]) -> str:
+    found = [f"{sums[way] * 1e6:.1f} us by {way}" for way in ("copies", "NCCL") if sums[way] is not None]
+    return f"of {sums['bytes'] / 1024:g} KiB a card: {', '.join(found)}"
 
 
 def _gib(nbytes: int) -> str:

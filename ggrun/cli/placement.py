@@ -47,8 +47,8 @@ _OPTIONS = [
            help="-nkvo: keys and values stay in the host's memory."),
     option("-fit", "--fit", default="on", type=click.Choice(["on", "off"]),
            help="Adjust what is left open to the memory; off: refuse nothing either."),
-    option("-fitt", "--fit-target", "fit_margin", default=1024, type=click.IntRange(0),
-           help="MiB that stay free on each device."),
+    option("-fitt", "--fit-target", "fit_margin", default="1024", type=TEXT, metavar="MIB,...",
+           help="MiB that stay free on each device; several: on the devices as they are listed."),
     option("-fitc", "--fit-ctx", default=4096, type=click.IntRange(1),
            help="The smallest context that fitting may leave."),
     option("--plan", "plan_file", type=click.Path(path_type=Path),
@@ -66,9 +66,15 @@ _OPTIONS = [
            help="List the devices of this machine, and end."),
 ]  # fmt: skip
 
+_SUMS = [
+    option("--all-reduce", default="auto", type=click.Choice(["auto", "nccl", "copy"]),
+           help="How devices that share rows sum: copies, NCCL, or what a self-test found faster."),
+    option("--wire", default="f32", type=click.Choice(["f32", "bf16"]),
+           help="What they send each other for that; bf16 is half of it, and rounds."),
+]  # fmt: skip
+
 _AS_THEY_ARE = (
-    "split_mode", "main_gpu", "cpu_moe", "n_cpu_moe", "n_cpu_ffn", "kv_offload", "fit_margin", "fit_ctx",
-    "p2p",
+    "split_mode", "main_gpu", "cpu_moe", "n_cpu_moe", "n_cpu_ffn", "kv_offload", "fit_ctx", "p2p",
 )  # fmt: skip
 
 
@@ -79,12 +85,24 @@ def placement_options(command: Command) -> Command:
     return command
 
 
+def sum_options(command: Command) -> Command:
+    """How devices that share rows sum what they have; see sums_taken."""
+    for added in reversed(_SUMS):
+        command = added(command)
+    return command
+
+
+def sums_taken(options: dict[str, Any]) -> dict[str, Any]:
+    """Take these out of `options`, as LLM and Engine want them."""
+    return {name: options.pop(name) for name in ("all_reduce", "wire")}
+
+
 def taken(options: dict[str, Any]) -> dict[str, Any]:
     """Take the placement options out of `options`, as LLM and PlanOptions want them.
 
     Three are no fields of PlanOptions: `plan`, a Plan or None, `hardware`, a text or None, and `p2p`, a text.
     """
-    from ggrun.plan.options import parse_layers, parse_overrides, parse_ratios
+    from ggrun.plan.options import parse_layers, parse_margin, parse_overrides, parse_ratios
 
     ratios, dev = options.pop("tensor_split"), options.pop("dev")
     return {name: options.pop(name) for name in _AS_THEY_ARE} | {
@@ -93,6 +111,7 @@ def taken(options: dict[str, Any]) -> dict[str, Any]:
         "order": None if dev is None else tuple(name.strip() for name in dev.split(",")),
         "overrides": tuple(pair for text in options.pop("overrides") for pair in parse_overrides(text)),
         "fit": options.pop("fit") == "on",
+        "fit_margin": parse_margin(options.pop("fit_margin")),
         "plan": _plan(options.pop("plan_file")),
         "hardware": _hardware(options.pop("hardware"), options.pop("device_memory")),
     }

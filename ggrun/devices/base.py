@@ -39,7 +39,8 @@ Buffer = Any
 
 Place = Any
 """Where the rows of a buffer lie, for what is enqueued between programs. It keeps no buffer from being
-dropped: what a place has is good until a program runs that was recorded later."""
+dropped: what a place has is good until a program runs that was recorded later. Its values are of a kind that
+wire.DTYPES has: float32, or bfloat16 in mailboxes of that kind."""
 
 Weight = Any
 """A matrix, or one a expert, in its own format: has the attributes rows and columns."""
@@ -168,7 +169,7 @@ class Recorder(Protocol):
     def place(self, x: Buffer) -> Place:
         """Where a buffer's rows lie."""
 
-    def mailbox(self, width: int) -> Place:
+    def mailbox(self, width: int, kind: str = "f32") -> Place:
         """Rows of tokens for what other devices send, at any time: no operation's buffer lies there."""
 
     def feed(self, write: Callable[[Inputs], None]) -> None:
@@ -215,16 +216,22 @@ class Device(Protocol):
     def row_bytes(self, kind: str, dim: int) -> int:
         """The bytes of a cache row of `dim` values."""
 
-    def write(self, place: Place, values: NDArray[np.float32]) -> None:
-        """Fill the first rows now; nothing that is enqueued may touch them."""
+    def part(self, place: Place, row: int) -> Place:
+        """Where a place's rows lie from this one on."""
+
+    def write(self, place: Place, values: NDArray[Any]) -> None:
+        """Fill the first rows now; nothing that is enqueued may touch them. values: as wire.DTYPES says."""
 
     def copy(self, source: Place, rows: int, device: "Device", target: Place) -> None:
-        """Enqueue a copy of the first rows to this device's or another one's memory."""
+        """Enqueue a copy of the first rows to this device's or another one's memory, of the same kind."""
+
+    def narrow(self, source: Place, rows: int, target: Place) -> None:
+        """Enqueue that the first rows, of float32, are rounded to a place of bfloat16."""
 
     def sum(self, places: Sequence[Place], rows: int, target: Place) -> None:
-        """Enqueue target = places[0] + places[1] + ..., added in this order.
+        """Enqueue target = places[0] + places[1] + ..., of one kind, added as float32 in this order.
 
-        target is one of the places, or of other memory; what the others had is lost.
+        target, of float32, is one of the places, or of other memory; what the others had is lost.
         """
 
     def download(self, source: Place, rows: int, out: NDArray[np.float32]) -> None:

@@ -1,11 +1,13 @@
 """The CPU's memory: zeroed, aligned to cache lines, refused in one line when there is none; places in it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices.best import TopK
+from ggrun.devices.wire import DTYPES
 from ggrun.errors import GgrunError
 
 LINE = 64
@@ -22,15 +24,20 @@ def zeros(nbytes: int) -> NDArray[np.uint8]:
 
 
 class CpuPlace:
-    """Where a buffer's rows of float32 lie, whatever becomes of the buffer."""
+    """Where a buffer's rows lie, whatever becomes of the buffer. kind: see wire.DTYPES."""
 
-    def __init__(self, width: int, memory: NDArray[np.uint8]) -> None:
-        self.width = width
-        self._all = memory[: len(memory) // (4 * width) * 4 * width].view(np.float32).reshape(-1, width)
+    def __init__(self, width: int, memory: NDArray[np.uint8], kind: str = "f32") -> None:
+        self.width, self._memory, self._kind = width, memory, kind
+        self._row = width * DTYPES[kind].itemsize
+        self._all = memory[: len(memory) // self._row * self._row].view(DTYPES[kind]).reshape(-1, width)
 
-    def array(self, rows: int) -> NDArray[np.float32]:
+    def array(self, rows: int) -> NDArray[Any]:
         """The first rows, [rows, width]."""
         return self._all[:rows]
+
+    def part(self, row: int) -> "CpuPlace":
+        """The rows from this one on."""
+        return CpuPlace(self.width, self._memory[row * self._row :], self._kind)
 
 
 @dataclass(frozen=True)

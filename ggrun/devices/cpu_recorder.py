@@ -18,6 +18,7 @@ from ggrun.devices.base import Cells, Inputs, Limits, Rows
 from ggrun.devices.cpu_memory import LINE, CpuPlace, CpuTopK, zeros
 from ggrun.devices.streams import INLINE, Work
 from ggrun.devices.threads import ThreadPool, physical_cores
+from ggrun.devices.wire import DTYPES
 from ggrun.kernels import load_cpu
 from ggrun.kernels.together import compile_together
 
@@ -203,9 +204,10 @@ class CpuRecorder:
         """Where a buffer's rows lie."""
         return CpuPlace(x.width, x.memory)
 
-    def mailbox(self, width: int) -> CpuPlace:
+    def mailbox(self, width: int, kind: str = "f32") -> CpuPlace:
         """Rows of tokens that no operation touches."""
-        return CpuPlace(width, self._memory.new(4 * width * self._limits.tokens))
+        size = DTYPES[kind].itemsize * width * self._limits.tokens
+        return CpuPlace(width, self._memory.new(size), kind)
 
     def feed(self, write: Callable[[Inputs], None]) -> None:
         """Enqueue the writing of inputs."""

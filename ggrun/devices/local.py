@@ -65,7 +65,7 @@ def named_devices(names: Iterable[str], threads: int | None = None, p2p: str = "
     """The devices of a plan, called as it calls them; UsageError for one that there is not."""
     names = list(names)
     refuse_twins([DeviceName.parse(name) for name in names])
-    found = _found(",".join(names), threads, p2p)
+    found = _found(",".join(names), threads, p2p) if names else []
     return [replace(device, name=name) for device, name in zip(found, names, strict=True)]
 
 
@@ -110,17 +110,19 @@ def shared_out(devices: Sequence[DeviceInfo], options: PlanOptions) -> list[Devi
 
     What pretends to be a card has its limit, or less in proportion; the CPU has the rest.
     """
-    margin = options.fit_margin << 20
-    there, cards = max(0, host_memory().available - margin), [d for d in devices if pretends([d])]
+    margins = options.margins(len(devices))
+    hosts = [margin for device, margin in zip(devices, margins, strict=True) if device.host]
+    own = max(hosts or margins, default=0)
+    there, cards = max(0, host_memory().available - own), [d for d in devices if pretends([d])]
     for_cards = there - there // 8 if any(d.host for d in devices) else there
-    wanted = sum(d.usable(margin) for d in cards)
+    wanted = sum(d.free for d in cards)
     part = Fraction(min(wanted, for_cards), max(1, wanted))
     rest = there - int(wanted * part)
 
     def cut(device: DeviceInfo) -> DeviceInfo:
         if device.host:
-            return replace(device, free=min(device.free, rest + margin))
-        return replace(device, free=int(device.usable(margin) * part)) if device in cards else device
+            return replace(device, free=min(device.free, rest + own))
+        return replace(device, free=int(device.free * part)) if device in cards else device
 
     return [cut(device) for device in devices] if options.fit else list(devices)
 

@@ -5,6 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ggrun.devices.best import TopK
 from ggrun.devices.threads import ProcessLock
 from ggrun.engine.engine import Engine
@@ -106,6 +109,13 @@ class Context:
             if text.turn != self._turn:
                 raise GgrunError("another text was begun with this model: this one cannot go on")
             return self._decode(text, tokens, all_logits, top)
+
+    def by_piece(self, text: Text, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """Begin a text anew: the logits after each of its tokens, in pieces of what one run gives."""
+        step = self._engine.most_outputs
+        yield self.begin(text, tokens[:step], reuse=False, all_logits=True)[0].logits
+        for i in range(step, len(tokens), step):
+            yield self.append(text, tokens[i : i + step], all_logits=True).logits
 
     def _decode(self, text: Text, tokens: Sequence[int], all_logits: bool, top: TopK | None) -> Scores:
         # An interrupt that resume takes back has been counted before; of one that comes later the devices

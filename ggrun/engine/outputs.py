@@ -29,12 +29,15 @@ class Outputs:
     """Room for what is wanted of a batch, which the members of the last stage fill.
 
     rows    how many outputs there are
-    logits  float32 [rows, vocab]; [rows, 0] where the best are enough
+    logits  float32 [rows, vocab], where the caller wants them or in an own place; [rows, 0] where the best
+            are enough
     """
 
-    def __init__(self, batch: Batch, vocab: int) -> None:
+    def __init__(self, batch: Batch, vocab: int, logits: NDArray[np.float32] | None = None) -> None:
         self.rows, self._top = batch.wanted, batch.top
-        self.logits = np.empty((self.rows, 0 if batch.top else vocab), np.float32)
+        if logits is None or batch.top:
+            logits = np.empty((self.rows, 0 if batch.top else vocab), np.float32)
+        self.logits = logits
         self._best: list[tuple[int, Best]] = []
 
     def best(self, first: int) -> Best:

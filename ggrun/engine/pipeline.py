@@ -2,12 +2,16 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ggrun.arch.config import Config
 from ggrun.devices.base import Device, Limits
 from ggrun.engine.batch import Batch
 from ggrun.engine.hosts import Host, hops
-from ggrun.engine.loaded import Loaded
+from ggrun.engine.loaded import SUMS, Loaded, Sums
 from ggrun.engine.meter import Meter
 from ggrun.engine.outputs import Outputs, Scores
 from ggrun.engine.runner import CacheSpec
@@ -23,6 +27,7 @@ class Pipeline:
 
     hosts    other machines, by the names that the plan's devices begin with
     meter    measures what the devices here do, if there is one
+    sums     how they sum, see Loaded
     """
 
     def __init__(
@@ -35,6 +40,7 @@ class Pipeline:
         limits: Limits,
         hosts: Mapping[str, Host] | None = None,
         meter: Meter | None = None,
+        sums: Sums = SUMS,
     ) -> None:
         check_cuts(plan, model, config)
         self._config, self._meter, ways = config, meter, hops(plan)
@@ -48,7 +54,7 @@ class Pipeline:
             for name, host in self._hosts.items()
         }
         here = [run.start for host, run in ways if not host]
-        self._here = Loaded(plan, here, devices, model, config, cache, limits, slots, meter)
+        self._here = Loaded(plan, here, devices, model, config, cache, limits, slots, meter, sums)
         self._stages: list[Hop] = [
             next(elsewhere[host]) if host else self._here.stages[run.start] for host, run in ways
         ]
@@ -56,8 +62,11 @@ class Pipeline:
         refuse_unused(model, taken)
         self._broken = False
 
-    def run(self, batches: Sequence[Batch]) -> list[Scores]:
+    def run(self, batches: Sequence[Batch], logits: NDArray[np.float32] | None = None) -> list[Scores]:
         """What each batch wants of its outputs.
+
+        logits    room for those of all batches, one behind the other: float32 [outputs of all, vocab]; None:
+                  each has its own
 
         Batches go through each stage in the order that they have here. The first error is raised when all
         devices are at rest.
@@ -66,7 +75,7 @@ class Pipeline:
             self._give_up()
         self._broken, begin = True, time.perf_counter()
         try:
-            outputs = [Outputs(batch, self._config.vocab) for batch in batches]
+            outputs = self._outputs(batches, logits)
             for stage, batch in schedule(len(self._stages), len(batches), self._window):
                 self._enqueue(stage, batches[batch], batch % self._window, outputs[batch])
             self._here.synchronize()
@@ -79,6 +88,13 @@ class Pipeline:
             raise
         self._broken = False
         return [output.scores() for output in outputs]
+
+    def _outputs(self, batches: Sequence[Batch], logits: NDArray[np.float32] | None) -> list[Outputs]:
+        if logits is None:
+            return [Outputs(batch, self._config.vocab) for batch in batches]
+        ends = accumulate((batch.wanted for batch in batches), initial=0)
+        rooms = (logits[begin:end] for begin, end in pairwise(ends))
+        return [Outputs(batch, self._config.vocab, room) for batch, room in zip(batches, rooms, strict=True)]
 
     def interrupt(self) -> None:
         """Make `run` end with Interrupted on other machines, as devices do here; from any thread."""

@@ -13,7 +13,8 @@ import numpy as np
 from ggrun import __version__
 from ggrun.devices.base import Device
 from ggrun.devices.speeds import kept_file
-from ggrun.engine.engine import Engine, EngineOptions
+from ggrun.engine.engine import Engine
+from ggrun.engine.loaded import SUMS, Sums
 from ggrun.gguf import GGUF, FirstLayers
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.options import PlanOptions
@@ -29,11 +30,14 @@ _PROMPT, _TOKENS = 256, 8
 _TRIALS = 3
 
 
-def with_mode(model: GGUF, options: PlanOptions, make: Make, opened: Opened) -> PlanOptions:
+def with_mode(
+    model: GGUF, options: PlanOptions, make: Make, opened: Opened, sums: Sums = SUMS
+) -> PlanOptions:
     """The same options, with a split mode in place of auto.
 
     make      plans for the devices that there are: DoesNotFit where there is no room
     opened    opens the devices of these names
+    sums      how they sum in mode row
 
     A mode that does not fit is out. Of both, the one with which the first layers of the model take less time:
     to read a token of a prompt and to write one, as the planner counts.
@@ -47,11 +51,11 @@ def with_mode(model: GGUF, options: PlanOptions, make: Make, opened: Opened) -> 
             plans[mode] = make(facts, replace(options, split_mode=mode))
     if len(plans) < len(MODES) or not _differ(plans):
         return replace(options, split_mode=next(iter(plans), MODES[0]))
-    file = kept_file(_key(model, plans))
+    file = kept_file(_key(model, plans, sums))
     with suppress(OSError, ValueError, KeyError, TypeError):
         if (known := json.loads(file.read_text())["mode"]) in MODES:
             return replace(options, split_mode=known)
-    seconds = {mode: _seconds(model, planned, make, opened) for mode, planned in plans.items()}
+    seconds = {mode: _seconds(model, planned, make, opened, sums) for mode, planned in plans.items()}
     best = min(MODES, key=lambda mode: seconds[mode])
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -64,16 +68,16 @@ def _differ(plans: dict[str, Planned]) -> bool:
     return any(len(stage.members) > 1 for stage in plans["row"].plan.stages)
 
 
-def _key(model: GGUF, plans: dict[str, Planned]) -> str:
-    """What a result is kept under: the model's shape and formats, the devices, and our version."""
+def _key(model: GGUF, plans: dict[str, Planned], sums: Sums) -> str:
+    """What a result is kept under: the model's shape and formats, the devices, how they sum, our version."""
     tensors = sorted((t.name, t.shape, t.format.name) for t in model.tensors.values())
     hardware = [(d.name, d.label, d.memory) for d in plans["row"].devices]
     where = [planned.plan.to_json() for planned in plans.values()]
-    told = json.dumps([tensors, hardware, where, plans["row"].sizes.keys, __version__])
+    told = json.dumps([tensors, hardware, where, plans["row"].sizes.keys, sums, __version__])
     return f"{platform.node()}-split-{sha256(told.encode()).hexdigest()[:16]}"
 
 
-def _seconds(model: GGUF, planned: Planned, make: Make, opened: Opened) -> float:
+def _seconds(model: GGUF, planned: Planned, make: Make, opened: Opened, sums: Sums) -> float:
     """For a token read and a token written by the first layers, shared as the plan shares all of them."""
     short = FirstLayers(model, _LAYERS)
     o = PlanOptions(
@@ -84,8 +88,7 @@ def _seconds(model: GGUF, planned: Planned, make: Make, opened: Opened) -> float
     found = make(ModelFacts.from_outline(short), o)
     devices = opened({m.device for stage in found.plan.stages for m in stage.members})
     try:
-        options = EngineOptions(o.n_ctx, o.n_ubatch, 1, o.cache_type_k, o.cache_type_v)
-        engine = Engine(short, found.facts.config, found.plan, devices, options)
+        engine = Engine(short, found.facts.config, found.plan, devices, found.sizes, sums=sums)
         return min(_once(engine) for _ in range(_TRIALS + 1))  # the first compiles
     finally:
         for device in devices.values():

@@ -32,11 +32,11 @@ class Hop(Protocol):
 class LoadedStage:
     """A stage whose members work together: after each half layer they sum what they have.
 
-    exchange    None where there is nothing to sum
+    sums    how members sum; None where there is nothing to sum
     """
 
-    def __init__(self, runners: Sequence[Runner], exchange: AllReduce | None) -> None:
-        self.runners, self._exchange = runners, exchange
+    def __init__(self, runners: Sequence[Runner], sums: AllReduce | None) -> None:
+        self.runners, self._sums = runners, sums
         self._steps = list(zip(*(runner.segments for runner in runners), strict=True))
 
     def run(self, batch: Batch) -> None:
@@ -46,8 +46,8 @@ class LoadedStage:
         for segments in self._steps:
             for segment in segments:
                 segment.program.run()
-            if self._exchange and (parts := [segment.part for segment in segments if segment.part]):
-                self._exchange.all_reduce(parts, len(batch.tokens))
+            if self._sums and (parts := [segment.part for segment in segments if segment.part]):
+                self._sums.all_reduce(parts, len(batch.tokens))
 
     def accept(self, senders: Sequence[Sender], batch: Batch, slot: int) -> None:
         """Enqueue the copies of the residual stream to all members, each from another sender."""

@@ -6,18 +6,24 @@ from ggrun.plan import Member, Plan, Stage
 from ggrun.plan.facts import EMBEDDING, PAGE, ModelFacts, pages
 
 LOGITS_BYTES = 64 << 20
-"""How much memory the logits of one run may take: as the engine has it (a test says so)."""
+"""How much memory the logits of one run may take."""
 _ROOM = 7  # rows that every buffer has more, because products take several columns at a time
 _CARD_SCRATCH = 32 << 20  # parts of sums, for as many blocks as the largest cards run at once
 TOP_K, SLICE = 128, 2048
-"""The most logits that a card finds the best of, and how many it looks at in one block: likewise."""
+"""The most logits that a card finds the best of, and how many it looks at in one block (a test says so)."""
 _CARD_WEIGHTS = 32 << 20  # dequantized, a piece at a time, for products by cuBLAS
 _SLACK = 16 << 10  # what all buffers of a stage lose to alignment, and tables of addresses
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a user chooses that takes memory."""
+    """What a user chooses that takes memory.
+
+    n_ctx          positions in the KV cache, of all sequences together
+    n_ubatch       tokens of a prompt that are computed together
+    sequences      most texts at once
+    keys, values   the form of the KV cache's cells
+    """
 
     n_ctx: int
     n_ubatch: int = 512
@@ -29,6 +35,15 @@ class Sizes:
     def tokens(self) -> int:
         """Tokens that are computed together."""
         return min(self.n_ubatch, self.n_ctx)
+
+    @property
+    def pages(self) -> int:
+        """Pages of the KV cache."""
+        return pages(self.n_ctx)
+
+    def outputs(self, vocab: int) -> int:
+        """How many of them may want logits, in a model with so many of these."""
+        return max(1, min(self.tokens, LOGITS_BYTES // (4 * vocab)))
 
 
 @dataclass
@@ -59,7 +74,7 @@ def item_use(facts: ModelFacts, item: int, member: Member, sizes: Sizes) -> Use:
         use.weights += facts.tied_output("nbytes", member)
     elif item != EMBEDDING and item % 2 == 0:
         cell = facts.cell_bytes(member, sizes.keys, sizes.values)
-        use.kv = pages(sizes.n_ctx) * PAGE * cell
+        use.kv = sizes.pages * PAGE * cell
     return use
 
 
@@ -86,7 +101,7 @@ def working(facts: ModelFacts, member: Member, sizes: Sizes, peers: int) -> int:
         total += pairs * (4 + (c.width + ff) * 4 * 2 + _column(c.width) + _column(ff))
     if _on_card(member):
         total += _CARD_SCRATCH + _CARD_WEIGHTS
-    return total + 32 * rows + 4 * sizes.sequences * pages(sizes.n_ctx) + _SLACK
+    return total + 32 * rows + 4 * sizes.sequences * sizes.pages + _SLACK
 
 
 def _attention_row(facts: ModelFacts, member: Member) -> int:
@@ -114,8 +129,7 @@ def _columns(values: int, member: Member) -> int:
 def output_working(facts: ModelFacts, member: Member, sizes: Sizes) -> int:
     """The bytes of the output's buffers: the rows whose logits are wanted, and the logits."""
     c = facts.config
-    rows = max(1, min(sizes.tokens, LOGITS_BYTES // (4 * c.vocab))) + _ROOM
-    share = member.vocab[1] - member.vocab[0]
+    rows, share = sizes.outputs(c.vocab) + _ROOM, member.vocab[1] - member.vocab[0]
     total = rows * (c.width * 4 * 2 + _columns(c.width, member) + 4 * share) + _SLACK
     return total + (rows * _best_logits(share) if _on_card(member) else 0)
 

@@ -17,6 +17,7 @@ from ggrun.devices.cuda.links import known_pairs
 from ggrun.plan.hardware import Speeds, cpu_info
 from tests.cli.test_run import ggrun
 from tests.cuda.fake_cupy import CUDARuntimeError, FakeCupy
+from tests.cuda.fake_nccl import FakeNccl
 from tools.cuda_emulator.build import compiler
 
 Run = Callable[..., tuple[int, Any]]
@@ -59,7 +60,7 @@ def test_a_machine_without_cards() -> None:
         assert words in done.stdout
     assert done.stdout.endswith("\nall is well\n")
     facts = json.loads(ggrun("doctor", "--json", CUDA_VISIBLE_DEVICES="").stdout)
-    assert facts["cards"] == facts["links"] == facts["broken"] == []
+    assert facts["cards"] == facts["links"] == facts["sums"] == facts["broken"] == []
     assert facts["cpu"]["bandwidth"] > 1e8
     assert facts["cpu"]["cores"] >= 1
     assert 0 < facts["memory"]["available"] <= facts["memory"]["total"]
@@ -93,11 +94,13 @@ def test_two_cards_that_work(doctor: Run, cupy: FakeCupy) -> None:
     assert there["latency"] > 0
     assert facts["cuda"] == {"the driver's CUDA": "12.2", "CuPy's CUDA": "13.1", "NCCL": "missing"}
     assert facts["advice"] == ["NCCL is missing, which is faster in mode row: pip install nvidia-nccl-cu13"]
+    assert [sums["bytes"] for sums in facts["sums"]] == [4096, 8192]
+    assert all(sums["copies"] > 0 and sums["NCCL"] is None for sums in facts["sums"])
     assert facts["cache"]["bytes"] > 0  # what was found is kept
 
 
 def test_the_page_of_two_cards(doctor: Run, cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cupy.cuda, "nccl", FakeNccl, raising=False)
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", FakeNccl(cupy))  # type: ignore[arg-type]
     status, page = doctor()
     assert status == 0
     assert "CUDA      the driver's CUDA 12.2, CuPy's CUDA 13.1, NCCL 2.27.3\n" in page
@@ -105,13 +108,10 @@ def test_the_page_of_two_cards(doctor: Run, cupy: FakeCupy, monkeypatch: pytest.
         "cards     cuda:0: Fake, 0.2 GiB (0.2 GiB free), compute capability 8.0\n          cuda:1: " in page
     )
     assert "links     cuda:0 to cuda:1: direct, " in page
-    assert "advice" not in page
-
-
-class FakeNccl:
-    @staticmethod
-    def get_version() -> int:
-        return 22703
+    assert "sums      of 4 KiB a card: " in page
+    assert " us by copies\n" in page
+    # The process that tests has other cards, which are emulated.
+    assert "advice    mode row sums without NCCL: NCCL needs real cards" in page
 
 
 @pytest.mark.parametrize(("opener", "why"), [("corrupts", "bytes came wrong"), ("hangs", "no end after 3 s")])

@@ -1,4 +1,7 @@
-"""What ggrun calls of CuPy, on the emulator: all is done at once, or noted while a graph is captured."""
+"""What ggrun calls of CuPy, on the emulator: all is done at once, or noted while a graph is captured.
+
+A stream may be held: then nothing that is recorded or waited for ends, although all is done.
+"""
 
 import ctypes
 import threading
@@ -31,26 +34,31 @@ class _Pinned(ctypes.Array):  # type: ignore[type-arg]
 
 
 class _Event:
-    done = True
-
     def __init__(self, block: bool, disable_timing: bool) -> None:
         assert block
         self.timed, self.time = not disable_timing, 0.0
+        self._held: threading.Event | None = None
+
+    @property
+    def done(self) -> bool:
+        return self._held is None or self._held.is_set()
 
     def record(self, stream: "_Stream") -> None:
         assert stream.captured is None
-        self.time = time.perf_counter()
+        self._held, self.time = stream.held, time.perf_counter()
 
     def synchronize(self) -> None:
-        pass
+        if self._held:
+            self._held.wait()
 
 
 class _Stream:
-    ptr = 7
-
     def __init__(self, cuda: "FakeCupy", non_blocking: bool) -> None:
         assert non_blocking
-        self._cuda = cuda
+        self._cuda, self.card = cuda, cuda.devices[-1]
+        self.ptr = 7 + len(cuda.made)
+        cuda.made[self.ptr] = self
+        self.held: threading.Event | None = None
         self.captured: list[Callable[[], None]] | None = None
 
     def __enter__(self) -> "_Stream":
@@ -73,7 +81,9 @@ class _Stream:
         assert isinstance(event, _Event)
 
     def synchronize(self) -> None:
-        pass
+        if self.held:
+            self.held.wait()
+            self.held = None
 
     def begin_capture(self) -> None:
         self.captured = []
@@ -138,7 +148,9 @@ class Cublas:
         assert handle == 5
         self.handles -= 1
 
-    def gemmEx(self, handle: int, transposed: int, plain: int, m: int, n: int, k: int, *rest: int) -> None:  # noqa: N802
+    def gemmEx(  # noqa: N802
+        self, handle: int, transposed: int, plain: int, m: int, n: int, k: int, *rest: int
+    ) -> None:
         alpha, a, a_kind, lda, b, b_kind, ldb, beta, c, c_kind, ldc, *how = rest
         assert (handle, transposed, plain, how) == (5, 1, 0, [68, -1])
         assert (a_kind, b_kind, c_kind) == (2, 2, 0)
@@ -186,7 +198,7 @@ class FakeCupy:
 
     def __init__(self, memory: int = 1 << 28, cards: int = 2, major: int = 8, peers: bool = True) -> None:
         self.failing: dict[str, CUDARuntimeError] = {}
-        self.compiled, self._chosen = 0, _Chosen()
+        self.compiled, self._chosen, self.made = 0, _Chosen(), dict[int, _Stream]()
         self._memory, self._used, self._held = memory, 0, dict[int, Memory]()
         self._cards, self._major, self._peers = cards, major, peers
         self.reached, self.copies = set[tuple[int, int]](), list[tuple[int, int]]()
@@ -208,6 +220,15 @@ class FakeCupy:
         self._fail("RawModule")
         return _Module(self, code, options)
 
+    def card_of(self, stream: int) -> int:
+        """The card of a stream, by its number."""
+        return self.made[stream].card
+
+    def hold(self, streams: list[int], until: threading.Event) -> None:
+        """Let streams, by their numbers, not come to an end before an event."""
+        for number in streams:
+            self.made[number].held = until
+
     @contextmanager
     def _device(self, index: int) -> Iterator[None]:
         assert 0 <= index < self._cards
@@ -216,6 +237,10 @@ class FakeCupy:
             yield
         finally:
             self._chosen.devices.pop()
+
+    @property
+    def devices(self) -> list[int]:
+        return self._chosen.devices
 
     @property
     def streams(self) -> list[_Stream]:

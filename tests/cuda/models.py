@@ -13,9 +13,10 @@ from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.late import Schedule
-from ggrun.engine.engine import Engine, EngineOptions
+from ggrun.engine.engine import Engine
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan, single
+from ggrun.plan.usage import Sizes
 from tools.cuda_emulator.driver import EmulatedDriver
 
 REAL: list[bool] = []
@@ -49,7 +50,7 @@ def engine(path: Path, devices: dict[str, Device], plan: Plan | None = None, **o
     model = GGUF(path)
     config = Config.from_gguf(model)
     plan = plan or single(config, next(iter(devices)))
-    return Engine(model, config, plan, devices, EngineOptions(256, **options))  # type: ignore[arg-type]
+    return Engine(model, config, plan, devices, Sizes(256, **options))  # type: ignore[arg-type]
 
 
 def logits(engine: Engine, tokens: Sequence[int], size: int = 1000) -> NDArray[np.float32]:

@@ -5,15 +5,16 @@ import signal
 import time
 from pathlib import Path
 
-from ggrun.devices.cuda import copies
+from ggrun.devices.cuda import copies, sum_checks
 from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.late import Schedule
 from ggrun.errors import GgrunError
 from tools.cuda_emulator.driver import EmulatedDriver, Peers
 
 _SCHEDULE = Schedule(1)
-# Fewer and smaller copies, so that a check that passes is far from its limit on a machine that is busy.
+# Fewer and smaller copies and sums, so that a check that passes is far from its limit on a busy machine.
 copies._ROOM, copies._SIZES, copies._ROUNDS = 1 << 20, (4096, 100_004, 1 << 20), 2
+sum_checks.SIZES, sum_checks._CHECKED, sum_checks._WIDTH = (4096, 8192), (1, 7), 64
 
 
 def works(number: int, peers: Peers = Peers.WORK) -> EmulatedDriver:
@@ -97,3 +98,22 @@ class _Raises(EmulatedDriver):
 
 def raises(number: int) -> EmulatedDriver:
     return _Raises(schedule=_SCHEDULE, name=f"cuda:{number}")
+
+
+class _Loses(EmulatedDriver):
+    def receive(self, target: int, source: int, nbytes: int) -> None:
+        """Of what comes, the last bytes do not."""
+        super().receive(target, source, nbytes - 4)
+
+
+def loses_bytes(number: int) -> EmulatedDriver:
+    return _Loses(schedule=_SCHEDULE, name=f"cuda:{number}")
+
+
+class _Stuck(EmulatedDriver):
+    def receive(self, target: int, source: int, nbytes: int) -> None:
+        time.sleep(60)
+
+
+def never_receives(number: int) -> EmulatedDriver:
+    return _Stuck(schedule=_SCHEDULE, name=f"cuda:{number}")

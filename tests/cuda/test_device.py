@@ -40,7 +40,7 @@ def test_a_card_computes_what_the_cpu_does(model: Tiny, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["f32", "bf16", "q8_0"])
 def test_kinds_of_cells(kind: str, tmp_path: Path) -> None:
     path = Tiny(layers=2).write(tmp_path / "model.gguf")
-    cells = {"cache_keys": kind, "cache_values": kind}
+    cells = {"keys": kind, "values": kind}
     want = logits(engine(path, open_devices(["cpu"], 2), **cells), TOKENS)
     card = engine(path, cards(1), **cells)
     for size in (1000, 1):

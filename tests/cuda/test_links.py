@@ -11,7 +11,7 @@ import pytest
 from ggrun import LLM, GgrunError, UsageError
 from ggrun.bundled import demo_model
 from ggrun.devices import local, open_devices
-from ggrun.devices.cuda import links, selftest
+from ggrun.devices.cuda import kept, links, selftest
 from ggrun.devices.cuda.found import Cards
 from ggrun.devices.cuda.links import Pair, Way, known_pairs, pairs_of
 from ggrun.devices.cuda.selftest import Check, Outcome
@@ -29,7 +29,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeCupy]:
     fake = FakeCupy(cards=3)
     monkeypatch.setitem(sys.modules, "cupy", fake)  # type: ignore[arg-type]
     monkeypatch.setenv("GGRUN_CACHE", str(tmp_path))
-    monkeypatch.setattr(links, "_found", {})
+    monkeypatch.setattr(links._KEPT, "_found", {})
     monkeypatch.setattr(selftest, "START", 60.0)
     monkeypatch.setattr(selftest, "LIMIT", 60.0)
     Cards.found.cache_clear()
@@ -58,7 +58,7 @@ def answer(patch: pytest.MonkeyPatch, **reasons: str) -> list[Check]:
 
 def another_process() -> None:
     """What comes from now on is as in a process that begins."""
-    links._found.clear()
+    links._KEPT._found.clear()
 
 
 def test_cards_are_tested_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,13 +123,13 @@ def test_another_machine_is_tested_again(
     pairs_of([0, 1])
     another_process()
     if change == "driver":
-        monkeypatch.setattr(links, "nvidia_driver", lambda: "999.1")
+        monkeypatch.setattr(kept, "nvidia_driver", lambda: "999.1")
     elif change == "card":
         monkeypatch.setattr(cupy, "deviceGetPCIBusId", lambda index: "another slot")
     elif change == "version":
-        monkeypatch.setattr(links, "__version__", "99")
+        monkeypatch.setattr(kept, "__version__", "99")
     else:
-        monkeypatch.setattr(links, "_machine", lambda: ["iommu=off"])
+        monkeypatch.setattr(kept, "_machine", lambda: ["iommu=off"])
     assert known_pairs([0, 1]) == {}
     pairs_of([0, 1])
     assert len(made) == 4
@@ -245,7 +245,7 @@ def test_the_planner_is_told(p2p: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return card_info(f"cuda:{index}", "Fake", 1 << 30, 1 << 30, Speeds(1e11, 1e13, 1e13, 1e10))
 
     monkeypatch.setattr(local, "local_card", card)
-    monkeypatch.setattr(links, "_kept", lambda key: PAIR)
+    monkeypatch.setattr(links._KEPT, "get", lambda key: PAIR)
     devices = local.local_devices("cuda:2,cuda:0:500MB,cpu", p2p=p2p)
     there, back = PAIR.link(p2p), PAIR.link(p2p, back=True)
     assert [device.peers for device in devices] == [(("cuda:0", back),), (("cuda:2", there),), ()]

@@ -133,7 +133,7 @@ def test_logits_that_are_of_no_words(card: Any, stride: int, words: int) -> None
 few = st.sampled_from([-np.inf, -1e30, -2.0, -0.0, 0.0, 1e-40, 1.0, 1e30, np.inf])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(row=st.lists(few, min_size=1, max_size=40), repeat=st.integers(1, 60), k=st.integers(1, 20))
 def test_any_order_of_equals(card: Any, row: list[float], repeat: int, k: int) -> None:
     logits = np.tile(np.array(row, np.float32), repeat)[None]

@@ -13,9 +13,10 @@ from ggrun.arch.config import Config
 from ggrun.devices.cpu import Cpu
 from ggrun.engine.batch import Batch
 from ggrun.engine.cache import PAGE
-from ggrun.engine.engine import Engine, EngineOptions
+from ggrun.engine.engine import Engine
 from ggrun.gguf import GGUF
 from ggrun.plan import single
+from ggrun.plan.usage import Sizes
 from tests.engine.test_peer import distance
 from tests.reference import Reference
 from tests.tiny import Tiny
@@ -67,7 +68,7 @@ def opened(
     """An engine on two threads, over memory that was not cleared."""
     model, device = GGUF(path), Dirty(2)
     config = Config.from_gguf(model)
-    options = EngineOptions(n_ctx, sequences=sequences, cache_keys=keys, cache_values=values)
+    options = Sizes(n_ctx, sequences=sequences, keys=keys, values=values)
     yield Engine(model, config, single(config, "cpu"), {"cpu": device}, options)
     device.close()
     model.close()

@@ -13,9 +13,10 @@ from ggrun.devices.cpu import Cpu
 from ggrun.devices.emulated import COPY, LAUNCH, Emulated
 from ggrun.devices.late import Schedule
 from ggrun.devices.streams import Inline, Stream, Threaded
-from ggrun.engine.engine import Engine, EngineOptions
+from ggrun.engine.engine import Engine
 from ggrun.engine.meter import Meter, Spent
 from ggrun.gguf import GGUF
+from ggrun.plan.usage import Sizes
 from tests.plans import Plans
 from tests.tiny import Tiny
 
@@ -32,7 +33,7 @@ def engine_of(model: GGUF, kind: str, meter: Meter | None) -> Engine:
     schedule = Schedule()
     devices: dict[str, Device] = {name: Emulated(name, None, schedule) for name in NAMES}
     plan = Plans(model, NAMES)[kind]
-    engine = Engine(model, Config.from_gguf(model), plan, devices, EngineOptions(64, 8), meter=meter)
+    engine = Engine(model, Config.from_gguf(model), plan, devices, Sizes(64, 8), meter=meter)
     for device in devices.values():
         device.stream.synchronize()
     return engine

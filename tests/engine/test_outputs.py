@@ -206,7 +206,9 @@ def test_texts_are_the_same(
 ) -> None:
     path, tops = with_equals(tmp_path / "model.gguf"), set[TopK | None]()
     init = Outputs.__init__
-    monkeypatch.setattr(Outputs, "__init__", lambda self, b, v: (tops.add(b.top), init(self, b, v))[1])
+    monkeypatch.setattr(
+        Outputs, "__init__", lambda self, b, *args: (tops.add(b.top), init(self, b, *args))[1]
+    )
     monkeypatch.setattr(LLM, "_words", WORDS)
     monkeypatch.setattr(engine_module, "_FEW_LOGITS", VOCAB - 1)
     with closing(LLM(path, plan=Plans(GGUF(path), names)[kind], threads=2, n_ubatch=2)) as llm:

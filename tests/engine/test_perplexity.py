@@ -10,7 +10,6 @@ import pytest
 
 from ggrun import LLM, UsageError
 from ggrun.bundled import demo_model
-from ggrun.engine import perplexity as module
 from ggrun.engine.cache import KVCache
 from ggrun.engine.generate import Context
 from ggrun.engine.outputs import Scores
@@ -29,8 +28,8 @@ def by_chance(seen: list[int]) -> np.ndarray:
 class FakeEngine:
     """Foretells from all the tokens of its sequence; remembers what it was asked."""
 
-    def __init__(self, foretell: Foretell = by_chance, n_ctx: int = 64) -> None:
-        self.foretell, self.n_ctx = foretell, n_ctx
+    def __init__(self, foretell: Foretell = by_chance, n_ctx: int = 64, most_outputs: int = 64) -> None:
+        self.foretell, self.n_ctx, self.most_outputs = foretell, n_ctx, most_outputs
         self.config, self.cache = SimpleNamespace(vocab=VOCAB), KVCache(n_ctx)
         self.seen: list[int] = []
         self.windows: list[list[int]] = []
@@ -97,11 +96,10 @@ def test_windows(window: int, bos: int | None) -> None:
             agree(estimate, scored[: i * share])
 
 
-def test_bounded_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bounded_pieces_change_nothing() -> None:
     tokens = [int(t) for t in np.random.default_rng(1).integers(2, VOCAB, 96)]
-    whole, cut = FakeEngine(), FakeEngine()
+    whole, cut = FakeEngine(), FakeEngine(most_outputs=4)
     want = estimates(whole, tokens, 32)[-1]
-    monkeypatch.setattr(module, "_PIECE_BYTES", 4 * VOCAB * 4)
     got = estimates(cut, tokens, 32)[-1]
     assert (whole.largest, cut.largest) == (15, 4)
     assert (got.nll, got.nll2) == pytest.approx((want.nll, want.nll2), rel=1e-12)

@@ -14,10 +14,11 @@ from ggrun.devices.base import Device
 from ggrun.devices.emulated import COPY, LAUNCH, Emulated
 from ggrun.devices.exchange import Exchange
 from ggrun.devices.late import Late, Schedule
-from ggrun.engine.engine import Engine, EngineOptions
+from ggrun.engine.engine import Engine
 from ggrun.engine.pipeline import schedule
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan
+from ggrun.plan.usage import Sizes
 from tests.plans import Plans
 from tests.tiny import Tiny
 
@@ -36,7 +37,7 @@ class Cards:
     def __init__(self, model: GGUF, plan: Plan, seed: int = 0, sequences: int = 1) -> None:
         self.schedule = Schedule(seed)
         self.devices: dict[str, Device] = {name: Emulated(name, None, self.schedule) for name in NAMES}
-        options = EngineOptions(64 * sequences, 8, sequences)
+        options = Sizes(64 * sequences, 8, sequences)
         self.engine = Engine(model, Config.from_gguf(model), plan, self.devices, options)
         self.settle()
 

@@ -13,7 +13,7 @@ from ggrun.arch.config import Config
 from ggrun.devices.base import Device
 from ggrun.devices.cpu import Cpu
 from ggrun.engine import split_trial
-from ggrun.engine.engine import Engine, EngineOptions
+from ggrun.engine.engine import Engine
 from ggrun.engine.split_trial import with_mode
 from ggrun.gguf import GGUF, FirstLayers
 from ggrun.plan import single
@@ -23,6 +23,7 @@ from ggrun.plan.options import PlanOptions
 from ggrun.plan.planned import Planned
 from ggrun.plan.planner import make_plan
 from ggrun.plan.report import require_fit
+from ggrun.plan.usage import Sizes
 from tests.tiny import Tiny
 
 AUTO = PlanOptions(split_mode="auto", tensor_split=(1, 1), n_ctx=64)
@@ -121,7 +122,7 @@ def test_the_first_layers_are_a_model(shape: Tiny, tmp_path: Path) -> None:
     assert (config.layers, len(whole.tensors) > len(first.tensors)) == (4, True)
     assert FirstLayers(whole, 99).tensors == whole.tensors
     cpu = Cpu(1)
-    engine = Engine(first, config, single(config, "cpu"), {"cpu": cpu}, EngineOptions(64))
+    engine = Engine(first, config, single(config, "cpu"), {"cpu": cpu}, Sizes(64))
     assert np.isfinite(engine.decode([1, 2, 3])).all()
     cpu.close()
 

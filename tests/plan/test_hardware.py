@@ -144,7 +144,7 @@ def test_rows_read_at_once_and_pay_for_their_sums() -> None:
 
 
 def test_a_sum_costs_more_with_more_members() -> None:
-    """Each member sends to all others: twice as many bytes for three members as for two."""
+    """Two send each other what they have; more send a share to each of the others, and one of the sums."""
     facts, clocks = facts_of("llama-3-70b"), []
     for n in (2, 3, 8):
         planned = make_plan(facts, parse_devices(f"{n}x rtx3090"), PlanOptions(n_ctx=2048, split_mode="row"))
@@ -154,7 +154,8 @@ def test_a_sum_costs_more_with_more_members() -> None:
         alone = max(clock.batch(1, Place((device,), (member,))) for device, member in members)
         clocks.append(clock.batch(1, place) - alone)
     sent = 512 * 8192 * 4 / place.devices[0].link * 1e12
-    assert clocks == pytest.approx([HOP * 1e12 + k * sent for k in (1, 2, 7)], rel=1e-9)
+    hop = HOP * 1e12
+    assert clocks == pytest.approx([hop + sent, 2 * hop + 4 / 3 * sent, 2 * hop + 7 / 4 * sent], rel=1e-9)
 
 
 def linked(devices: list[DeviceInfo], **links: Link) -> list[DeviceInfo]:

@@ -95,6 +95,10 @@ class CudaStream:
         while self._kept and self._kept[0][0].done:
             self._kept.popleft()
 
+    def fail(self, error: Exception) -> None:
+        """Let `synchronize` raise an error, unless it has another one; from any thread."""
+        self._error = self._error or error
+
     def synchronize(self) -> None:
         """Wait until all is done; raises the first error."""
         try:

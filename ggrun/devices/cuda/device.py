@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from ggrun.devices.cuda.memory import CudaMemory, CudaPlace, CudaWeight
 from ggrun.devices.cuda.recorder import CudaRecorder
 from ggrun.devices.cuda.relay import Relay
 from ggrun.devices.streams import Stream
+from ggrun.devices.wire import DTYPES
 from ggrun.errors import GgrunError, Interrupted
 from ggrun.gguf import Tensor
 
@@ -108,9 +110,13 @@ class Cuda:
         """As kernels/cuda/cells.cuh lays them."""
         return row_bytes(kind, dim)
 
-    def write(self, place: CudaPlace, values: NDArray[np.float32]) -> None:
+    def part(self, place: CudaPlace, row: int) -> CudaPlace:
+        """An address further on."""
+        return place.part(row)
+
+    def write(self, place: CudaPlace, values: NDArray[Any]) -> None:
         """Copy into it, now."""
-        self.driver.write(place.address, np.ascontiguousarray(values, np.float32))
+        self.driver.write(place.address, np.ascontiguousarray(values, DTYPES[place.kind]))
 
     def connect(self, other: "Cuda", direct: bool) -> None:
         """Let copies to another card go direct, or through the host's memory, as they do before this call.
@@ -123,8 +129,8 @@ class Cuda:
 
     def copy(self, source: CudaPlace, rows: int, device: Device, target: Place) -> None:
         """From card to card as they are connected; to another kind of device by way of the host's memory."""
-        nbytes = 4 * rows * source.width
         if isinstance(device, Cuda):
+            nbytes = source.nbytes(rows)
             if device.driver not in self._relays:
                 self.connect(device, direct=False)
             if relay := self._relays[device.driver]:
@@ -132,19 +138,25 @@ class Cuda:
             else:
                 self.driver.copy(target.address, source.address, nbytes, device.driver)
             return
-        by_way_of = np.empty((rows, source.width), np.float32)
+        by_way_of = np.empty((rows, source.width), DTYPES[source.kind])
         self.driver.download(by_way_of, source.address)
         self.stream.enqueue(lambda: device.write(target, by_way_of))
 
+    def narrow(self, source: CudaPlace, rows: int, target: CudaPlace) -> None:
+        """A kernel."""
+        total = rows * source.width
+        args = source.address, target.address, np.int64(total)
+        self.driver.launch(self.driver.kernel("reduce.cu", "narrow"), *grids.elements(total), args)
+
     def sum(self, places: Sequence[CudaPlace], rows: int, target: CudaPlace) -> None:
         """A kernel that reads each place once; two or more of them where there are many places."""
-        total, kernel = rows * target.width, self.driver.kernel("reduce.cu", "sum")
-        left = [place.address for place in places]
-        while len(left) > 1 or left != [target.address]:
+        total, left = rows * target.width, list(places)
+        kernel = self.driver.kernel("reduce.cu", "sum_bf16" if places[0].kind == "bf16" else "sum")
+        while len(left) > 1 or left != [target]:
             taken, left = left[: grids.PLACES], left[grids.PLACES :]
-            addresses = taken + [0] * (grids.PLACES - len(taken))
-            into = taken[0] if left else target.address
-            args = (*addresses, np.int32(len(taken)), into, np.int64(total))
+            into = taken[0] if left else target
+            addresses = [place.address for place in taken] + [0] * (grids.PLACES - len(taken))
+            args = (*addresses, np.int32(len(taken)), into.address, np.int64(total))
             self.driver.launch(kernel, *grids.elements(total), args)
             left = [into, *left]
 

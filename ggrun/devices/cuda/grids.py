@@ -37,7 +37,7 @@ def _threads(work: int, most: int) -> int:
 
 
 def elements(total: int) -> Shape:
-    """add, activate, activate_gated, sum, sum_bf16, narrow, widen: four of `total` floats a thread."""
+    """add, activate, activate_gated, sum, sum_bf16, narrow: four of `total` floats a thread."""
     return Shape((_ceil(total, 4 * 256),), (256,))
 
 

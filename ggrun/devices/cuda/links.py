@@ -2,32 +2,20 @@
 
 import json
 import math
-import sys
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
-from ggrun import __version__
 from ggrun.devices.cuda import selftest
 from ggrun.devices.cuda.device import Cuda
-from ggrun.devices.cuda.found import Cards, nvidia_driver
+from ggrun.devices.cuda.kept import NONSENSE, Kept, key_of, tell
 from ggrun.devices.cuda.selftest import Check, Outcome
 from ggrun.errors import GgrunError, UsageError
-from ggrun.kernels import cache_home
 from ggrun.plan.hardware import Link
 
 P2P = ("auto", "on", "off")
 """Copies go direct where the self-test says so; everywhere; nowhere."""
-
-_STATE = ("/proc/sys/kernel/osrelease", "/proc/cmdline")
-_IOMMU = Path("/sys/kernel/iommu_groups")
-
-_NONSENSE = (ValueError, TypeError, KeyError, ArithmeticError, RecursionError)
-"""What comes of reading what nobody wrote like that."""
 
 Numbers = tuple[int, int]
 """Of two cards, the smaller one first."""
@@ -42,7 +30,7 @@ class Way:
 
     @classmethod
     def of(cls, found: Any) -> "Way":
-        """One of _NONSENSE for what no card reaches."""
+        """One of NONSENSE for what no card reaches."""
         speeds = float(found["bandwidth"]), float(found["latency"])
         if not all(math.isfinite(speed) and speed > 0 for speed in speeds):
             raise ValueError("no speeds")
@@ -82,10 +70,13 @@ class Pair:
 
     @classmethod
     def from_json(cls, text: str) -> "Pair":
-        """One of _NONSENSE for what is none."""
+        """One of NONSENSE for what is none."""
         found = json.loads(text)
         direct, staged = (_ways(found[name]) if found[name] else None for name in ("direct", "staged"))
         return cls(direct, staged, str(found["reason"]), str(found["broken"]))
+
+
+_KEPT = Kept("link", Pair.from_json)
 
 
 def pairs_of(cards: Iterable[int], anew: bool = False) -> dict[Numbers, Pair]:
@@ -97,12 +88,12 @@ def pairs_of(cards: Iterable[int], anew: bool = False) -> dict[Numbers, Pair]:
     known = {} if anew else known_pairs(cards)
     if missing := [pair for pair in pairs if pair not in known]:
         names = ", ".join(f"cuda:{card}" for card in sorted({card for pair in missing for card in pair}))
-        _tell(f"testing how {names} copy to each other: once, some seconds for each two")
+        tell(f"testing how {names} copy to each other: once, some seconds for each two")
         found = _test(missing)
         for (one, other), pair in found.items():
             if pair.direct is None:
                 how = f"copies go through the host's memory and not directly ({pair.reason})"
-                _tell(f"cuda:{one} and cuda:{other}: {how}")
+                tell(f"cuda:{one} and cuda:{other}: {how}")
         known |= found
     return {pair: known[pair] for pair in pairs}
 
@@ -110,7 +101,7 @@ def pairs_of(cards: Iterable[int], anew: bool = False) -> dict[Numbers, Pair]:
 def known_pairs(cards: Iterable[int]) -> dict[Numbers, Pair]:
     """What was found before of each two of these cards."""
     pairs = combinations(sorted(set(cards)), 2)
-    return {pair: found for pair in pairs if (found := _kept(_key(pair)))}
+    return {pair: found for pair in pairs if (found := _KEPT.get(key_of(pair)))}
 
 
 def connect(devices: Sequence[tuple[int, Cuda]], p2p: str) -> None:
@@ -149,7 +140,7 @@ def _test(pairs: Sequence[Numbers]) -> dict[Numbers, Pair]:
     half = len(pairs)
     for pair, staged, direct in zip(pairs, outcomes[:half], outcomes[half:], strict=True):
         found[pair] = _judged(staged, direct)
-        _keep(_key(pair), found[pair], staged.settled and direct.settled)
+        _KEPT.put(key_of(pair), found[pair], found[pair].to_json(), staged.settled and direct.settled)
     return found
 
 
@@ -167,64 +158,10 @@ def _speeds(outcome: Outcome) -> tuple[Ways | None, str]:
         return None, outcome.reason
     try:
         return _ways(outcome.result), ""
-    except _NONSENSE:
+    except NONSENSE:
         return None, "the self-test answers what makes no sense"
 
 
 def _ways(found: Any) -> Ways:
     there, back = found
     return Way.of(there), Way.of(back)
-
-
-# ---------------------------------------------------------------- what is kept
-
-_found: dict[str, Pair] = {}
-"""What this process knows, even where nothing can be kept."""
-
-
-def _kept(key: str) -> Pair | None:
-    if key not in _found:
-        with suppress(OSError, *_NONSENSE):
-            _found[key] = Pair.from_json(_file(key).read_text())
-    return _found.get(key)
-
-
-def _keep(key: str, pair: Pair, settled: bool) -> None:
-    """Keep what was found; what is not settled for this process only."""
-    _found[key] = pair
-    with suppress(OSError):
-        file = _file(key)
-        if settled:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(pair.to_json())
-        else:
-            file.unlink(missing_ok=True)
-
-
-def _file(key: str) -> Path:
-    return cache_home() / "hardware" / f"link-{key}.json"
-
-
-def _key(pair: Numbers) -> str:
-    """What makes two cards and the way between them: another driver or IOMMU is another way."""
-    cards = [Cards.found().card(number).identity for number in pair]
-    driver = [str(Cards.found().cupy.cuda.runtime.driverGetVersion()), nvidia_driver()]
-    return sha256("\n".join([*cards, *driver, __version__, *_machine()]).encode()).hexdigest()[:24]
-
-
-def _machine() -> list[str]:
-    """What of the machine decides whether cards reach each other."""
-    found = []
-    for file in _STATE:
-        with suppress(OSError):
-            found.append(Path(file).read_text(errors="replace"))
-    with suppress(OSError):
-        found.append(str(len(list(_IOMMU.iterdir()))))
-    return found
-
-
-def _tell(text: str) -> None:
-    """A line on stderr; a full or closed one must not stop what works."""
-    if sys.stderr:
-        with suppress(OSError):
-            print(f"ggrun: {text}", file=sys.stderr, flush=True)

@@ -30,6 +30,7 @@ from ggrun.devices.cuda.products import (
 )
 from ggrun.devices.cuda.program import Counts, CudaProgram, Launch, Step
 from ggrun.devices.streams import Event
+from ggrun.devices.wire import DTYPES
 from ggrun.kernels.code_books import format_defines
 
 _AHEAD = 4
@@ -160,9 +161,10 @@ class CudaRecorder:
         """Where a buffer's rows lie."""
         return CudaPlace(x.address, x.width)
 
-    def mailbox(self, width: int) -> CudaPlace:
+    def mailbox(self, width: int, kind: str = "f32") -> CudaPlace:
         """Rows of tokens that no operation touches."""
-        return CudaPlace(self._memory.new(4 * width * self._limits.tokens).address, width)
+        size = DTYPES[kind].itemsize * width * self._limits.tokens
+        return CudaPlace(self._memory.new(size).address, width, kind)
 
     def feed(self, write: Callable[[Inputs], None]) -> None:
         """Enqueue the copy of inputs, which are written now: the host has to know the counts."""

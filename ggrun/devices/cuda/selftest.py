@@ -20,6 +20,8 @@ from ggrun.errors import GgrunError
 CHECKS = {
     "direct copies": "ggrun.devices.cuda.copies:check_direct",
     "copies through the host": "ggrun.devices.cuda.copies:check_staged",
+    "sums by copies": "ggrun.devices.cuda.sum_checks:try_copy",
+    "sums by NCCL": "ggrun.devices.cuda.sum_checks:try_nccl",
 }
 """Where the functions are."""
 OPEN = "ggrun.devices.cuda.cupy_driver:CupyDriver"
