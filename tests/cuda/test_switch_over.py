@@ -12,7 +12,8 @@ from ggrun.devices.cuda import switch_over
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import Cards
 from ggrun.devices.cuda.gemm import GemmFrom
-from ggrun.devices.cuda.switch_over import kept_gemm, measured_gemm
+from ggrun.devices.cuda.kept import Kept
+from ggrun.devices.cuda.switch_over import measured_gemm
 from ggrun.plan.hardware import Speeds
 from tests.cuda.fake_cupy import FakeCupy
 from tools.cuda_emulator.driver import EmulatedDriver
@@ -73,7 +74,13 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setattr(local, "measured_gemm", gemm)
     monkeypatch.setattr(local, "measured_card", speeds)
     monkeypatch.setenv("GGRUN_CACHE", str(tmp_path))
+    another_process(monkeypatch)
     return done
+
+
+def another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knows what is in files."""
+    monkeypatch.setattr(switch_over, "_KEPT", Kept("gemm", switch_over._read))
 
 
 @pytest.fixture
@@ -119,12 +126,17 @@ def test_cublas_comes_later_and_goes_again(cupy: FakeCupy, measured: list[str]) 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"quantized": 1, "two_scales": -1, "floats": 0}', '{"quantized": true}']
+    "text", ["", "[]", "{}", '{"quantized": 64, "two_scales": 8, "floats": 0}', '{"quantized": true}']
 )
-def test_what_was_kept_may_be_damaged(text: str, cupy: FakeCupy, measured: list[str], tmp_path: Path) -> None:
+def test_what_was_kept_may_be_damaged(
+    text: str, cupy: FakeCupy, measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     local.local_card(0)
-    (file,) = (tmp_path / "hardware").glob("*-gemm-*.json")
+    (file,) = (tmp_path / "hardware").glob("gemm-*.json")
+    another_process(monkeypatch)
+    assert opened() == FOUND
     file.write_text(text)
+    another_process(monkeypatch)
     assert opened() == GemmFrom()
     local.local_card(0)
     assert measured.count("gemm") == 2
@@ -135,4 +147,4 @@ def test_a_cache_that_cannot_be_written(cupy: FakeCupy, measured: list[str], tmp
     (tmp_path / "hardware").write_text("a file")
     local.local_card(0)
     assert measured == ["gemm", "speeds with cuBLAS"]
-    assert kept_gemm(EmulatedDriver()) is None
+    assert opened() == FOUND  # this process knows
