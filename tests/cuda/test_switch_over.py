@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ggrun import GgrunError
 from ggrun.devices import local, open_devices
 from ggrun.devices.base import Device
 from ggrun.devices.cuda import switch_over
@@ -109,6 +110,18 @@ def test_measured_once_for_all_cards_of_a_kind(cupy: FakeCupy, measured: list[st
     assert measured == ["gemm", "speeds with cuBLAS", "speeds with cuBLAS"]
     assert opened("cuda:0") == opened("cuda:1") == FOUND
     assert cupy.cuda.library.handles == 0
+
+
+def test_a_cublas_that_fails_is_not_taken(
+    cupy: FakeCupy, measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(device: Cuda) -> GemmFrom:
+        raise GgrunError("cuda:0: a matrix product: CUBLAS_STATUS_NOT_SUPPORTED")
+
+    monkeypatch.setattr(local, "measured_gemm", fails)
+    assert local.local_card(0).operations == 1e10
+    assert measured == ["speeds"]
+    assert opened() == GemmFrom()
 
 
 def test_cublas_comes_later_and_goes_again(cupy: FakeCupy, measured: list[str]) -> None:
