@@ -35,7 +35,7 @@ class Event(fake_cupy._Event):
     clock = time.perf_counter
 
     def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
-        self.timed = not disable_timing
+        super().__init__(True, disable_timing)
 
     def record(self, stream: Any) -> None:
         assert stream.captured is None
