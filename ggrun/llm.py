@@ -13,9 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ggrun.devices import open_devices
-from ggrun.devices.local import planned_here
-from ggrun.engine.engine import Engine, EngineOptions
+from ggrun.engine.engine import Engine
 from ggrun.engine.generate import Context, StopStrings, Timings, generate
 from ggrun.engine.grammar import Grammar, GrammarVocabulary
 from ggrun.engine.perplexity import Estimate, perplexity
@@ -23,8 +21,8 @@ from ggrun.engine.sampler import Sampler, SamplingOptions
 from ggrun.errors import UsageError
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan
-from ggrun.plan.facts import ModelFacts
 from ggrun.plan.options import PlanOptions
+from ggrun.rpc.placed import Placed, RpcOptions
 from ggrun.tokens import Tokenizer, TokenizerError
 
 
@@ -41,6 +39,8 @@ class LLM:
     cache_type_k, cache_type_v
                   the form of keys and values in the cache: f16, f32, bf16 or q8_0
     plan          where every layer runs, instead of devices and what follows
+    rpc           workers on other machines: "host:port,host:port", or RpcOptions that say more. When one is
+                  lost, the model is loaded without it, and the text goes on
     placement     what is left of ggrun.plan.options.PlanOptions: split_mode, n_gpu_layers, tensor_split,
                   overrides, n_cpu_moe, fit and others, with llama.cpp's meanings
 
@@ -59,6 +59,7 @@ class LLM:
         cache_type_k: str = "f16",
         cache_type_v: str = "f16",
         plan: Plan | None = None,
+        rpc: str | RpcOptions | None = None,
         **placement: Any,
     ) -> None:
         start = time.perf_counter()
@@ -71,19 +72,14 @@ class LLM:
         }
         wishes = _plan_options(sizes | placement)
         self._model = GGUF(path)
-        planned = planned_here(ModelFacts.from_outline(self._model), devices, threads, wishes, plan)
-        self.config, self.plan, n_ctx = planned.facts.config, planned.plan, planned.sizes.n_ctx
-        names = {member.device for stage in self.plan.stages for member in stage.members}
-        self._devices = open_devices(names, threads)
         try:
-            options = EngineOptions(n_ctx, wishes.n_ubatch, 1, cache_type_k, cache_type_v)
-            self._engine = Engine(self._model, self.config, self.plan, self._devices, options)
+            workers = RpcOptions(rpc) if isinstance(rpc, str) else rpc
+            self._placed = Placed(self._model, wishes, devices, threads, plan, workers)
         except BaseException:
-            for device in self._devices.values():
-                device.stream.abandon()  # what was to be loaded
-            self.close()
+            self._model.close()
             raise
-        self._context = Context(self._engine)
+        self.config = self._placed.planned.facts.config
+        self._context = Context(self._placed.engine, replace=self._placed.without)
         self._tokenizer = _tokenizer(self._model, self.config.vocab)
         self._load_time = time.perf_counter() - start
         self.timings = Timings(load=self._load_time)
@@ -92,6 +88,15 @@ class LLM:
     def n_ctx(self) -> int:
         """The positions in the KV cache."""
         return self._engine.n_ctx
+
+    @property
+    def plan(self) -> Plan:
+        """Where every layer runs; another one, when a worker was lost."""
+        return self._placed.planned.plan
+
+    @property
+    def _engine(self) -> Engine:
+        return self._placed.engine
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -217,8 +222,7 @@ class LLM:
 
     def close(self) -> None:
         """Let go of the model, its threads and its memory."""
-        for device in self._devices.values():
-            device.close()
+        self._placed.close()
         self._model.close()
 
     def __enter__(self) -> Self:

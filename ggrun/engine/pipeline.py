@@ -67,7 +67,7 @@ class Pipeline:
             logits = [np.empty((batch.wanted, self._config.vocab), np.float32) for batch in batches]
             for stage, batch in schedule(len(self._stages), len(batches), self._window):
                 self._enqueue(stage, batches[batch], batch % self._window, logits[batch])
-            for place in (self._here, *self._hosts.values()):
+            for place in self._places():
                 place.synchronize()
         except BaseException:
             self._give_up()
@@ -96,8 +96,11 @@ class Pipeline:
         else:
             stage.download(batch, logits)
 
+    def _places(self) -> "list[Loaded | Host]":
+        return [self._here, *self._hosts.values()]
+
     def _give_up(self) -> None:
-        for place in (*self._hosts.values(), self._here):
+        for place in reversed(self._places()):
             place.abandon()
         self._broken = False
 

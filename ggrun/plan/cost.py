@@ -13,7 +13,7 @@ they meet within 6 %; and that through Q4_K_M and Q8_0 of a 1.1B on two cores wi
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ggrun.plan import Member, Plan
+from ggrun.plan import Member, Plan, host_of
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.hardware import DeviceInfo
 from ggrun.plan.usage import Sizes
@@ -111,7 +111,20 @@ class Clock:
         """Picoseconds of handing the residual stream on; 0 when all stay where they are."""
         if [d.name for d in source] == [d.name for d in target]:
             return 0
-        return self._message(tokens, min(device.link for device in (*source, *target)))
+        link = min(device.link for device in (*source, *target))
+        way = self._way(source[0], target[0], 4 * tokens * self._facts.config.width)
+        return self._message(tokens, link) + way
+
+    def back(self, source: DeviceInfo) -> int:
+        """Picoseconds of one token's logits on their way home, from another machine."""
+        return _ps(source.latency + 4 * self._facts.config.vocab / source.network) if source.network else 0
+
+    def _way(self, a: DeviceInfo, b: DeviceInfo, nbytes: int) -> int:
+        """Picoseconds of a message between machines; 0 inside of one."""
+        if host_of(a.name) == host_of(b.name):
+            return 0
+        networks = [d.network for d in (a, b) if d.network]
+        return _ps(a.latency + b.latency + nbytes / min(networks)) if networks else 0
 
     def _message(self, tokens: int, link: float) -> int:
         return _ps(HOP + 4 * tokens * self._facts.config.width / link)
@@ -119,7 +132,9 @@ class Clock:
     def _item(self, item: int, place: Place, tokens: int, depth: int) -> int:
         pairs = zip(place.members, place.devices, strict=True)
         longest = max(self._share(item, member, device, tokens, depth) for member, device in pairs)
-        if len(place.members) == 1 or item == len(self._facts.parts):  # the logits are not summed
+        if item == len(self._facts.parts):  # the logits are not summed
+            return longest + self.back(place.devices[0])
+        if len(place.members) == 1:
             return longest
         # An all-reduce: each sends what it has to all others, one copy after the other on its link.
         others, link = len(place.members) - 1, min(device.link for device in place.devices)

@@ -1,0 +1,129 @@
+"""A model where its plan puts it, here and on workers; placed anew when a worker is lost."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ggrun.devices import open_devices
+from ggrun.devices.base import Device
+from ggrun.devices.local import planned_here
+from ggrun.engine.engine import Engine, EngineOptions
+from ggrun.engine.hosts import HostLost
+from ggrun.gguf import GGUF
+from ggrun.plan import Plan, host_of
+from ggrun.plan.facts import ModelFacts
+from ggrun.plan.options import PlanOptions
+from ggrun.plan.planned import Planned
+from ggrun.rpc.hashes import Progress, silent
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RpcOptions:
+    """Which workers, and how they are spoken to; see ggrun.rpc.workers.connect."""
+
+    addresses: str = ""
+    insecure: int = 0
+    form: str = "f32"
+    certificate: tuple[str, str] | None = None
+    progress: Progress = silent
+    tell: Tell = logging.getLogger(__name__).warning
+
+
+class Placed:
+    """A loaded model: `engine`, and the `planned` that says where it is.
+
+    devices, threads, plan    as LLM has them; without a plan a new one is made for what there is
+    """
+
+    def __init__(
+        self,
+        model: GGUF,
+        wishes: PlanOptions,
+        devices: str | None = None,
+        threads: int | None = None,
+        plan: Plan | None = None,
+        rpc: RpcOptions | None = None,
+    ) -> None:
+        self._model, self._wishes, self._rpc = model, wishes, rpc or RpcOptions()
+        self._where = devices, threads, plan
+        self._devices: dict[str, Device] = {}
+        self._workers: Any = None
+        self._lost: list[str] = []
+        self.engine: Engine
+        self.planned: Planned
+        self._load()
+
+    def without(self, lost: HostLost) -> Engine:
+        """Load it again, without a worker that is gone. GgrunError, which says why, when nothing fits.
+
+        The layers that were on it are read from the file, those on other workers from their caches.
+        """
+        self._rpc.tell(f"{lost}: going on without it")
+        self._lost.append(lost.host)
+        self.close()
+        self._where = (*self._where[:2], None)
+        n_ctx = self.planned.sizes.n_ctx  # what was said so far must find its place again
+        self._wishes = replace(self._wishes, n_ctx=n_ctx, overrides=(), tensor_split=None, order=None)
+        self._load()
+        return self.engine
+
+    def close(self) -> None:
+        """Let go of devices and workers."""
+        for device in self._devices.values():
+            device.close()
+        if self._workers:
+            self._workers.close()
+        self._devices, self._workers = {}, None
+
+    def _load(self) -> None:
+        """Load it, with less where workers get lost meanwhile."""
+        tries = 2  # what was sent before a connection broke is not sent again
+        while True:
+            try:
+                self._try()
+                return
+            except HostLost as lost:
+                self.close()
+                tries -= 1
+                if not tries:
+                    self._rpc.tell(f"{lost}: going on without it")
+                    self._lost.append(lost.host)
+                    tries = 2
+            except BaseException:
+                self.close()
+                raise
+
+    def _try(self) -> None:
+        devices, threads, plan = self._where
+        remote, hosts = [], None
+        if self._rpc.addresses:
+            self._workers = self._connected()
+            remote, hosts = self._workers.devices, self._workers.hosts
+        facts = ModelFacts.from_outline(self._model)
+        self.planned = planned_here(facts, devices, threads, self._wishes, plan, remote)
+        names = {m.device for stage in self.planned.plan.stages for m in stage.members}
+        self._devices = open_devices((name for name in names if not host_of(name)), threads)
+        w = self._wishes
+        options = EngineOptions(
+            self.planned.sizes.n_ctx, w.n_ubatch, w.sequences, w.cache_type_k, w.cache_type_v
+        )
+        try:
+            self.engine = Engine(self._model, facts.config, self.planned.plan, self._devices, options, hosts)
+        except BaseException:
+            for device in self._devices.values():
+                device.stream.abandon()  # what was to be loaded
+            raise
+        if self._workers:
+            self._workers.connect_parts(self.planned.plan)
+
+    def _connected(self) -> Any:
+        from ggrun.rpc.workers import connect  # gRPC takes a while to import
+
+        o = self._rpc
+        return connect(
+            o.addresses, insecure=o.insecure, form=o.form, certificate=o.certificate,
+            progress=o.progress, without=self._lost,
+        )  # fmt: skip
