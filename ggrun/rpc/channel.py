@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError, UsageError
 from ggrun.rpc.keys import NAME, check_valid, fingerprint
 from ggrun.rpc.wire import LARGEST_MESSAGE
@@ -26,7 +27,7 @@ OPTIONS = [
 """Of both sides."""
 
 
-class Unreachable(GgrunError):
+class Unreachable(HostLost):
     """There is no way to a worker now."""
 
 
@@ -91,7 +92,7 @@ def _certificate(address: str, timeout: float) -> bytes:
             f"{address}: no TLS is spoken there: was the worker started with --insecure?"
         ) from None
     except OSError as error:
-        raise Unreachable(f"{address}: cannot be reached: {error.strerror or error}") from None
+        raise Unreachable(address, f"cannot be reached: {error.strerror or error}") from None
     if der is None:
         raise GgrunError(f"{address}: shows no certificate")
     return ssl.DER_cert_to_PEM_cert(der).encode()
@@ -101,4 +102,4 @@ def _connected(address: str, timeout: float) -> socket.socket:
     try:
         return socket.create_connection(split_address(address), timeout)
     except OSError as error:
-        raise Unreachable(f"{address}: cannot be reached: {error.strerror or error}") from None
+        raise Unreachable(address, f"cannot be reached: {error.strerror or error}") from None

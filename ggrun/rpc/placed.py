@@ -52,6 +52,7 @@ class Placed:
         self._devices: dict[str, Device] = {}
         self._workers: Any = None
         self._lost: list[str] = []
+        self._reached = False
         self.engine: Engine
         self.planned: Planned
         self._load()
@@ -61,12 +62,10 @@ class Placed:
 
         The layers that were on it are read from the file, those on other workers from their caches.
         """
-        self._rpc.tell(f"{lost}: going on without it")
-        self._lost.append(lost.host)
+        self._leave_out(lost)
         self.close()
-        self._where = (*self._where[:2], None)
-        n_ctx = self.planned.sizes.n_ctx  # what was said so far must find its place again
-        self._wishes = replace(self._wishes, n_ctx=n_ctx, overrides=(), tensor_split=None, order=None)
+        # What is in the context must find its place again.
+        self._wishes = replace(self._wishes, n_ctx=self.planned.sizes.n_ctx)
         self._load()
         return self.engine
 
@@ -79,28 +78,36 @@ class Placed:
         self._devices, self._workers = {}, None
 
     def _load(self) -> None:
-        """Load it, with less where workers get lost meanwhile."""
-        tries = 2  # what was sent before a connection broke is not sent again
+        """Load it, with less where workers get lost meanwhile; a plan that names them is given up then."""
+        retried: set[str] = set()
         while True:
             try:
                 self._try()
                 return
             except HostLost as lost:
                 self.close()
-                tries -= 1
-                if not tries:
-                    self._rpc.tell(f"{lost}: going on without it")
-                    self._lost.append(lost.host)
-                    tries = 2
+                if not self._reached:  # a worker that a user names must be there
+                    raise
+                if lost.host in retried:
+                    self._leave_out(lost)
+                retried.add(lost.host)  # once more: what was sent before is not sent again
             except BaseException:
                 self.close()
                 raise
+
+    def _leave_out(self, lost: HostLost) -> None:
+        self._rpc.tell(f"{lost}: going on without it")
+        self._lost.append(lost.host)
+        # What was said of devices so far may name it.
+        self._where = (*self._where[:2], None)
+        self._wishes = replace(self._wishes, overrides=(), tensor_split=None, order=None)
 
     def _try(self) -> None:
         devices, threads, plan = self._where
         remote, hosts = [], None
         if self._rpc.addresses:
             self._workers = self._connected()
+            self._reached = True
             remote, hosts = self._workers.devices, self._workers.hosts
         facts = ModelFacts.from_outline(self._model)
         self.planned = planned_here(facts, devices, threads, self._wishes, plan, remote)

@@ -21,12 +21,15 @@ class WorkerProcess:
 
     def __init__(self, folder: Path, *flags: str) -> None:
         self.folder = folder
-        self.lines: list[str] = []
         self._flags = flags
         self.start("0")
+        joining = next((line for line in self.lines if "ggrun join" in line), None)
+        self.key = joining.split()[-1] if joining else None
+        """What is to be pasted; None with --insecure."""
 
     def start(self, port: str) -> None:
         """Start it, or start it again."""
+        self.lines: list[str] = []
         env = {**os.environ, "GGRUN_CONFIG": str(self.folder)}
         cache = str(self.folder / "cache")
         command = [sys.executable, "-m", "ggrun", "worker", "-p", port, "-t", "1", "--cache-dir", cache]
@@ -35,7 +38,7 @@ class WorkerProcess:
         self.process = subprocess.Popen(
             [*command, *self._flags], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        self._reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(self.process, self.lines), daemon=True)
         self._reader.start()
         self.port = int(self.wait_for(r"listening at .*:(\d+)")[1])
 
@@ -43,12 +46,6 @@ class WorkerProcess:
     def address(self) -> str:
         """host:port."""
         return f"127.0.0.1:{self.port}"
-
-    @property
-    def key(self) -> str | None:
-        """What is to be pasted; None with --insecure."""
-        line = next((line for line in self.lines if "ggrun join" in line), None)
-        return line.split()[-1] if line else None
 
     @property
     def text(self) -> str:
@@ -86,11 +83,11 @@ class WorkerProcess:
             assert self.process.wait(20) == 0, self.text
         self._reader.join()
 
-    def _read(self, process: "subprocess.Popen[str]") -> None:
+    def _read(self, process: "subprocess.Popen[str]", lines: list[str]) -> None:
         assert process.stdout
         with process.stdout:
             for line in process.stdout:
-                self.lines.append(line.rstrip())
+                lines.append(line.rstrip())
 
 
 def plan_of(path: Path, *stages: tuple[str, int]) -> Plan:
