@@ -15,7 +15,6 @@ from ggrun.errors import GgrunError, UsageError
 
 if TYPE_CHECKING:
     from ggrun.plan.hardware import DeviceInfo
-    from ggrun.rpc.keys import Identity
     from ggrun.rpc.worker import WorkerOptions
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", re.IGNORECASE | re.ASCII)
@@ -51,7 +50,8 @@ def worker(**options: Any) -> int:
     that may use this worker.
     """
     from ggrun.cli.terminal import compile_progress
-    from ggrun.rpc.worker import WorkerOptions, offered, open_worker
+    from ggrun.rpc.native_log import native_lines
+    from ggrun.rpc.worker import WorkerOptions, offered
 
     list_only, margin = options.pop("list_only"), options.pop("margin")
     new_token = options.pop("new_token")
@@ -68,25 +68,26 @@ def worker(**options: Any) -> int:
     if list_only:
         _list(devices)
         return 0
-    _log_lines()
-    identity = None if settings.insecure else _identity(settings, new_token)
-    server = open_worker(settings, devices, identity)
-    say(f"ggrun worker: listening at {settings.host}:{server.port}")
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, lambda *_: server.stop())
-    server.wait()
-    server.close()
+    with native_lines():
+        _serve(settings, devices, new_token)
     return 0
 
 
-def _identity(settings: "WorkerOptions", new_token: bool) -> "Identity":
+def _serve(settings: "WorkerOptions", devices: "list[DeviceInfo]", new_token: bool) -> None:
     from ggrun.rpc.keys import config_home, identity
+    from ggrun.rpc.worker import open_worker
 
-    found, fresh = identity(config_home() / "worker", new_token)
-    if fresh:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+    known, fresh = (None, False) if settings.insecure else identity(config_home() / "worker", new_token)
+    server = open_worker(settings, devices, known)
+    if known and fresh:
         say("ggrun worker: paste this on each machine that may use this worker (it is shown only now):")
-        say(f"  ggrun join {_name(settings.host)}:{settings.port} {found.key}")
-    return found
+        say(f"  ggrun join {_name(settings.host)}:{server.port} {known.key}")
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, lambda *_: server.stop())
+    say(f"ggrun worker: listening at {settings.host}:{server.port}")
+    server.wait()
+    server.close()
 
 
 def _name(host: str) -> str:
@@ -111,7 +112,3 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise GgrunError(f"{file}: {error.strerror}") from None
-
-
-def _log_lines() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")

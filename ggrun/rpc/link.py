@@ -16,7 +16,7 @@ from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.channel import TIMEOUT, Certificates, open_channel
 from ggrun.rpc.keys import Key
 from ggrun.rpc.server import TOKEN
-from ggrun.rpc.wire import ProtocolError, shown
+from ggrun.rpc.wire import ProtocolError, parsed, shown
 
 BEAT = 2.0
 """Seconds of silence after which the worker is asked whether it is there."""
@@ -45,7 +45,6 @@ class Link:
         self._call = self._channel.stream_stream(
             "/ggrun.Worker/Session",
             request_serializer=pb.Request.SerializeToString,
-            response_deserializer=pb.Reply.FromString,
         )(iter(self._outgoing()), metadata=[(TOKEN, key.token)] if key else [])
         self.welcome = self._hello()
         threading.Thread(target=self._read, daemon=True, name=f"ggrun-{host}").start()
@@ -100,20 +99,26 @@ class Link:
         timer.daemon = True
         timer.start()
         try:
-            reply = next(self._call)
+            found = self._welcomed(parsed(pb.Reply, next(self._call)))
         except (grpc.RpcError, StopIteration) as error:
-            self._channel.close()
-            raise self._explained(error) from None
+            why = self._explained(error)
+            if self.key is None and isinstance(why, HostLost):
+                why = GgrunError(f"{why} (--insecure is for workers that were started with it)")
+            self.fail(why)
+        except GgrunError as error:
+            self.fail(error)
         finally:
             timer.cancel()
+        if self.error:
+            raise self.error
+        return found
+
+    def _welcomed(self, reply: "pb.Reply") -> "pb.Welcome":
         if reply.HasField("failed"):
-            self._channel.close()
             raise GgrunError(f"{self.host}: {shown(reply.failed.text)}")
         if not reply.HasField("welcome") or reply.welcome.protocol != PROTOCOL:
-            self._channel.close()
             raise ProtocolError(f"{self.host}: what answers there is no worker of ggrun")
-        found: pb.Welcome = reply.welcome
-        return found
+        return reply.welcome
 
     def _outgoing(self) -> Iterator["pb.Request"]:
         while (request := self._requests.get()) is not None:
@@ -121,8 +126,8 @@ class Link:
 
     def _read(self) -> None:
         try:
-            for reply in self._call:
-                self._heard = time.monotonic()
+            for data in self._call:
+                self._heard, reply = time.monotonic(), parsed(pb.Reply, data)
                 kind = reply.WhichOneof("kind")
                 if (handler := self._handlers.get(kind)) is None:
                     raise ProtocolError(f"{self.host}: the worker sent {kind}, which nobody waits for")

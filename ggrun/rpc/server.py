@@ -14,7 +14,7 @@ from ggrun.rpc.channel import OPTIONS
 from ggrun.rpc.handoff import KEY
 from ggrun.rpc.keys import Identity
 from ggrun.rpc.session import Session, Shop
-from ggrun.rpc.wire import ProtocolError
+from ggrun.rpc.wire import ProtocolError, parsed
 
 log = logging.getLogger(__name__)
 TOKEN = "ggrun-token-bin"
@@ -80,12 +80,9 @@ class Server:
         return int(self._server.add_secure_port(address, credentials))
 
     def _handlers(self) -> Any:
-        session = grpc.stream_stream_rpc_method_handler(
-            self._session, pb.Request.FromString, pb.Reply.SerializeToString
-        )
-        inbox = grpc.stream_stream_rpc_method_handler(
-            self._inbox, pb.Push.FromString, pb.Pushed.SerializeToString
-        )
+        # Bytes come as they are: what is no message is for the session to refuse.
+        session = grpc.stream_stream_rpc_method_handler(self._session, None, pb.Reply.SerializeToString)
+        inbox = grpc.stream_stream_rpc_method_handler(self._inbox, None, pb.Pushed.SerializeToString)
         return grpc.method_handlers_generic_handler("ggrun.Worker", {"Session": session, "Inbox": inbox})
 
     def _session(self, requests: Any, context: Any) -> Iterator["pb.Reply"]:
@@ -116,7 +113,7 @@ class Server:
         yield pb.Pushed()
         try:
             for push in pushes:
-                inbox.put(push)
+                inbox.put(parsed(pb.Push, push))
         except ProtocolError as error:
             self._refuse(peer, context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
 

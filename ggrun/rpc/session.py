@@ -27,7 +27,7 @@ from ggrun.rpc.ledger import Ledger, NoRoom
 from ggrun.rpc.opening import Opening, read
 from ggrun.rpc.part import Work, explained
 from ggrun.rpc.store import Library, Store
-from ggrun.rpc.wire import ProtocolError, encode, shown
+from ggrun.rpc.wire import ProtocolError, encode, parsed, shown
 
 log = logging.getLogger(__name__)
 FIRST_WORD = 10.0
@@ -87,8 +87,8 @@ class Session:
         self._run, self._held = 1, 0  # bytes of batches and results that are under way
         self._closed, self._lock = False, threading.Lock()
 
-    def answer(self, requests: Iterable["pb.Request"]) -> Iterator["pb.Reply"]:
-        """The replies to a client's requests, until one of both ends it."""
+    def answer(self, requests: Iterable[bytes]) -> Iterator["pb.Reply"]:
+        """The replies to a client's requests, as bytes, until one of both ends it."""
         reader = threading.Thread(target=self._read, args=(requests,), daemon=True, name="ggrun-client")
         worker = threading.Thread(target=self._compute, daemon=True, name="ggrun-session")
         reader.start()
@@ -123,11 +123,11 @@ class Session:
 
     # ---------------------------------------------------------------- the reader's thread
 
-    def _read(self, requests: Iterable["pb.Request"]) -> None:
+    def _read(self, requests: Iterable[bytes]) -> None:
         try:
             for request in requests:
                 self._heard = time.monotonic()
-                self._take(request)
+                self._take(parsed(pb.Request, request))
                 if self._replies.qsize() > _MOST_REPLIES:
                     raise ProtocolError("the client does not read its replies")
         except GgrunError as error:

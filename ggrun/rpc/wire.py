@@ -1,8 +1,10 @@
 """Numbers on the wire: arrays to bytes and back. Nothing that comes is trusted."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from ggrun.devices.base import Limits
@@ -15,6 +17,7 @@ LARGEST_MESSAGE = 128 << 20
 FORMS = {"f32": pb.F32, "f16": pb.F16, "bf16": pb.BF16}
 """How activations may go over the wire, by the names that users give."""
 _LARGEST_F16 = 65504.0
+M = TypeVar("M", "pb.Request", "pb.Reply", "pb.Push")
 _SHOWN = 300
 
 
@@ -29,6 +32,14 @@ class Bounds:
     limits: Limits
     cells: int  # of the KV cache
     vocab: int
+
+
+def parsed(kind: type[M], data: bytes) -> M:
+    """The message that bytes are; ProtocolError when they are none."""
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        raise ProtocolError("what came is no message of ggrun") from None
 
 
 def encode(values: NDArray[np.float32], form: int) -> bytes:
