@@ -12,19 +12,16 @@ import numpy as np
 from ggrun.arch.config import Config
 from ggrun.cli.bench_model import model_bytes, model_parameters, model_type
 from ggrun.cli.bench_tests import Case, ModelFacts, Setup
-from ggrun.devices import open_devices
-from ggrun.devices.base import Device
 from ggrun.devices.cpu import Cpu
-from ggrun.devices.local import everything, planned_here, remember
+from ggrun.devices.local import everything, remember
 from ggrun.engine.cache import pages_for
-from ggrun.engine.engine import Engine, EngineOptions
 from ggrun.engine.runner import CacheSpec
 from ggrun.errors import GgrunError
 from ggrun.gguf import GGUF
 from ggrun.plan import whole
-from ggrun.plan.facts import ModelFacts as PlanFacts
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.traffic import cell_bytes, weight_bytes
+from ggrun.rpc.placed import Placed
 
 
 class Session:
@@ -40,15 +37,15 @@ class Session:
         self._placement = dict(placement)
         hardware = self._placement.pop("hardware")
         self._hardware = everything() if hardware is None else hardware
-        self._own_plan = self._placement.pop("plan")
+        self._own_plan, self._rpc = self._placement.pop("plan"), self._placement.pop("rpc")
         self.device = Cpu(setup.n_threads)
-        self._devices: dict[str, Device] = {"cpu": self.device}
+        self._placed: Placed | None = None
         self.facts = self._facts()
 
     def check(self, case: Case) -> None:
         """GgrunError when there is no room for the context of a test."""
         spec = CacheSpec(pages_for(case.positions), self._setup.type_k, self._setup.type_v)
-        if self._hardware != "cpu" or self._own_plan:
+        if self._hardware != "cpu" or self._own_plan or self._rpc:
             return  # several memories: the planner asks them
         member = whole(self._config, "cpu")
         needed = self._config.layers * spec.layer_bytes(self._config, self.device, member)
@@ -63,13 +60,9 @@ class Session:
         s, n_ubatch = self._setup, min(self._setup.n_ubatch, self._setup.n_batch)
         cache: dict[str, Any] = {"cache_type_k": s.type_k, "cache_type_v": s.type_v}
         wishes = PlanOptions(n_ctx=positions, n_ubatch=n_ubatch, **cache, **self._placement)
-        facts = PlanFacts.from_outline(self._model)
-        plan = planned_here(facts, self._hardware, s.n_threads, wishes, self._own_plan).plan
-        names = {m.device for stage in plan.stages for m in stage.members}
-        if names != {"cpu"}:
-            self._devices = open_devices(names, s.n_threads)
-        options = EngineOptions(positions, n_ubatch, 1, s.type_k, s.type_v)
-        self._engine = Engine(self._model, self._config, plan, self._devices, options)
+        where = self._hardware, s.n_threads, self._own_plan, self._rpc
+        self._placed = Placed(self._model, wishes, *where)
+        self._engine = self._placed.engine
         random = np.random.default_rng(1)
         self._tokens: list[int] = random.integers(self._config.vocab, size=positions).tolist()
 
@@ -85,7 +78,8 @@ class Session:
             self._engine.cache.truncate(0, case.n_depth)
             self._compute(case.n_prompt, self._setup.n_batch)
             self._compute(min(case.n_gen, 1), 1)
-        cpu = self._devices.get("cpu", self.device)
+        assert self._placed, "load comes first"
+        cpu = self._placed.devices.get("cpu", self.device)
         pool = cpu.pool if isinstance(cpu, Cpu) else self.device.pool
         pool.mean_threads()  # those of what was before
         samples = []
@@ -96,13 +90,14 @@ class Session:
 
     def interrupt(self) -> None:
         """End what is being computed; from any thread."""
-        for device in self._devices.values():
-            device.interrupt()
+        if self._placed:
+            self._placed.engine.interrupt()
 
     def close(self) -> None:
         """End the threads."""
-        for device in (self.device, *self._devices.values()):
-            device.close()
+        self.device.close()
+        if self._placed:
+            self._placed.close()
 
     def _facts(self) -> ModelFacts:
         model, config, setup = self._model, self._config, self._setup

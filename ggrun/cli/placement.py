@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ggrun.cli.flags import TEXT, option
+from ggrun.cli.rpc import rpc_options, taken_rpc
 from ggrun.errors import GgrunError, UsageError
 
 Command = Callable[..., Any]
@@ -66,6 +67,7 @@ _AS_THEY_ARE = (
 
 def placement_options(command: Command) -> Command:
     """Where a model's layers run; see taken."""
+    command = rpc_options(command)
     for added in reversed(_OPTIONS):
         command = added(command)
     return command
@@ -74,7 +76,8 @@ def placement_options(command: Command) -> Command:
 def taken(options: dict[str, Any]) -> dict[str, Any]:
     """Take the placement options out of `options`, as LLM and PlanOptions want them.
 
-    Two are no fields of PlanOptions: `plan`, a Plan or None, and `hardware`, a text or None.
+    Three are no fields of PlanOptions: `plan`, a Plan or None, `hardware`, a text or None, and `rpc`,
+    RpcOptions or None.
     """
     from ggrun.plan.options import parse_layers, parse_overrides, parse_ratios
 
@@ -86,6 +89,7 @@ def taken(options: dict[str, Any]) -> dict[str, Any]:
         "overrides": tuple(pair for text in options.pop("overrides") for pair in parse_overrides(text)),
         "fit": options.pop("fit") == "on",
         "plan": _plan(options.pop("plan_file")),
+        "rpc": taken_rpc(options),
     }
 
 

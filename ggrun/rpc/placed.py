@@ -1,9 +1,9 @@
 """A model where its plan puts it, here and on workers; placed anew when a worker is lost."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ggrun.devices import open_devices
 from ggrun.devices.base import Device
@@ -16,6 +16,9 @@ from ggrun.plan.facts import ModelFacts
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planned import Planned
 from ggrun.rpc.hashes import Progress, silent
+
+if TYPE_CHECKING:
+    from ggrun.rpc.workers import Workers
 
 Tell = Callable[[str], None]
 
@@ -31,9 +34,18 @@ class RpcOptions:
     progress: Progress = silent
     tell: Tell = logging.getLogger(__name__).warning
 
+    def connect(self, without: Sequence[str] = ()) -> "Workers":
+        """The workers, connected; see ggrun.rpc.workers.connect."""
+        from ggrun.rpc.workers import connect  # gRPC takes a while to import
+
+        return connect(
+            self.addresses, insecure=self.insecure, form=self.form, certificate=self.certificate,
+            progress=self.progress, without=without,
+        )  # fmt: skip
+
 
 class Placed:
-    """A loaded model: `engine`, and the `planned` that says where it is.
+    """A loaded model: `engine`, this machine's `devices`, and the `planned` that says where all is.
 
     devices, threads, plan    as LLM has them; without a plan a new one is made for what there is
     """
@@ -49,8 +61,8 @@ class Placed:
     ) -> None:
         self._model, self._wishes, self._rpc = model, wishes, rpc or RpcOptions()
         self._where = devices, threads, plan
-        self._devices: dict[str, Device] = {}
-        self._workers: Any = None
+        self.devices: dict[str, Device] = {}
+        self._workers: Workers | None = None
         self._lost: list[str] = []
         self._reached = False
         self.engine: Engine
@@ -71,11 +83,11 @@ class Placed:
 
     def close(self) -> None:
         """Let go of devices and workers."""
-        for device in self._devices.values():
+        for device in self.devices.values():
             device.close()
         if self._workers:
             self._workers.close()
-        self._devices, self._workers = {}, None
+        self.devices, self._workers = {}, None
 
     def _load(self) -> None:
         """Load it, with less where workers get lost meanwhile; a plan that names them is given up then."""
@@ -104,33 +116,30 @@ class Placed:
 
     def _try(self) -> None:
         devices, threads, plan = self._where
-        remote, hosts = [], None
         if self._rpc.addresses:
-            self._workers = self._connected()
+            self._workers = self._rpc.connect(self._lost)
             self._reached = True
-            remote, hosts = self._workers.devices, self._workers.hosts
         facts = ModelFacts.from_outline(self._model)
+        remote = self._workers.devices if self._workers else []
         self.planned = planned_here(facts, devices, threads, self._wishes, plan, remote)
         names = {m.device for stage in self.planned.plan.stages for m in stage.members}
-        self._devices = open_devices((name for name in names if not host_of(name)), threads)
+        self.devices = open_devices((name for name in names if not host_of(name)), threads)
         w = self._wishes
         options = EngineOptions(
             self.planned.sizes.n_ctx, w.n_ubatch, w.sequences, w.cache_type_k, w.cache_type_v
         )
         try:
-            self.engine = Engine(self._model, facts.config, self.planned.plan, self._devices, options, hosts)
+            self.engine = Engine(
+                self._model,
+                facts.config,
+                self.planned.plan,
+                self.devices,
+                options,
+                self._workers.hosts if self._workers else None,
+            )
         except BaseException:
-            for device in self._devices.values():
+            for device in self.devices.values():
                 device.stream.abandon()  # what was to be loaded
             raise
         if self._workers:
             self._workers.connect_parts(self.planned.plan)
-
-    def _connected(self) -> Any:
-        from ggrun.rpc.workers import connect  # gRPC takes a while to import
-
-        o = self._rpc
-        return connect(
-            o.addresses, insecure=o.insecure, form=o.form, certificate=o.certificate,
-            progress=o.progress, without=self._lost,
-        )  # fmt: skip

@@ -37,9 +37,10 @@ class Bounds:
 def parsed(kind: type[M], data: bytes) -> M:
     """The message that bytes are; ProtocolError when they are none."""
     try:
-        return kind.FromString(data)
+        message: M = kind.FromString(data)
     except DecodeError:
         raise ProtocolError("what came is no message of ggrun") from None
+    return message
 
 
 def encode(values: NDArray[np.float32], form: int) -> bytes:

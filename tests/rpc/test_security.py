@@ -76,9 +76,7 @@ def test_a_foreign_certificate(start: Start) -> None:
     worker = start()
     known = keys.Key.parse(worker.key or "")
     keys.join(worker.address, keys.Key(known.token, bytes(32)))
-    with pytest.raises(
-        GgrunError, match=f"^{worker.address}: its certificate is not the one that was joined"
-    ):
+    with pytest.raises(GgrunError, match="its certificate is not the one"):
         connect(worker.address)
 
 
@@ -99,7 +97,7 @@ def test_an_expired_certificate(start: Start, tmp_path: Path) -> None:
 
 def test_plain_text_on_the_tls_port(start: Start) -> None:
     worker = start()
-    with pytest.raises(GgrunError, match=f"^{worker.address}: .*--insecure is for"):
+    with pytest.raises(GgrunError, match="--insecure is for workers"):
         connect(worker.address, insecure=1)
     worker.wait_for("refused: no TLS: plain text came")
     assert devices(connect(worker.address)) == [worker.device()]
@@ -234,8 +232,8 @@ def test_malformed_handshakes(start: Start) -> None:
             sock.sendall(raw)
     with grpc.insecure_channel(worker.address) as channel:
         call = channel.stream_stream("/ggrun.Worker/Session")
-        with pytest.raises(grpc.RpcError):
-            list(call(iter([b"\xff\xff\xff"]), timeout=5))
+        (reply,) = call(iter([b"\xff\xff\xff"]), timeout=5)
+    assert pb.Reply.FromString(reply).failed.text == "what came is no message of ggrun"
     assert devices(connect(worker.address, insecure=1)) == [worker.device()]
     assert "Traceback" not in worker.text
 
@@ -248,7 +246,7 @@ def test_a_client_that_says_nothing_is_sent_away(start: Start) -> None:
             "/ggrun.Worker/Session", pb.Request.SerializeToString, pb.Reply.FromString
         )
 
-        def nothing():  # noqa: ANN202
+        def nothing():
             time.sleep(20)
             yield pb.Request()
 
