@@ -90,7 +90,7 @@ def test_an_expired_certificate(start: Start, tmp_path: Path) -> None:
     with pytest.raises(GgrunError, match=r"certificate.pem: the certificate is valid from .* to .*: make"):
         keys.identity(folder)
     shown, _ = keys.identity(tmp_path / "new")
-    with pytest.raises(GgrunError, match="^here: the certificate is valid from"):
+    with pytest.raises(GgrunError, match=r"^here: the certificate is valid from"):
         keys.check_valid(certificate, "here")
     keys.check_valid(shown.certificate, "here")
 

@@ -45,17 +45,17 @@ def load(proxy: Proxy, want: str) -> None:
 
 
 def sent(port: int, want: str) -> int:
-    """The bytes that a load and a short answer send, but for those that measure the link."""
+    """The bytes that a load and a short answer send."""
     with Proxy(port) as proxy:
         load(proxy, want)
-        return proxy.up - (4 << 20)
+        return proxy.up
 
 
 def test_weights_are_sent_once(start: Start, want: str) -> None:
     worker = start("--insecure")
     first, second = sent(worker.port, want), sent(worker.port, want)
     assert first > 6 << 20
-    assert second < 200_000
+    assert second < 1_000_000
 
 
 def test_weights_that_the_worker_has_are_not_sent(start: Start, want: str, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_weights_that_the_worker_has_are_not_sent(start: Start, want: str, tmp_p
     Tiny().write(tmp_path / "models" / "tiny.gguf")
     (tmp_path / "models" / "broken.gguf").write_bytes(b"GGUF")
     worker = start("--insecure", "--models", str(tmp_path / "models"))
-    assert sent(worker.port, want) < 200_000
+    assert sent(worker.port, want) < 1_000_000
     assert "broken.gguf is left out" in worker.text
     assert not list((worker.folder / "cache").glob("??/*"))
 
@@ -85,7 +85,7 @@ def test_a_file_of_the_same_shape_is_not_taken_for_it(start: Start, tmp_path: Pa
 
 def test_a_broken_load_goes_on_where_it_was(start: Start, want: str) -> None:
     worker = start("--insecure")
-    with Proxy(worker.port, break_at=10 << 20) as proxy:
+    with Proxy(worker.port, break_at=6 << 20) as proxy:
         plan = plan_of(MODEL, (f"{proxy.address}/cpu:0:1GB", HALVES))
         told: list[str] = []
         rpc = RpcOptions(proxy.address, insecure=1, tell=told.append)
@@ -106,7 +106,7 @@ def test_nothing_stays_without_a_cache(start: Start, want: str) -> None:
 
 def test_three_clients_at_once_and_room(start: Start, want: str) -> None:
     """Each has its memory; who comes too late is told, and leaves the others as they are."""
-    worker = start("--insecure", "--max-memory", "110MB", "--max-clients", "4")
+    worker = start("--insecure", "--max-memory", "64MB", "--max-clients", "4")
     plan = plan_of(MODEL, ("cpu", 2), (worker.device(), HALVES))
     rpc = RpcOptions(worker.address, insecure=1)
     errors: list[BaseException] = []
@@ -178,7 +178,7 @@ def test_what_has_another_hash_is_refused_and_forgotten(tmp_path: Path) -> None:
     one = tensor("a", right)
     incoming = store.begin(one)
     incoming.write(bytes([1]) * 100)
-    with pytest.raises(GgrunError, match="^tensor a: what came has another SHA-256"):
+    with pytest.raises(GgrunError, match=r"^tensor a: what came has another SHA-256"):
         incoming.finish()
     incoming.close()
     assert store.find(one) is None
