@@ -8,9 +8,9 @@ from ggrun.cli.streams import say
 
 @click.command(cls=Command)
 @click.argument("address", type=TEXT)
-@click.argument("key", type=TEXT)
-def join(address: str, key: str) -> int:
-    """Remember the key of the worker at ADDRESS (host:port), as it printed both.
+@click.argument("key", type=TEXT, required=False)
+def join(address: str, key: str | None) -> int:
+    """Remember the KEY of the worker at ADDRESS (host:port), as it printed both. It asks for a KEY not given.
 
     The key is kept in a file that only you can read. It has the worker's token, and the fingerprint of its
     certificate: nobody else can pretend to be it.
@@ -19,6 +19,7 @@ def join(address: str, key: str) -> int:
     from ggrun.rpc.channel import split_address
 
     split_address(address)
-    file = keys.join(address, keys.Key.parse(key))
+    known = keys.Key.parse(key or click.prompt("key", hide_input=True, err=True))
+    file = keys.join(address, known)
     say(f"ggrun join: {address} is kept in {file}; use it with --rpc {address}")
     return 0

@@ -15,6 +15,7 @@ from ggrun.errors import GgrunError, UsageError
 
 if TYPE_CHECKING:
     from ggrun.plan.hardware import DeviceInfo
+    from ggrun.rpc.keys import Identity
     from ggrun.rpc.worker import WorkerOptions
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", re.IGNORECASE | re.ASCII)
@@ -40,6 +41,8 @@ _UNITS = {unit: 1 << (10 * i) for i, unit in enumerate(("", "K", "M", "G", "T"))
         help="MiB that stay free on each device.")  # fmt: skip
 @option("--client-ca", type=click.Path(path_type=Path, dir_okay=False),
         help="Certificates (PEM): clients need one that these signed, and no token.")  # fmt: skip
+@option("--announce/--no-announce", default=True, show_default=False,
+        help="Let ggrun --rpc auto find this worker (mDNS), or not.")  # fmt: skip
 @option("--new-token", is_flag=True, help="Make another join token: who joined before is locked out.")
 @option("--insecure", count=True, help="No TLS and no token: for this machine's loopback; twice: anywhere.")
 @option("--list", "list_only", is_flag=True, help="List the devices that would be lent, and end.")
@@ -54,7 +57,7 @@ def worker(**options: Any) -> int:
     from ggrun.rpc.worker import WorkerOptions, offered
 
     list_only, margin = options.pop("list_only"), options.pop("margin")
-    new_token = options.pop("new_token")
+    new_token, announce = options.pop("new_token"), options.pop("announce")
     cache, cache_size = options.pop("cache"), _size("--cache-size", options.pop("cache_size"))
     memory, client_ca = options.pop("max_memory"), options.pop("client_ca")
     settings = WorkerOptions(
@@ -69,11 +72,11 @@ def worker(**options: Any) -> int:
         _list(devices)
         return 0
     with native_lines():
-        _serve(settings, devices, new_token)
+        _serve(settings, devices, new_token, announce)
     return 0
 
 
-def _serve(settings: "WorkerOptions", devices: "list[DeviceInfo]", new_token: bool) -> None:
+def _serve(settings: "WorkerOptions", devices: "list[DeviceInfo]", new_token: bool, announce: bool) -> None:
     from ggrun.rpc.keys import config_home, identity
     from ggrun.rpc.worker import open_worker
 
@@ -85,9 +88,26 @@ def _serve(settings: "WorkerOptions", devices: "list[DeviceInfo]", new_token: bo
         say(f"  ggrun join {_name(settings.host)}:{server.port} {known.key}")
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, lambda *_: server.stop())
+    said = _announced(settings.host, server.port, known) if announce and known else None
     say(f"ggrun worker: listening at {settings.host}:{server.port}")
     server.wait()
+    if said:
+        said.close()
     server.close()
+
+
+def _announced(host: str, port: int, known: "Identity") -> Any:
+    """A worker that only this machine can reach is announced to nobody."""
+    from ggrun.rpc.channel import is_loopback
+    from ggrun.rpc.discovery import Announcement
+
+    if is_loopback(host):
+        return None
+    try:
+        return Announcement(host, port, known.key.fingerprint)
+    except GgrunError as error:
+        say(f"ggrun worker: {error}")
+        return None
 
 
 def _name(host: str) -> str:

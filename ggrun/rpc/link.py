@@ -29,19 +29,19 @@ _PINGS, _LOADED_PINGS = 8, 4
 class Link:
     """One session with a worker. After an error or the worker's loss, `error` says why it is no more.
 
-    host    the worker's name in plans
+    host    the worker's address (host:port), which is its name in plans
     key     None: plain text
     """
 
-    def __init__(self, host: str, address: str, key: Key | None, own: Certificates | None = None) -> None:
-        self.host, self.address, self.key = host, address, key
+    def __init__(self, host: str, key: Key | None, own: Certificates | None = None) -> None:
+        self.host, self.key = host, key
         self.error: GgrunError | None = None
         self._requests: SimpleQueue[pb.Request | None] = SimpleQueue()
         self._handlers: dict[str, Callable[[Any], None]] = {"pong": self._pong}
         self._ended: list[Callable[[GgrunError], None]] = []
         self._heard, self._ping, self._pongs = time.monotonic(), 0, SimpleQueue[int]()
         self._lock = threading.Lock()
-        self._channel = open_channel(address, key.fingerprint if key else None, own)
+        self._channel = open_channel(host, key.fingerprint if key else None, own)
         self._call = self._channel.stream_stream(
             "/ggrun.Worker/Session",
             request_serializer=pb.Request.SerializeToString,

@@ -314,7 +314,7 @@ class Remote:
             return
         known = to.link.key
         message = pb.Handoff(
-            part=part, address=to.link.address, key=key, fingerprint=known.fingerprint if known else b""
+            part=part, address=to.name, key=key, fingerprint=known.fingerprint if known else b""
         )
         answer = self._ask("handed", part, lambda: self.link.send(handoff=message))
         if answer and answer.ok:

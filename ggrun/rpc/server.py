@@ -102,6 +102,7 @@ class Server:
         finally:
             with self._lock:
                 self._sessions.discard(session)
+            log.info("%s: has gone", peer)
 
     def _inbox(self, pushes: Any, context: Any) -> Iterator["pb.Pushed"]:
         peer = _peer(context)

@@ -133,9 +133,7 @@ class Session:
         except GgrunError as error:
             self._end(error)
         except Exception as error:  # gRPC's own: the client has gone
-            if self._closed or type(error).__module__.startswith("grpc"):
-                log.info("%s: has gone", self._peer)
-            else:
+            if not type(error).__module__.startswith("grpc"):
                 self._end(error)
         finally:
             self.close()

@@ -54,7 +54,7 @@ def connect(
     progress: Progress = silent,
     without: Sequence[str] = (),
 ) -> Workers:
-    """Connect to workers: "host:port,host:port". GgrunError when one cannot be used.
+    """Connect to workers: "host:port,host:port", or "auto". GgrunError when one cannot be used.
 
     insecure       1: plain text to this machine's own, 2: to any
     form           of activations on the wire: f32, f16 or bf16
@@ -64,16 +64,28 @@ def connect(
     if form not in FORMS:
         raise UsageError(f"activations of form {form!r:.20}: there are {', '.join(FORMS)}")
     own = None if certificate is None else Certificates(*map(_bytes, certificate))
-    names = dict.fromkeys(name for part in addresses.split(",") if (name := part.strip()))
     remotes: list[Remote] = []
     try:
-        for name in names:
+        for name, key in _named(addresses, insecure).items():
             if name not in without:
-                remotes.append(Remote(Link(name, name, _key(name, insecure), own), FORMS[form], progress))
+                remotes.append(Remote(Link(name, key, own), FORMS[form], progress))
     except BaseException:
         Workers(remotes).close()
         raise
     return Workers(remotes)
+
+
+def _named(addresses: str, insecure: int) -> dict[str, Key | None]:
+    """The workers of a list, and what is known of each."""
+    if addresses.strip() != "auto":
+        names = dict.fromkeys(name for part in addresses.split(",") if (name := part.strip()))
+        return {name: _key(name, insecure) for name in names}
+    from ggrun.rpc.discovery import discovered
+
+    found = discovered(known_workers())
+    if not found:
+        raise GgrunError("--rpc auto: no worker that was joined is found in this network")
+    return dict(found)
 
 
 def _key(address: str, insecure: int) -> Key | None:

@@ -215,7 +215,7 @@ def test_a_hostile_client(shop: Shop, path: Path, messages: int) -> None:
 class FakeLink:
     """A link to nobody: what is sent is counted, and replies are given by hand."""
 
-    host, key, error, address = "w", None, None, "w:1"
+    host, key, error = "w", None, None
 
     def __init__(self, welcome: pb.Welcome) -> None:
         self.welcome, self.handlers, self.sent = welcome, {}, 0
@@ -266,7 +266,7 @@ def test_a_hostile_worker(path: Path, messages: int) -> None:
         try:
             remote = Remote(FakeLink(greeting), pb.F32)  # type: ignore[arg-type]
         except GgrunError as error:
-            assert len(str(error).splitlines()) == 1
+            assert len(str(error).splitlines()) == 1  # noqa: PT017
             refused += 1
             continue
         link: Any = remote.link
@@ -290,7 +290,7 @@ def test_a_hostile_worker(path: Path, messages: int) -> None:
                 link.take(data)
                 taken += 1
             except GgrunError as error:
-                assert all(c.isprintable() for c in str(error))
+                assert all(c.isprintable() for c in str(error))  # noqa: PT017
                 refused += 1
             if pending.event.done and pending.event.error is None:
                 assert pending.values.shape == (pending.rows, pending.width)
