@@ -22,8 +22,8 @@ BEAT = 2.0
 """Seconds of silence after which the worker is asked whether it is there."""
 SILENCE = 10.0
 """Seconds of silence after which it is lost."""
-_BALLAST = 128 << 10
-_PINGS, _LOADED_PINGS = 8, 4
+_BALLAST = 256 << 10
+_PINGS, _LOADED_PINGS = 8, 3
 
 
 class Link:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from ggrun.arch.config import Config
@@ -17,10 +18,13 @@ _START = 60.0
 
 
 class WorkerProcess:
-    """`ggrun worker` with flags; its secrets and its cache are in a folder of its own."""
+    """`ggrun worker` with flags; its secrets and its cache are in a folder of its own.
 
-    def __init__(self, folder: Path, *flags: str) -> None:
-        self.folder = folder
+    inside    a command that runs it, as in a network of its own
+    """
+
+    def __init__(self, folder: Path, *flags: str, inside: Sequence[str] = ()) -> None:
+        self.folder, self._inside = folder, inside
         self._flags = flags
         self.start("0")
         joining = next((line for line in self.lines if "ggrun join" in line), None)
@@ -32,7 +36,19 @@ class WorkerProcess:
         self.lines: list[str] = []
         env = {**os.environ, "GGRUN_CONFIG": str(self.folder)}
         cache = str(self.folder / "cache")
-        command = [sys.executable, "-m", "ggrun", "worker", "-p", port, "-t", "1", "--cache-dir", cache]
+        command = [
+            *self._inside,
+            sys.executable,
+            "-m",
+            "ggrun",
+            "worker",
+            "-p",
+            port,
+            "-t",
+            "1",
+            "--cache-dir",
+            cache,
+        ]
         if "-d" not in self._flags:
             command += ["-d", "cpu:0:1GB"]
         self.process = subprocess.Popen(

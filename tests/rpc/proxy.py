@@ -1,22 +1,29 @@
-"""A way to a worker that counts bytes, and can break."""
+"""A way to a worker that counts bytes, takes its time, and can break."""
 
 import socket
 import threading
+import time
 from contextlib import suppress
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
+Way = SimpleQueue[tuple[float, bytes] | None]
+
 
 class Proxy:
-    """Passes connections on to a port of this machine.
+    """Passes connections on to a worker.
 
+    delay       seconds that bytes are on their way
     up, down    bytes to the worker, and from it
     break_at    bytes to the worker after which all connections are cut, and no more taken; None: never
     """
 
-    def __init__(self, port: int, break_at: int | None = None) -> None:
+    def __init__(
+        self, port: int, break_at: int | None = None, *, host: str = "127.0.0.1", delay: float = 0.0
+    ) -> None:
         self.up = self.down = 0
-        self._port, self._break_at = port, break_at
+        self._to, self._break_at, self._delay = (host, port), break_at, delay
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets = [self._listener]
         self._lock = threading.Lock()
@@ -42,21 +49,31 @@ class Proxy:
         with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                worker = socket.create_connection(("127.0.0.1", self._port))
+                worker = socket.create_connection(self._to)
                 self._sockets += [client, worker]
-                for ends in ((client, worker, True), (worker, client, False)):
-                    threading.Thread(target=self._pass, args=ends, daemon=True).start()
+                for sock in (client, worker):
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for source, target, up in ((client, worker, True), (worker, client, False)):
+                    way: Way = SimpleQueue()
+                    threading.Thread(target=self._read, args=(source, way, up), daemon=True).start()
+                    threading.Thread(target=self._write, args=(target, way), daemon=True).start()
 
-    def _pass(self, source: socket.socket, target: socket.socket, up: bool) -> None:
+    def _read(self, source: socket.socket, way: "Way", up: bool) -> None:
         with suppress(OSError):
             while data := source.recv(1 << 16):
+                way.put((time.perf_counter() + self._delay, data))
                 with self._lock:
                     self.up += len(data) if up else 0
                     self.down += 0 if up else len(data)
                 if self._break_at is not None and self.up > self._break_at:
                     self.close()
-                target.sendall(data)
-        for sock in (source, target):
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
+        way.put(None)
+
+    def _write(self, target: socket.socket, way: "Way") -> None:
+        with suppress(OSError):
+            while item := way.get():
+                while (left := item[0] - time.perf_counter()) > 0:
+                    time.sleep(max(0.0, left - 1e-4))
+                target.sendall(item[1])
+            target.shutdown(socket.SHUT_RDWR)
+        target.close()
