@@ -67,7 +67,7 @@ class Handoff:
         self._closed = False
 
     def connect(self) -> bool:
-        """Whether the other worker takes it; False when there is no way to it from here."""
+        """Whether the other worker takes it; if not, there is no way to it from here, and all is closed."""
         try:
             self._channel = open_channel(self._address, self._expected, timeout=_TIMEOUT)
             call = self._channel.stream_stream(
@@ -75,9 +75,13 @@ class Handoff:
                 request_serializer=pb.Push.SerializeToString,
                 response_deserializer=pb.Pushed.FromString,
             )(iter(self._pushes()), metadata=[(KEY, self._key)])
+            timer = threading.Timer(_TIMEOUT, call.cancel)
+            timer.start()
             next(call)  # the other side says that the key is good
+            timer.cancel()
         except Exception as error:  # of many kinds; the client then has results sent to itself
             log.info("no way to %s: %s", self._address, error)
+            self.close()
             return False
         threading.Thread(target=self._watch, args=(call,), daemon=True, name="ggrun-handoff").start()
         return True

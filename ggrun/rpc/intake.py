@@ -33,6 +33,11 @@ class Intake:
         self._coming: dict[int, Incoming] = {}
         self.received = self.total = 0
 
+    @property
+    def quarters(self) -> int:
+        """How many quarters of what was missing have come."""
+        return 4 * self.received // max(self.total, 1)
+
     def look(self) -> list["pb.Want"]:
         """What is missing; GgrunError when the disk has no room for it."""
         of_digest: dict[bytes, int] = {}

@@ -173,8 +173,11 @@ class Session:
     def _take_chunk(self, message: "pb.Chunk") -> None:
         if self._intake is None:
             raise ProtocolError("a chunk came that nobody waits for")
+        before = self._intake.quarters
         if self._intake.take(message):
             self._jobs.put(self._load)
+        if self._intake.quarters > before:
+            log.info("%s: %d %% of the weights have come", self._peer, 25 * self._intake.quarters)
         self._replies.put(pb.Reply(received=pb.Received(bytes=self._intake.received)))
 
     def _take_forward(self, message: "pb.Forward") -> None:
@@ -202,10 +205,7 @@ class Session:
 
     def _take_handoff(self, message: "pb.Handoff") -> None:
         self._inbox(message.part)
-        if message.part in self._handoffs:
-            raise ProtocolError("a part has one inbox to push to")
         handoff = Handoff(message, self._shop.insecure, self._end)
-        self._handoffs[message.part] = handoff
         self._jobs.put(partial(self._connect, message.part, handoff))
 
     def _ready(self) -> Work:
@@ -269,9 +269,10 @@ class Session:
                 device.resume()
 
     def _connect(self, part: int, handoff: Handoff) -> None:
-        ok = handoff.connect()
-        if not ok:
-            self._handoffs.pop(part).close()
+        if part in self._handoffs:
+            raise ProtocolError("a part has one inbox to push to")
+        if ok := handoff.connect():
+            self._handoffs[part] = handoff
         self._replies.put(pb.Reply(handed=pb.Handed(part=part, ok=ok)))
 
     # ---------------------------------------------------------------- what comes of a batch, from any thread
@@ -284,8 +285,11 @@ class Session:
             handoff.push(message.batch, data)
         else:
             result = pb.Result(run=message.run, batch=message.batch, part=message.part, values=data)
-            self._hold(len(data))
             self._replies.put(pb.Reply(result=result))
+            try:
+                self._hold(len(data))
+            except ProtocolError as error:  # the thread may be a stream's, which has no use for it
+                self._end(error)
 
     def _fail(self, message: "pb.Forward", error: BaseException) -> None:
         self._replies.put(_failed(error, message.run))

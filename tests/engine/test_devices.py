@@ -97,7 +97,7 @@ def test_interrupting_a_prompt(kind: str, tmp_path: Path) -> None:
 def test_a_second_ctrl_c_while_the_devices_come_to_rest(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with LLM(path, plan=plan(path, "layer 2", "cpu"), n_ubatch=8) as llm:
         want = llm.logits(TOKENS)
-        stream = llm._devices["cpu:0"].stream
+        stream = llm._placed.devices["cpu:0"].stream
 
         def pressed() -> None:
             raise KeyboardInterrupt

@@ -15,15 +15,22 @@ class Proxy:
     """Passes connections on to a worker.
 
     delay       seconds that bytes are on their way
+    most        connections that are passed on; those that follow are cut
     up, down    bytes to the worker, and from it
     break_at    bytes to the worker after which all connections are cut, and no more taken; None: never
     """
 
     def __init__(
-        self, port: int, break_at: int | None = None, *, host: str = "127.0.0.1", delay: float = 0.0
+        self,
+        port: int,
+        break_at: int | None = None,
+        *,
+        host: str = "127.0.0.1",
+        delay: float = 0.0,
+        most: int = 1000,
     ) -> None:
         self.up = self.down = 0
-        self._to, self._break_at, self._delay = (host, port), break_at, delay
+        self._to, self._break_at, self._delay, self._left = (host, port), break_at, delay, most
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets = [self._listener]
         self._lock = threading.Lock()
@@ -49,6 +56,10 @@ class Proxy:
         with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                self._left -= 1
+                if self._left < 0:
+                    client.close()
+                    continue
                 worker = socket.create_connection(self._to)
                 self._sockets += [client, worker]
                 for sock in (client, worker):

@@ -15,6 +15,7 @@ from ggrun.rpc.placed import RpcOptions
 from tests.plans import Plans
 from tests.rpc.conftest import Start
 from tests.rpc.processes import WorkerProcess, plan_of
+from tests.rpc.proxy import Proxy
 from tests.tiny import Tiny
 
 PROMPT = "The king ordered the"
@@ -74,6 +75,23 @@ def test_rows_inside_a_worker(start: Start, tmp_path: Path) -> None:
             plan = Plan((plan.stages[0], Stage(plan.stages[1].halves, plans.row(names[1:], [1, 1]))))
         with LLM(path, plan=plan, threads=1, n_ubatch=8, rpc=RpcOptions(worker.address, insecure=1)) as llm:
             assert np.allclose(llm.logits(tokens), want, rtol=0, atol=1e-3), kind
+
+
+def test_workers_push_to_each_other(workers: list[WorkerProcess], want: str) -> None:
+    """Directly, where one follows the other; by way of the client, where there is no way."""
+    a, b, _ = workers
+    stages = [("cpu", 2), (a.device(), 8), (b.device(), HALVES)]
+    rpc = RpcOptions(f"{a.address},{b.address}", insecure=1)
+    with LLM(MODEL, n_ctx=256, threads=1, plan=plan_of(MODEL, *stages), rpc=rpc) as llm:
+        _, first, second = llm._engine._pipeline._stages
+        assert first.pushes_to is second
+        assert text(llm) == want
+    with Proxy(b.port, most=2) as proxy:  # the client's probe, and its stream
+        stages[2] = (f"{proxy.address}/cpu:0:1GB", HALVES)
+        rpc = RpcOptions(f"{a.address},{proxy.address}", insecure=1)
+        with LLM(MODEL, n_ctx=256, threads=1, plan=plan_of(MODEL, *stages), rpc=rpc) as llm:
+            assert llm._engine._pipeline._stages[1].pushes_to is None
+            assert text(llm) == want
 
 
 def test_prompts_in_micro_batches_and_many_texts(workers: list[WorkerProcess]) -> None:
