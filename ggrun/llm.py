@@ -13,16 +13,20 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ggrun.devices.all_reduce import check_sums
+from ggrun.devices.cuda.links import check_p2p
 from ggrun.engine.engine import Engine
 from ggrun.engine.generate import Context, StopStrings, Timings, generate
 from ggrun.engine.grammar import Grammar, GrammarVocabulary
+from ggrun.engine.meter import Meter
 from ggrun.engine.perplexity import Estimate, perplexity
 from ggrun.engine.sampler import Sampler, SamplingOptions
 from ggrun.errors import UsageError
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan
 from ggrun.plan.options import PlanOptions
-from ggrun.rpc.placed import Placed, RpcOptions
+from ggrun.plan.planned import Planned
+from ggrun.rpc.placed import Placed, RpcOptions, Where
 from ggrun.tokens import Tokenizer, TokenizerError
 
 
@@ -38,7 +42,12 @@ class LLM:
                   all cards of this machine, and its CPU
     cache_type_k, cache_type_v
                   the form of keys and values in the cache: f16, f32, bf16 or q8_0
+    all_reduce    how devices that share rows sum what they have: by copies (copy), by NCCL (nccl), or auto
+    wire          what they send each other for that: f32, or bf16, which is half of it and rounds
+    metered       measure where the time goes, for `meter`: it costs some
     plan          where every layer runs, instead of devices and what follows
+    p2p           how cards copy to each other: "on": directly; "off": through the host's memory; "auto":
+                  directly where the self-test, run once, found that such copies come right
     rpc           workers on other machines: "host:port,host:port", or RpcOptions that say more. When one is
                   lost, the model is loaded without it, and the text goes on
     placement     what is left of ggrun.plan.options.PlanOptions: split_mode, n_gpu_layers, tensor_split,
@@ -58,12 +67,18 @@ class LLM:
         devices: str | None = None,
         cache_type_k: str = "f16",
         cache_type_v: str = "f16",
+        all_reduce: str = "auto",
+        wire: str = "f32",
+        metered: bool = False,
         plan: Plan | None = None,
+        p2p: str = "auto",
         rpc: str | RpcOptions | None = None,
         **placement: Any,
     ) -> None:
         start = time.perf_counter()
         _check_kinds(threads, devices, plan)
+        check_p2p(p2p)
+        check_sums(all_reduce, wire)
         sizes = {
             "n_ctx": n_ctx,
             "n_ubatch": n_ubatch,
@@ -72,13 +87,15 @@ class LLM:
         }
         wishes = _plan_options(sizes | placement)
         self._model = GGUF(path)
+        self.meter = Meter() if metered else None
+        where = Where(devices, threads, plan, p2p, (all_reduce, wire), self.meter)
         try:
             workers = RpcOptions(rpc) if isinstance(rpc, str) else rpc
-            self._placed = Placed(self._model, wishes, devices, threads, plan, workers)
+            self._placed = Placed(self._model, wishes, where, workers)
         except BaseException:
             self._model.close()
             raise
-        self.config = self._placed.planned.facts.config
+        self.config = self.planned.facts.config
         self._context = Context(self._placed.engine, replace=self._placed.without)
         self._tokenizer = _tokenizer(self._model, self.config.vocab)
         self._load_time = time.perf_counter() - start
@@ -90,9 +107,14 @@ class LLM:
         return self._engine.n_ctx
 
     @property
+    def planned(self) -> Planned:
+        """The plan, and what is predicted of it; another one, when a worker was lost."""
+        return self._placed.planned
+
+    @property
     def plan(self) -> Plan:
-        """Where every layer runs; another one, when a worker was lost."""
-        return self._placed.planned.plan
+        """Where every layer runs."""
+        return self.planned.plan
 
     @property
     def _engine(self) -> Engine:
@@ -119,10 +141,17 @@ class LLM:
         return self.tokenizer.decode(tokens, skip_special=skip_special)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """The logits after each of n tokens, as a text of their own: float32 [n, vocab]."""
+        """The logits after each of n tokens, as a text of their own: float32 [n, vocab].
+
+        GgrunError, before anything is computed, when there is no memory for so many: see logits_by_piece.
+        """
         text = self._context.text()
         ids = self._engine.check(tokens).tolist()
-        return self._context.begin(text, ids, reuse=False, all_logits=True)[0]
+        return self._context.begin(text, ids, reuse=False, all_logits=True)[0].logits
+
+    def logits_by_piece(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """The same, a piece of a few MiB at a time: float32 [m, vocab], the n tokens' in order."""
+        return self._context.by_piece(self._context.text(), self._engine.check(tokens).tolist())
 
     def perplexity(
         self, text: str | Sequence[int], *, window: int = 512, chunks: int = -1

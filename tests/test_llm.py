@@ -20,6 +20,7 @@ from ggrun.bundled import demo_model
 from ggrun.engine.batch import Batch
 from ggrun.tokens import TokenizerError
 from tests.tiny import Tiny
+from tests.waiting import ended, workers
 
 
 @pytest.fixture(scope="module")
@@ -90,18 +91,26 @@ def test_interrupting_a_prompt(tmp_path: Path) -> None:
     path = Tiny(layers=8, width=512, ff=2048, context=4096).write(tmp_path / "slow.gguf")
     tokens = [i % 50 for i in range(2000)]
     with LLM(path, n_ubatch=2000, threads=2) as slow:
-        start = time.perf_counter()
         want = slow.logits(tokens)
+        start = time.perf_counter()
+        slow.logits(tokens)
         whole = time.perf_counter() - start
-        for _ in range(5):
-            timer = threading.Timer(whole / 20, slow.interrupt)
-            timer.start()
-            start = time.perf_counter()
-            with pytest.raises(Interrupted):
-                slow.logits(tokens)
-            assert time.perf_counter() - start < whole
-            timer.join()
+        assert any(ends_early(slow, tokens, whole) for _ in range(10))
         assert np.array_equal(slow.logits(tokens), want)
+
+
+def ends_early(model: LLM, tokens: list[int], whole: float) -> bool:
+    """Whether an interrupt amid a prompt ends it; on a busy machine it may come too late for that."""
+    timer = threading.Timer(whole / 20, model.interrupt)
+    start = time.perf_counter()
+    timer.start()
+    try:
+        model.logits(tokens)
+    except Interrupted:
+        return time.perf_counter() - start < whole / 2
+    finally:
+        timer.join()
+    return False
 
 
 def test_an_interrupt_between_two_tokens(llm: LLM) -> None:
@@ -241,7 +250,7 @@ def test_options_that_do_not_exist(llm: LLM) -> None:
 
 @pytest.mark.parametrize("wrong", [
     {"threads": "2"}, {"threads": 0}, {"devices": ["cpu"]}, {"plan": {}}, {"sequences": 2}, {"fit": "on"},
-    {"n_ctx": 1.5}, {"overrides": "x=cpu"},
+    {"n_ctx": 1.5}, {"overrides": "x=cpu"}, {"all_reduce": "ring"}, {"wire": ["bf16"]},
 ])  # fmt: skip
 def test_options_of_the_wrong_kind(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))) as error:
@@ -261,14 +270,11 @@ def test_a_model_without_words_takes_token_ids(tmp_path: Path) -> None:
 
 def test_models_come_and_go(tmp_path: Path) -> None:
     path = Tiny().write(tmp_path / "model.gguf")
-    before = threading.active_count()
+    before = workers()
     for _ in range(5):
         with LLM(path, threads=3) as model:
             model.logits([1, 2])
-    for thread in threading.enumerate():
-        if thread.name.startswith("ggrun-"):
-            thread.join(5)
-    assert threading.active_count() <= before
+    ended(workers() - before)
 
 
 def test_two_models_at_once_from_two_threads(tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
 """Plans as data, and stages that hand the residual stream to each other."""
 
+import json
+from functools import reduce
 from itertools import pairwise
+from operator import getitem
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +44,14 @@ def test_json_round_trip(path: Path) -> None:
 def test_text_that_is_no_plan(text: str) -> None:
     with pytest.raises(UsageError, match="not a plan"):
         Plan.from_json(text)
+
+
+@pytest.mark.parametrize("where", [(), ("stages", 0), ("stages", 0, "members", 0)])
+def test_keys_that_say_nothing_are_refused(where: tuple[Any, ...], path: Path) -> None:
+    data = json.loads(single(Config.from_gguf(GGUF(path)), "cpu").to_json())
+    reduce(getitem, where, data)["layers\n"] = [0, 3]
+    with pytest.raises(UsageError, match=r"^not a plan: a (plan|stage|member) has .*, and no 'layers\\n'$"):
+        Plan.from_json(json.dumps(data))
 
 
 @pytest.mark.parametrize("cuts", [[0, 6], [0, 1, 6], [0, 2, 4, 6], [0, 3, 5, 6], [0, 1, 2, 3, 4, 5, 6]])

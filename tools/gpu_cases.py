@@ -11,10 +11,12 @@ from gguf import GGMLQuantizationType, quants
 
 from ggrun.devices.base import Cells
 from ggrun.devices.cuda.attention import PAGE, row_bytes
+from ggrun.devices.cuda.gemm import GemmFrom
+from ggrun.devices.cuda.memory import CudaWeight
 from ggrun.devices.cuda.products import column_bytes
-from ggrun.devices.cuda.program import Counts
+from ggrun.devices.cuda.program import FEW, Counts
 from ggrun.gguf import FORMATS
-from tools.gpu_rig import Floats, Rig, Timed
+from tools.gpu_rig import ALWAYS, NEVER, Floats, Rig, Timed
 from tools.gpu_small import small_cases
 from tools.gpu_time import sets_for
 
@@ -27,6 +29,8 @@ _SHAPES = ((4096, 4096), (1024, 4096), (4096, 14336), (8192, 8192), (28672, 8192
 _HEADS, _KV_HEADS, _HEAD = 32, 8, 128
 _CHECKED_ROWS = 16
 _CHUNK = 2048  # positions that are stored at once
+_OF_PRODUCTS = ("mat", "sum_splits", "dequantize", "gemm", "finish")
+"""How the names begin of what a product is made of."""
 
 
 def cases(tiny: bool) -> list[Named]:
@@ -43,7 +47,11 @@ def cases(tiny: bool) -> list[Named]:
         *small_cases(tiny),
         *(("Q4_K of another shape", partial(_product, "Q4_K", *shape, (1,))) for shape in _SHAPES),
         ("the output matrix", partial(_product, "Q6_K", _VOCAB, _WIDTH, (1,))),
-        ("Q4_K by columns", partial(_product, "Q4_K", _FF, _WIDTH, (2, 4, 16, 32, 64, 128, 256, 2048))),
+        *(
+            (f"{name} by columns", partial(_product, name, _FF, _WIDTH, (1024, 2048)))
+            for name in ("Q4_K", "Q6_K", "Q8_0", "F16")
+        ),
+        ("Q4_K by fewer columns", partial(_product, "Q4_K", _FF, _WIDTH, (2, 4, 16, 32, 64, 128, 256))),
     ]
 
 
@@ -56,23 +64,34 @@ def _products(formats: Sequence[str], rows: int, k: int, columns: tuple[int, ...
 
 
 def _product(name: str, rows: int, k: int, columns: Sequence[int], rig: Rig) -> list[Timed]:
-    """One matrix times so many columns each; they are quantized before, where the format wants that."""
+    """One matrix times so many columns each; many go by our tiles and by cuBLAS, one beside the other.
+
+    The columns are quantized, or made float16, before.
+    """
     weights, found = rig.weights(name, rows, k), []
     for n in columns:
-        ops, counts = rig.recorder(n), Counts(n, n, n, 1, PAGE)
-        x, values = rig.input(ops, n, k)
-        programs, y = [], 0
-        for w in weights:
-            y = ops.place(ops.linear(x, w)).address  # dropped at once: all write to the same place
-            programs.append(ops.finish())
-        rig.works(programs[:1], counts)[0]()
-        few = n <= 8
-        title = f"{'matvec' if few else 'matmul'} {name} {rows}x{k}, {n} column{'s' * (n > 1)}"
-        moved = FORMATS[name].nbytes(k) * rows + n * (_column_bytes(name, k) + 4 * rows)
-        error = partial(_error, rig.data(name, rows, k), name, rows, values)
-        work, operations = rig.works(programs, counts, "mat", "sum_splits"), 0 if few else 2 * n * rows * k
-        found.append(Timed(title, work, moved, operations, (y, (n, rows)), error))
+        found.append(_multiplied(rig, weights, n, NEVER))
+        if n > FEW and rig.driver.has_gemm:
+            found.append(_multiplied(rig, weights, n, ALWAYS))
     return found
+
+
+def _multiplied(rig: Rig, weights: Sequence[CudaWeight], n: int, by: GemmFrom) -> Timed:
+    name, rows, k = weights[0].format, weights[0].rows, weights[0].columns
+    ops, counts = rig.recorder(n, gemm_from=by), Counts(n, n, n, 1, PAGE)
+    x, values = rig.input(ops, n, k)
+    programs, y = [], 0
+    for w in weights:
+        y = ops.place(ops.linear(x, w)).address  # dropped at once: all write to the same place
+        programs.append(ops.finish())
+    rig.works(programs[:1], counts)[0]()
+    kind = "matvec" if n <= FEW else "cuBLAS" if by is ALWAYS else "matmul"
+    title = f"{kind} {name} {rows}x{k}, {n} column{'s' * (n > 1)}"
+    moved = FORMATS[name].nbytes(k) * rows + n * (_column_bytes(name, k) + 4 * rows)
+    error = partial(_error, rig.data(name, rows, k), name, rows, values)
+    operations = 0 if n <= FEW else 2 * n * rows * k
+    work = rig.works(programs, counts, *_OF_PRODUCTS)
+    return Timed(title, work, moved, operations, (y, (n, rows)), error, graph=by is NEVER)
 
 
 def _column_bytes(name: str, k: int) -> int:

@@ -72,7 +72,7 @@ def _copy(step: Step, card: Cuda) -> None:
     piece = np.random.default_rng(1).integers(0, 256, min(half, _PIECE), np.uint8)
     for begin in range(0, half, len(piece)):  # zeros may be faster than what is random
         driver.write(source.address + begin, piece[: half - begin])
-    times = Timer(driver).stretches(lambda: _across(card, target, source, half), 2 * _STRETCHES)
+    times = Timer(driver).stretches(lambda: driver.copy(target.address, source.address, half), 2 * _STRETCHES)
     how = f"cudaMemcpyAsync of {half >> 20} MiB within the card, bytes read and written, CUDA events"
     _tell(step, COPY, [2 * half / seconds / 1e9 for seconds in times], "GB/s", how)
 
@@ -154,20 +154,10 @@ def _bus(step: Step, card: Cuda, what: str, to_card: bool) -> None:
     nbytes = _size(step, card)
     there, here = card.working_memory(nbytes), card.driver.allocate_on_host(nbytes)
     source, target = (here, there) if to_card else (there, here)
-    times = Timer(card.driver).stretches(lambda: _across(card, target, source, nbytes), _STRETCHES)
+    driver = card.driver
+    times = Timer(driver).stretches(lambda: driver.copy(target.address, source.address, nbytes), _STRETCHES)
     how = f"cudaMemcpyAsync of {nbytes >> 20} MiB of pinned memory, CUDA events"
     _tell(step, what, [nbytes / seconds / 1e9 for seconds in times], "GB/s", how)
-
-
-def _across(card: Cuda, target: Any, source: Any, nbytes: int) -> None:
-    driver = card.driver
-    if not isinstance(driver, CupyDriver):
-        driver.copy(target.address, source.address, nbytes)
-        return
-    runtime = cupy_module().cuda.runtime
-    with driver.on("a copy"):
-        stream = driver.stream.raw.ptr
-        runtime.memcpyAsync(target.address, source.address, nbytes, runtime.memcpyDefault, stream)
 
 
 def _size(step: Step, card: Cuda) -> int:

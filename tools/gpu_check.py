@@ -1,11 +1,13 @@
 """Check and time ggrun on this machine's GPU, in at most 9 minutes: python -m tools.gpu_check --out FOLDER.
 
-Needs CuPy and pytest. It writes gpu_check.json and gpu_check.md: every figure, how it was found, what failed.
+Needs CuPy, pytest and hypothesis. It writes gpu_check.json and gpu_check.md: every figure, how it was
+found, what failed.
 
 ceilings  the card and its software; the bandwidth of copies, the rate of bf16 products, the bus
 tests     tests/cuda with --device cuda
 peer      llama.cpp's reference logits (GGRUN_PEER), one and two logical devices
 kernels   every family of kernels, as a share of the copy bandwidth or of the matrix rate
+sums      sums over two logical devices, by copies and by NCCL: right, the same bits, how long they take
 bench     ggrun bench on 8B Q4_K_M, 8B Q8_0 and 70B Q4_K_M with random weights; one and two logical devices
 load      how long loading takes, beside the disk and the bus
 
@@ -37,8 +39,9 @@ from tools.cuda_emulator.build import compiler
 from tools.gpu_report import EMULATED, NAME, Outcome, card_facts, host, summary, write_pages
 from tools.gpu_step import ROOT, figures, last_line
 
-STEPS = {"ceilings": 30, "tests": 150, "peer": 40, "kernels": 90, "bench": 170, "load": 45}
-"""In this order, with the seconds that each may take."""
+STEPS = {"ceilings": 30, "tests": 150, "peer": 40, "kernels": 90, "sums": 10, "bench": 170, "load": 45}
+"""In this order, with the seconds that each may take; more in proportion, where there are more minutes."""
+_MINUTES = 9.0
 _WITH_MODELS = ("bench", "load")
 _LEAST, _PAGES = 8.0, 3.0  # seconds: what a step is begun with, and what the pages need
 _NAP, _MOURNING = 0.05, 10.0
@@ -104,7 +107,7 @@ class Check:
             self._finish()
 
     def _step(self, name: str) -> Outcome:
-        left, budget = self._end - time.monotonic(), STEPS[name]
+        left, budget = self._end - time.monotonic(), STEPS[name] * max(1.0, self._o.minutes / _MINUTES)
         if left < _LEAST:
             return Outcome(name, "skipped", 0.0, budget, f"{max(0.0, left):.0f} s were left of --minutes")
         child = Child(name, self._settings(min(left, budget)), self._folder)
@@ -114,7 +117,7 @@ class Check:
             self.outcomes.append(replace(child.outcome(wait=False), word="interrupted", note=""))
             raise
         if left < budget:
-            found.note = f"had {left:.0f} s instead of {budget}. {found.note}".strip()
+            found.note = f"had {left:.0f} s instead of {budget:.0f}. {found.note}".strip()
         return found
 
     def _settings(self, seconds: float) -> dict[str, Any]:
@@ -173,7 +176,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the two pages go")
     parser.add_argument("--steps", type=_steps, default=list(STEPS), metavar="NAME,...", help="only these")
-    parser.add_argument("--minutes", type=_minutes, default=9.0, metavar="N", help="at most, for all [9]")
+    parser.add_argument("--minutes", type=_minutes, default=_MINUTES, metavar="N", help="for all [9]")
     parser.add_argument(
         "--scratch", metavar="FOLDER", help="where models are made [memory, or temporary files]"
     )

@@ -6,16 +6,19 @@ behind the product that wrote them.
 """
 
 import gc
+from dataclasses import asdict
 from functools import partial
 from statistics import median
 
 import numpy as np
 
+from ggrun.devices.cuda.switch_over import measured_gemm
 from tools.gpu_cases import Case, cases
 from tools.gpu_rig import Rig, Timed
 from tools.gpu_step import COPY, MATRIX, Figure, Step
 from tools.gpu_time import Sample, Timer, how_timed
 
+_SWITCH_OVER = "switch-over to cuBLAS"
 _CLOSE = 0.05
 """Relative error: int8 columns are half a hundredth off."""
 
@@ -27,16 +30,26 @@ def run(step: Step) -> None:
     for what, case in cases(rig.tiny):
         step.attempt(what, partial(_case, step, rig, timer, case), how)
         gc.collect()  # gives back the card's memory
+    if not step.emulated:
+        step.attempt(_SWITCH_OVER, partial(_switch_over, step, rig))
+
+
+def _switch_over(step: Step, rig: Rig) -> None:
+    if not rig.driver.has_gemm:
+        raise RuntimeError("there is no cuBLAS")
+    how = "the fewest columns from which on it is faster than tiles, by the kind of format; 0: never"
+    step.tell(Figure(_SWITCH_OVER, how=how, more=asdict(measured_gemm(rig.card))))
 
 
 def _case(step: Step, rig: Rig, timer: Timer, case: Case) -> None:
     for timed in case(rig):
-        step.attempt(timed.what, partial(_timed, step, rig, timer, timed), how_timed(step.emulated))
+        how = how_timed(step.emulated, timed.graph)
+        step.attempt(timed.what, partial(_timed, step, rig, timer, timed), how)
 
 
 def _timed(step: Step, rig: Rig, timer: Timer, timed: Timed) -> None:
     error = _checked(rig, timer, timed)
-    _tell(step, timed, timer.sample(timed.sets), error)
+    _tell(step, timed, timer.sample(timed.sets, timed.graph), error)
 
 
 def _checked(rig: Rig, timer: Timer, timed: Timed) -> float | None:
@@ -57,7 +70,7 @@ def _checked(rig: Rig, timer: Timer, timed: Timed) -> float | None:
 
 
 def _tell(step: Step, timed: Timed, sample: Sample, error: float | None) -> None:
-    seconds, how, more = median(sample.seconds), how_timed(step.emulated), sample.more()
+    seconds, how, more = median(sample.seconds), how_timed(step.emulated, timed.graph), sample.more()
     if error is not None:
         more["relative error"] = error
     if timed.operations:

@@ -14,8 +14,9 @@ import numpy as np
 
 from ggrun.arch.config import Config
 from ggrun.devices.base import Device
-from ggrun.engine.engine import Engine, EngineOptions
+from ggrun.engine.engine import Engine
 from ggrun.gguf import GGUF
+from ggrun.plan.usage import Sizes
 from tools.gpu_peer import by_layer
 from tools.gpu_step import Step
 from tools.gpu_time import open_cards
@@ -30,7 +31,7 @@ class Loaded:
         self._devices: dict[str, Device] = {**open_cards(emulated, devices)}
         begin = time.perf_counter()
         plan = by_layer(config, devices)
-        self.engine = Engine(model, config, plan, self._devices, EngineOptions(positions))
+        self.engine = Engine(model, config, plan, self._devices, Sizes(positions))
         for device in self._devices.values():
             device.stream.synchronize()
         self.seconds = time.perf_counter() - begin

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from ggrun.arch import names
 from ggrun.arch.config import Config
 from ggrun.devices.base import Device
-from ggrun.engine.engine import Engine, EngineOptions
+from ggrun.engine.engine import Engine
 from ggrun.gguf import GGUF, Outline
 from ggrun.plan import Plan, Stage, single, whole
+from ggrun.plan.usage import Sizes
 from tools.gpu_step import ROOT, Figure, Step
 from tools.gpu_time import open_cards
 
@@ -61,7 +62,7 @@ def _logits(step: Step, path: Path, tokens: list[int], size: int, devices: int =
     config = Config.from_gguf(model)
     cards: dict[str, Device] = {**open_cards(step.emulated, devices)}
     plan = single(config, "cuda:0") if devices == 1 else by_layer(config, 2)
-    engine = Engine(model, config, plan, cards, EngineOptions(_CONTEXT))
+    engine = Engine(model, config, plan, cards, Sizes(_CONTEXT))
     parts = [engine.decode(tokens[i : i + size], all_logits=True) for i in range(0, len(tokens), size)]
     for card in cards.values():
         card.close()

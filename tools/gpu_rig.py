@@ -10,14 +10,18 @@ from numpy.typing import NDArray
 
 from ggrun.devices.base import Inputs, Limits
 from ggrun.devices.cuda.attention import PAGE, bucket
+from ggrun.devices.cuda.driver import Gemm
+from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.cuda.memory import CudaWeight
-from ggrun.devices.cuda.program import Counts, CudaProgram, Launch
+from ggrun.devices.cuda.program import FEW, Counts, CudaProgram, Launch, enqueue
 from ggrun.devices.cuda.recorder import CudaRecorder
 from ggrun.gguf import FORMATS, Tensor
 from tools.gpu_time import Work, open_card, sets_for
 from tools.model_blocks import Weights
 
 Floats = NDArray[np.float32]
+NEVER, ALWAYS = GemmFrom(), GemmFrom(FEW + 1, FEW + 1, FEW + 1)
+"""Which products are cuBLAS's."""
 _TOKENS = 256
 """Tokens are below this number, which every vocabulary has."""
 
@@ -31,6 +35,7 @@ class Timed:
     operations  of one, where tensor cores are the bound; else 0
     out         the address and shape of what all of them write; None for what is changed in place
     error       how far that is from what it should be
+    graph       whether it can be in one
     """
 
     what: str
@@ -40,6 +45,7 @@ class Timed:
     out: tuple[int, tuple[int, ...]] | None = None
     error: Callable[[Floats], float] | None = None
     keep: Any = None
+    graph: bool = True
 
 
 class Rig:
@@ -51,8 +57,9 @@ class Rig:
         self.rng = np.random.default_rng(1)
         self._drawn: dict[tuple[str, int], NDArray[np.uint8]] = {}
 
-    def recorder(self, tokens: int, pages: int = 1) -> CudaRecorder:
-        """For one sequence."""
+    def recorder(self, tokens: int, pages: int = 1, gemm_from: GemmFrom = NEVER) -> CudaRecorder:
+        """For one sequence; products are our own where nothing else is said."""
+        self.card.gemm_from = gemm_from
         return self.card.recorder(Limits(tokens, tokens, 1, pages))
 
     def normal(self, *shape: int) -> Floats:
@@ -104,18 +111,16 @@ class Rig:
         """The launches of each program; only those of kernels whose names begin so, where some are given."""
         found = [(program, program.launches(counts)) for program in programs]
         return [
-            partial(self._enqueue, [x for x in launches if x.kernel.name.startswith(names or "")], program)
+            partial(self._enqueue, [x for x in launches if x.name.startswith(names or "")], program)
             for program, launches in found
         ]
 
     def by_kernel(self, programs: Sequence[CudaProgram], counts: Counts) -> dict[str, list[Work]]:
         """The launches of each program, by the kernel."""
-        names = dict.fromkeys(launch.kernel.name for launch in programs[0].launches(counts))
+        names = dict.fromkeys(launch.name for launch in programs[0].launches(counts))
         return {
             name: [
-                partial(
-                    self._enqueue, [x for x in program.launches(counts) if x.kernel.name == name], program
-                )
+                partial(self._enqueue, [x for x in program.launches(counts) if x.name == name], program)
                 for program in programs
             ]
             for name in names
@@ -126,10 +131,9 @@ class Rig:
         kernel = self.driver.kernel(file, name, **defines)
         return partial(self._enqueue, [Launch(kernel, *shape, tuple(args))], None)
 
-    def _enqueue(self, launches: Sequence[Launch], keep: Any) -> None:
+    def _enqueue(self, works: Sequence[Launch | Gemm], keep: Any) -> None:
         """`keep` has the memory that the launches point to."""
-        for launch in launches:
-            self.driver.launch(launch.kernel, launch.grid, launch.block, launch.args, launch.shared)
+        enqueue(self.driver, works)
 
     def spoil(self, address: int, shape: tuple[int, ...]) -> None:
         """Leave nothing there that is a number."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ggrun.devices.base import Cells
+from ggrun.devices.best import TopK
 from ggrun.devices.cuda import grids, matvec
 from ggrun.devices.cuda.attention import PAGE, row_bytes
 from ggrun.devices.cuda.products import column_bytes
@@ -15,7 +16,7 @@ from ggrun.devices.cuda.program import Counts
 from ggrun.gguf import FORMATS
 from ggrun.kernels.code_books import format_defines
 from tools.gpu_rig import Rig, Timed
-from tools.gpu_time import Work, sets_for
+from tools.gpu_time import sets_for
 
 Case = Callable[[Rig], Sequence[Timed]]
 _EPS = 1e-5
@@ -121,13 +122,13 @@ def _dequantize(s: Sizes, name: str, rig: Rig) -> list[Timed]:
     count = s.ff * s.width
     weights = rig.weights(name, s.ff, s.width)
     y = rig.card.working_memory(2 * count)
-    shape, defines = matvec.dequantize_shape(count), {"OUTPUT": "bf16", **format_defines(name)}
+    shape, defines = matvec.dequantize_shape(count), {"OUTPUT": "f16", **format_defines(name)}
     sets = [
         rig.launch("dequantize.cu", "dequantize", shape, (w.address, y.address, np.int64(count)), **defines)
         for w in weights
     ]
     nbytes = FORMATS[name].nbytes(s.width) * s.ff + 2 * count
-    return [Timed(f"dequantize {name} to bf16, {s.ff}x{s.width}", sets, nbytes, keep=(weights, y))]
+    return [Timed(f"dequantize {name} to f16, {s.ff}x{s.width}", sets, nbytes, keep=(weights, y))]
 
 
 def _experts(s: Sizes, n: int, rig: Rig) -> list[Timed]:
@@ -179,46 +180,18 @@ def _of_products(s: Sizes, pairs: int) -> tuple[dict[str, int], dict[str, int]]:
 
 def _sampling(s: Sizes, rig: Rig) -> list[Timed]:
     """Of one row of logits."""
-    count = sets_for(4 * s.vocab, rig.driver)
-    logits = [rig.card.vector(rig.normal(s.vocab)) for _ in range(count)]
-    room = rig.card.working_memory(1 << 20)
-    kinds = {"argmax": _argmax, "top 40": partial(_top_k, 40)}
+    ops, logits, programs = rig.recorder(1), [], []
+    for _ in range(sets_for(4 * s.vocab, rig.driver)):
+        logits.append(rig.input(ops, 1, s.vocab)[0])
+        ops.top_k(logits[-1], 0)
+        programs.append(ops.finish())
     return [
         Timed(
-            f"{what} of {s.vocab} logits", [work(s, rig, x, room) for x in logits], 4 * s.vocab,
-            keep=(logits, room),
+            f"{what} of {s.vocab} logits",
+            rig.works(programs, Counts(1, 1, 1, 1, PAGE, TopK(k, s.vocab))), 4 * s.vocab, keep=(logits, ops),
         )
-        for what, work in kinds.items()
+        for what, k in (("argmax", 1), ("top 40", 40))
     ]  # fmt: skip
-
-
-def _one_behind_the_other(works: list[Work]) -> Work:
-    def all_of_them() -> None:
-        for work in works:
-            work()
-
-    return all_of_them
-
-
-def _argmax(s: Sizes, rig: Rig, x: Any, room: Any) -> Work:
-    slices = grids.slices(1, s.vocab)
-    best, ids = room.address, room.address + 8 * slices.grid[0]
-    sizes = np.int32(1), np.int32(s.vocab)
-    parts = rig.launch("sample.cu", "argmax", slices, (x.address, best, *sizes))
-    args = best, ids, np.int32(1), np.int32(slices.grid[0])
-    whole = rig.launch("sample.cu", "argmax_of_slices", grids.of_slices(1, s.vocab), args)
-    return _one_behind_the_other([parts, whole])
-
-
-def _top_k(k: int, s: Sizes, rig: Rig, x: Any, room: Any) -> Work:
-    ids, values, best, source = room.address, room.address + 4 * k, room.address + 8 * k, x.address
-    works = []
-    for i, count in enumerate(grids.top_k_counts(s.vocab, k)):
-        shape = grids.top_k(1, count)
-        args = source, best, ids, values, np.int32(1), np.int32(count), np.int32(k)
-        works.append(rig.launch("sample.cu", "top_k_of_slices" if i else "top_k", shape, args))
-        source, best = best, best + 8 * k * shape.grid[0]
-    return _one_behind_the_other(works)
 
 
 def _sums(s: Sizes, rig: Rig) -> list[Timed]:

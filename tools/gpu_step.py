@@ -98,19 +98,24 @@ class Step:
         """What a command prints, as soon as it does; OutOfTimeError, or RuntimeError with its last error."""
         with tempfile.TemporaryFile("w+", errors="replace") as errors:
             process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
-            clock = threading.Timer(max(1.0, self.left), process.kill)
+            late = threading.Event()
+
+            def end() -> None:
+                late.set()
+                process.kill()
+
+            clock = threading.Timer(max(1.0, self.left), end)
             clock.start()
             assert process.stdout
             try:
                 yield from process.stdout
                 status = process.wait()
             finally:
-                late = not clock.is_alive()
                 clock.cancel()
                 process.kill()
                 process.wait()
                 process.stdout.close()
-            if late:
+            if late.is_set():
                 raise OutOfTimeError("killed: the step's time was used up")
             if status:
                 errors.seek(0)

@@ -27,7 +27,8 @@ class _Part:
     def __init__(self, step: Step, folder: Path, index: int, of: int) -> None:
         self.results, self._log = folder / f"{index}.jsonl", folder / f"{index}.log"
         self._command = [sys.executable, *_arguments(step)]
-        self._command += ["--part", f"{index}/{of}", "--results", str(self.results)]
+        # With "=": pytest takes what is the name of a file for a place of tests, and names them by it.
+        self._command += [f"--part={index}/{of}", f"--results={self.results}"]
         self.last = ""
         self._begun = -1
         self._start()

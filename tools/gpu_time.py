@@ -5,13 +5,14 @@ clock, which says nothing.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, permutations
 from statistics import median
 from typing import Any
 
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.driver import Driver
+from ggrun.devices.cuda.switch_over import kept_gemm
 from ggrun.devices.late import Schedule
 from tools.cuda_emulator.driver import EmulatedDriver
 from tools.gpu_step import spread
@@ -28,17 +29,17 @@ _L2S = 4  # as many bytes as this many second-level caches are read before the f
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds of one piece of work, by several replays of graphs that had many."""
+    """Seconds of one piece of work, by several stretches that had many of it."""
 
     seconds: list[float]
-    in_a_graph: int
+    in_a_stretch: int
     inputs: int
 
     def more(self) -> dict[str, Any]:
         """In microseconds."""
         times = [1e6 * seconds for seconds in self.seconds]
         return {
-            "us": median(times), **spread(times), "in a graph": self.in_a_graph, "inputs": self.inputs,
+            "us": median(times), **spread(times), "in a stretch": self.in_a_stretch, "inputs": self.inputs,
         }  # fmt: skip
 
 
@@ -50,25 +51,26 @@ class Timer:
         self._between = self._events if isinstance(driver, CupyDriver) else self._host_clock
         self._real = isinstance(driver, CupyDriver)
 
-    def sample(self, sets: Sequence[Work]) -> Sample:
+    def sample(self, sets: Sequence[Work], graph: bool = True) -> Sample:
         """How long a piece of work takes. sets: the same work on several inputs, which take turns.
 
-        All are done once before, so that kernels are compiled and loaded.
+        All are done once before, so that kernels are compiled and loaded. graph: whether the work can be in
+        one; what cannot is enqueued piece by piece, and takes at least as long as that.
         """
         self.once(sets)
-        passes = self._passes(sets)
-        graph = self._graph(sets, passes)
-        each = max(min(self._between(graph, 2)), _TICK)
+        passes = self._passes(sets, graph)
+        work = self._together(sets, passes, graph)
+        each = max(min(self._between(work, 2)), _TICK)
         least, most = _REPLAYS if self._real else (2, 2)
-        found = self._between(graph, min(most, max(least, round(_ALL / each))))
+        found = self._between(work, min(most, max(least, round(_ALL / each))))
         many = passes * len(sets)
         return Sample([seconds / many for seconds in found], many, len(sets))
 
-    def _passes(self, sets: Sequence[Work]) -> int:
-        """How often all inputs are gone through in a graph, so that it takes long enough to be timed."""
+    def _passes(self, sets: Sequence[Work], graph: bool) -> int:
+        """How often all inputs are gone through at once, so that it takes long enough to be timed."""
         if not self._real:
             return 1
-        first = max(min(self._between(self._graph(sets, 1), 3)), _TICK)
+        first = max(min(self._between(self._together(sets, 1, graph), 3)), _TICK)
         return min(max(1, _MOST_PASSES // len(sets)), round(_REPLAY / first) + 1)
 
     def once(self, sets: Sequence[Work]) -> None:
@@ -82,14 +84,14 @@ class Timer:
         self.once([work])
         return self._between(work, times)
 
-    def _graph(self, sets: Sequence[Work], passes: int) -> Work:
+    def _together(self, sets: Sequence[Work], passes: int, graph: bool) -> Work:
         def record() -> None:
             for _ in range(passes):
                 for work in sets:
                     work()
 
-        graph = self._driver.graph(record)
-        return graph.launch if graph else record
+        recorded = self._driver.graph(record) if graph else None
+        return recorded.launch if recorded else record
 
     def _events(self, work: Work, times: int) -> list[float]:
         assert isinstance(self._driver, CupyDriver)
@@ -127,7 +129,11 @@ def open_cards(emulated: bool, devices: int) -> dict[str, Cuda]:
         EmulatedDriver(90, schedule=schedule, name=name) if emulated else CupyDriver(0, name)
         for name in names
     ]
-    return {name: Cuda(driver, name) for name, driver in zip(names, drivers, strict=True)}
+    gemm_from = None if emulated else kept_gemm(drivers[0])
+    cards = {name: Cuda(driver, name, None, gemm_from) for name, driver in zip(names, drivers, strict=True)}
+    for one, other in permutations(cards.values(), 2):
+        one.connect(other, direct=True)
+    return cards
 
 
 def open_card(emulated: bool) -> Cuda:
@@ -135,9 +141,11 @@ def open_card(emulated: bool) -> Cuda:
     return open_cards(emulated, 1)["cuda:0"]
 
 
-def how_timed(emulated: bool) -> str:
+def how_timed(emulated: bool, graph: bool = True) -> str:
     """In words."""
-    return "the host's clock around the emulator: means nothing" if emulated else "CUDA events, graph replays"
+    if emulated:
+        return "the host's clock around the emulator: means nothing"
+    return f"CUDA events, {'graph replays' if graph else 'enqueued by the host'}"
 
 
 def l2_bytes(driver: Driver) -> int:

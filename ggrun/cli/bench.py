@@ -19,7 +19,7 @@ from ggrun.cli.bench_tests import Case, Result, Setup, all_tests
 from ggrun.cli.bench_values import Files, Names, Numbers, Pairs
 from ggrun.cli.flags import Command, option
 from ggrun.cli.interrupt import interruptible
-from ggrun.cli.placement import placement_options, taken
+from ggrun.cli.placement import placement_options, sum_options, sums_taken, taken
 from ggrun.cli.streams import complain, say
 from ggrun.cli.terminal import compile_progress
 from ggrun.errors import GgrunError, Interrupted, UsageError
@@ -59,6 +59,7 @@ def _list(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Callab
 @option("-oe", "--output-err", type=_FORMAT, help="The same to stderr, in this format.")
 @option("--no-warmup", is_flag=True, help="No untimed run before each test.")
 @option("--progress", is_flag=True, help="Say on stderr what is being run.")
+@sum_options
 @placement_options
 def bench(**options: Any) -> int:
     """Measure how fast models read prompts and generate.
@@ -82,7 +83,7 @@ class _Bench:
 
         options["model"] = options["model"] or [demo_model()]
         options["n_threads"] = options["n_threads"] or [physical_cores()]
-        self._placement = taken(options)
+        self._placement, self._sums = taken(options), sums_taken(options)
         self._options = options
         self._outputs = [_output(options["output"], sys.stdout, options)]
         if options["output_err"]:
@@ -109,7 +110,7 @@ class _Bench:
         with self._ctrl_c_ends(), compile_progress():
             from ggrun.cli.bench_session import Session
 
-            session = Session(setup, self._placement)
+            session = Session(setup, self._placement, self._sums)
             for case in cases:
                 with self._complaining():
                     session.check(case)

@@ -9,19 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from ggrun.arch.config import Config
 from ggrun.cli.bench_model import model_bytes, model_parameters, model_type
 from ggrun.cli.bench_tests import Case, ModelFacts, Setup
 from ggrun.devices.cpu import Cpu
 from ggrun.devices.local import everything, remember
-from ggrun.engine.cache import pages_for
-from ggrun.engine.runner import CacheSpec
+from ggrun.engine.loaded import Sums
 from ggrun.errors import GgrunError
 from ggrun.gguf import GGUF
-from ggrun.plan import whole
+from ggrun.plan.facts import PAGE, pages
+from ggrun.plan.facts import ModelFacts as PlanFacts
 from ggrun.plan.options import PlanOptions
-from ggrun.plan.traffic import cell_bytes, weight_bytes
-from ggrun.rpc.placed import Placed
+from ggrun.rpc.placed import Placed, Where
 
 
 class Session:
@@ -31,24 +29,26 @@ class Session:
     is right for that depth: it is computed once.
     """
 
-    def __init__(self, setup: Setup, placement: dict[str, Any]) -> None:
+    def __init__(self, setup: Setup, placement: dict[str, Any], sums: dict[str, Any]) -> None:
         self._model, self._setup = _opened(setup.model), setup
-        self._config = Config.from_gguf(self._model)
+        how: Sums = sums["all_reduce"], sums["wire"]
+        self._plan_facts = PlanFacts.from_outline(self._model)
+        self._config = self._plan_facts.config
         self._placement = dict(placement)
         hardware = self._placement.pop("hardware")
         self._hardware = everything() if hardware is None else hardware
-        self._own_plan, self._rpc = self._placement.pop("plan"), self._placement.pop("rpc")
+        own = {name: self._placement.pop(name) for name in ("plan", "p2p")}
+        self._rpc = self._placement.pop("rpc")
+        self._where = Where(self._hardware, setup.n_threads, sums=how, **own)
         self.device = Cpu(setup.n_threads)
         self._placed: Placed | None = None
         self.facts = self._facts()
 
     def check(self, case: Case) -> None:
         """GgrunError when there is no room for the context of a test."""
-        spec = CacheSpec(pages_for(case.positions), self._setup.type_k, self._setup.type_v)
-        if self._hardware != "cpu" or self._own_plan or self._rpc:
+        if self._hardware != "cpu" or self._where.plan or self._rpc:
             return  # several memories: the planner asks them
-        member = whole(self._config, "cpu")
-        needed = self._config.layers * spec.layer_bytes(self._config, self.device, member)
+        needed = pages(case.positions) * PAGE * self.facts.cell_bytes
         if needed > (free := self.device.available()):
             raise GgrunError(
                 f"{case.name}: the KV cache of {case.positions} positions takes {needed / 2**30:.1f} GiB, "
@@ -60,8 +60,7 @@ class Session:
         s, n_ubatch = self._setup, min(self._setup.n_ubatch, self._setup.n_batch)
         cache: dict[str, Any] = {"cache_type_k": s.type_k, "cache_type_v": s.type_v}
         wishes = PlanOptions(n_ctx=positions, n_ubatch=n_ubatch, **cache, **self._placement)
-        where = self._hardware, s.n_threads, self._own_plan, self._rpc
-        self._placed = Placed(self._model, wishes, *where)
+        self._placed = Placed(self._model, wishes, self._where, self._rpc)
         self._engine = self._placed.engine
         random = np.random.default_rng(1)
         self._tokens: list[int] = random.integers(self._config.vocab, size=positions).tolist()
@@ -100,15 +99,13 @@ class Session:
             self._placed.close()
 
     def _facts(self) -> ModelFacts:
-        model, config, setup = self._model, self._config, self._setup
-        rows = self.device.row_bytes(setup.type_k, config.key_dim)
-        rows += self.device.row_bytes(setup.type_v, config.value_dim)
+        model, setup = self._model, self._setup
         return ModelFacts(
             type=model_type(model),
             size=model_bytes(model),
             n_params=model_parameters(model),
-            weight_bytes=weight_bytes(model, config),
-            cell_bytes=cell_bytes(config, rows),
+            weight_bytes=self._plan_facts.token_bytes,
+            cell_bytes=self._plan_facts.position_bytes(setup.type_k, setup.type_v),
             bandwidth=_bandwidth(setup.n_threads),
         )
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "perplexity": "Measure how well a model foretells a text.",
     "worker": "Lend this machine's devices and memory to ggrun on other machines.",
     "join": "Remember the key of a worker on another machine.",
+    "doctor": "Look this machine over: what ggrun finds, what is broken, what to install.",
 }
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 

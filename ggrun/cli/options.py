@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ggrun.cli.flags import TEXT, given, option
-from ggrun.cli.placement import placement_options, taken
+from ggrun.cli.placement import placement_options, sum_options, sums_taken, taken
 from ggrun.errors import GgrunError, UsageError
 
 Command = Callable[..., Any]
@@ -96,7 +96,7 @@ _SAMPLE = [
 
 def load_options(command: Command) -> Command:
     """How a model is loaded, and where its layers run; see load."""
-    return _apply(_LOAD, placement_options(command))
+    return _apply(_LOAD, sum_options(placement_options(command)))
 
 
 def sampling_options(command: Command) -> Command:
@@ -121,7 +121,8 @@ def load(options: dict[str, Any]) -> Any:
     return LLM(
         model or demo_model(), n_ctx=n_ctx, n_ubatch=min(n_ubatch, n_batch), threads=threads,
         cache_type_k=keys_type, cache_type_v=values_type,
-        devices=placement.pop("hardware"), **placement,
+        devices=placement.pop("hardware"), metered=options.pop("metered", False), **placement,
+        **sums_taken(options),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ def _list_devices(context: click.Context, parameter: click.Parameter, wanted: bo
     from ggrun.devices.local import local_devices
 
     print("devices:")
-    for device in local_devices(context.params.get("hardware")):
+    for device in local_devices(context.params.get("hardware"), p2p="off"):  # nothing will be copied
         print(f"  {device.name}: {device.label} ({device.memory >> 20} MiB, {device.free >> 20} MiB free)")
     context.exit()
 
@@ -27,8 +27,10 @@ def _list_devices(context: click.Context, parameter: click.Parameter, wanted: bo
 _OPTIONS = [
     option("-ngl", "--gpu-layers", "--n-gpu-layers", "n_gpu_layers", default="auto", type=TEXT,
            help="The last so many layers go to cards, the output counting as one more; auto, all."),
-    option("-sm", "--split-mode", default="layer", type=click.Choice(["none", "layer", "row", "tensor"]),
-           help="none: one card; layer: runs of layers; row, also called tensor: every matrix over all."),
+    option("-sm", "--split-mode", default="layer",
+           type=click.Choice(["none", "layer", "row", "tensor", "auto"]),
+           help="none: one card; layer: runs of layers; row, also called tensor: every matrix over all; "
+                "auto: layer or row, measured once on this machine (ggrun plan: as predicted)."),
     option("-ts", "--tensor-split", type=TEXT,
            help="What goes to each card, in proportion: 3,1. In mode layer, of the layers (and output)."),
     option("-mg", "--main-gpu", default=0, type=click.IntRange(0), help="The card of mode none."),
@@ -46,22 +48,34 @@ _OPTIONS = [
            help="-nkvo: keys and values stay in the host's memory."),
     option("-fit", "--fit", default="on", type=click.Choice(["on", "off"]),
            help="Adjust what is left open to the memory; off: refuse nothing either."),
-    option("-fitt", "--fit-target", "fit_margin", default=1024, type=click.IntRange(0),
-           help="MiB that stay free on each device."),
+    option("-fitt", "--fit-target", "fit_margin", default="1024", type=TEXT, metavar="MIB,...",
+           help="MiB that stay free on each device; several: on the devices as they are listed."),
     option("-fitc", "--fit-ctx", default=4096, type=click.IntRange(1),
            help="The smallest context that fitting may leave."),
     option("--plan", "plan_file", type=click.Path(path_type=Path),
            help="A plan as ggrun plan --json writes it, instead of all these."),
     option("--devices", "hardware", type=TEXT, is_eager=True,
            help='Devices with their memory and bandwidth: "2x rtx3090, cpu:64GB@50GB/s" (ggrun plan), '
-                'cpu:0:2GB,cpu:1:2GB (limits to try splits with). Default: those of this machine.'),
+                'cpu:0:2GB,cpu:1:2GB (limits to try splits with); cuda:0,cuda:0 are two logical devices of '
+                'one card. Default: those of this machine.'),
+    option("--device-memory", type=TEXT, metavar="SIZE,...",
+           help="The memory that may be taken of each card: 24GB, or one size a card."),
+    option("--p2p", default="auto", type=click.Choice(["auto", "on", "off"]),
+           help="Copies between cards: auto: direct where a self-test found that they come right (ggrun "
+                "doctor shows it); on: direct, untested; off: through the host's memory."),
     option("--list-devices", is_flag=True, expose_value=False, callback=_list_devices,
            help="List the devices of this machine, and end."),
 ]  # fmt: skip
 
+_SUMS = [
+    option("--all-reduce", default="auto", type=click.Choice(["auto", "nccl", "copy"]),
+           help="How devices that share rows sum: copies, NCCL, or what a self-test found faster."),
+    option("--wire", default="f32", type=click.Choice(["f32", "bf16"]),
+           help="What they send each other for that; bf16 is half of it, and rounds."),
+]  # fmt: skip
+
 _AS_THEY_ARE = (
-    "split_mode", "main_gpu", "cpu_moe", "n_cpu_moe", "n_cpu_ffn", "kv_offload", "fit_margin", "fit_ctx",
-    "hardware",
+    "split_mode", "main_gpu", "cpu_moe", "n_cpu_moe", "n_cpu_ffn", "kv_offload", "fit_ctx", "p2p",
 )  # fmt: skip
 
 
@@ -73,13 +87,25 @@ def placement_options(command: Command) -> Command:
     return command
 
 
+def sum_options(command: Command) -> Command:
+    """How devices that share rows sum what they have; see sums_taken."""
+    for added in reversed(_SUMS):
+        command = added(command)
+    return command
+
+
+def sums_taken(options: dict[str, Any]) -> dict[str, Any]:
+    """Take these out of `options`, as LLM and Engine want them."""
+    return {name: options.pop(name) for name in ("all_reduce", "wire")}
+
+
 def taken(options: dict[str, Any]) -> dict[str, Any]:
     """Take the placement options out of `options`, as LLM and PlanOptions want them.
 
-    Three are no fields of PlanOptions: `plan`, a Plan or None, `hardware`, a text or None, and `rpc`,
-    RpcOptions or None.
+    Four are no fields of PlanOptions: `plan`, a Plan or None, `hardware`, a text or None, `p2p`, a text, and
+    `rpc`, RpcOptions or None.
     """
-    from ggrun.plan.options import parse_layers, parse_overrides, parse_ratios
+    from ggrun.plan.options import parse_layers, parse_margin, parse_overrides, parse_ratios
 
     ratios, dev = options.pop("tensor_split"), options.pop("dev")
     return {name: options.pop(name) for name in _AS_THEY_ARE} | {
@@ -88,9 +114,21 @@ def taken(options: dict[str, Any]) -> dict[str, Any]:
         "order": None if dev is None else tuple(name.strip() for name in dev.split(",")),
         "overrides": tuple(pair for text in options.pop("overrides") for pair in parse_overrides(text)),
         "fit": options.pop("fit") == "on",
+        "fit_margin": parse_margin(options.pop("fit_margin")),
         "plan": _plan(options.pop("plan_file")),
         "rpc": taken_rpc(options),
+        "hardware": _hardware(options.pop("hardware"), options.pop("device_memory")),
     }
+
+
+def _hardware(devices: str | None, memory: str | None) -> str | None:
+    """The text of --devices, with the limits of --device-memory."""
+    if memory is None:
+        return devices
+    from ggrun.devices.local import everything
+    from ggrun.plan.hardware import with_memory
+
+    return with_memory(everything() if devices is None else devices, memory)
 
 
 def _plan(file: Path | None) -> Any:

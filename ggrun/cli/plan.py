@@ -126,7 +126,7 @@ def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
 
     threads, n_batch = options.pop("threads"), options.pop("n_batch")
     placement = taken(options)
-    hardware, own, rpc = (placement.pop(name) for name in ("hardware", "plan", "rpc"))
+    hardware, own, p2p, rpc = (placement.pop(name) for name in ("hardware", "plan", "p2p", "rpc"))
     options["n_ubatch"] = min(options["n_ubatch"], n_batch)
     wishes = PlanOptions(**options, **placement)
     # Speeds of this machine are only measured where they count.
@@ -134,7 +134,7 @@ def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
         with compile_progress():
             local_cpu(threads, measure=True)
     own_here = own is not None and hardware is None
-    devices = devices_of(own, threads) if own_here else local_devices(hardware, threads)
+    devices = devices_of(own, threads, p2p) if own_here else local_devices(hardware, threads, p2p)
     if hardware is None or pretends(devices):
         devices = shared_out(devices, wishes)
     if rpc is not None:

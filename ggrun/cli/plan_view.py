@@ -8,6 +8,7 @@ from ggrun.plan.cost import DEPTH
 from ggrun.plan.planned import Planned
 from ggrun.plan.planner import largest_context
 from ggrun.plan.report import bottleneck, flags, notes, size
+from ggrun.plan.usage import Use
 
 _WIDTH = 40
 _PARTS = (("weights", "█", "34"), ("KV", "▓", "32"), ("working", "▒", "33"), ("free", "·", "90"))
@@ -33,21 +34,29 @@ def draw(planned: Planned) -> str:
 
 def _device(planned: Planned, name: str, label: str) -> Iterator[str]:
     use, limit = planned.uses[name], planned.limits[name]
-    parts = (use.weights, use.kv, use.working, max(0, limit - use.total))
-    scale = max(limit, use.total, 1)
-    ends = [round(_WIDTH * sum(parts[: i + 1]) / scale) for i in range(len(parts))]
-    cells = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
-    bar = "".join(_painted(letter * n, colour) for n, (_, letter, colour) in zip(cells, _PARTS, strict=True))
     title = name if label in ("", name) else f"{name} ({label})"
     over = f", {size(use.total - limit)} TOO MUCH" if use.total > limit else ""
     yield f"{title}: {size(use.total)} of {size(limit)}{over}"
-    yield f"  [{bar}]  " + ", ".join(
-        f"{part} {size(n)}" for n, (part, _, _) in zip(parts, _PARTS, strict=True)
+    yield f"  [{bar(use, limit, _WIDTH)}]  " + ", ".join(
+        f"{part} {size(n)}" for n, (part, _, _) in zip(_shares(use, limit), _PARTS, strict=True)
     )
-    yield f"  {'; '.join(_work(planned, name))}"
+    yield f"  {'; '.join(work(planned, name))}"
 
 
-def _work(planned: Planned, name: str) -> Iterator[str]:
+def bar(use: Use, limit: int, width: int) -> str:
+    """The memory of a device, as so many letters."""
+    parts, scale = _shares(use, limit), max(limit, use.total, 1)
+    ends = [round(width * sum(parts[: i + 1]) / scale) for i in range(len(parts))]
+    cells = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    return "".join(_painted(letter * n, colour) for n, (_, letter, colour) in zip(cells, _PARTS, strict=True))
+
+
+def _shares(use: Use, limit: int) -> tuple[int, int, int, int]:
+    """The bytes of each of _PARTS."""
+    return use.weights, use.kv, use.working, max(0, limit - use.total)
+
+
+def work(planned: Planned, name: str) -> Iterator[str]:
     """What a device does, in words."""
     stages = planned.plan.stages
     own = [(stage, m) for stage in stages for m in stage.members if m.device == name]

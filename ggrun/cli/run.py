@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ from ggrun.errors import GgrunError, Interrupted
         help="Understand \\n \\r \\t \\\" \\' \\\\ \\xHH in -p -f -r --dry-sequence-breaker.")  # fmt: skip
 @option("--display-prompt/--no-display-prompt", default=True, help="Show the prompt before the text.")
 @option("--show-timings/--no-show-timings", default=True, help="Times at the end, on stderr.")
+@option(
+    "--show-split", is_flag=True, help="What each device has and does, while the text comes and at its end."
+)
 @load_options
 @sampling_options
 def run(**options: Any) -> int:
@@ -40,6 +43,7 @@ def run(**options: Any) -> int:
     _unescape(options)
     prompt = _prompt(options)
     show = _Output(options)
+    options["metered"] = options.pop("show_split")
     how = {name: options.pop(name) for name in ("max_tokens", "stop", "ignore_eos")}
     how["max_tokens"] = max(how["max_tokens"], -1)
     how["sampling"] = sampling(options)
@@ -65,22 +69,35 @@ class _Output:
 
     def generation(self, llm: Any, prompt: str, how: dict[str, Any]) -> int:
         """Show a text as it comes; the exit status: 0, or 130 after Ctrl+C."""
-        status, pieces = 0, llm.generate(prompt, **how)
+        status, pieces, split = 0, llm.generate(prompt, **how), _split_view(llm)
         try:
-            if self._prompt:
-                self._write(prompt)
-            for piece in pieces:
-                self._write(piece)
+            with split.live() if split else nullcontext():
+                if self._prompt:
+                    self._write(prompt)
+                for piece in pieces:
+                    self._write(piece)
+                    if split:
+                        split.refresh()
         except (KeyboardInterrupt, Interrupted):
             status = 130
         self._write("\n")
-        if self._timings:
-            say("\n".join(["", *llm.timings.lines()]))
+        ends = [*(llm.timings.lines() if self._timings else ()), *(split.lines() if split else ())]
+        if ends:
+            say("\n".join(["", *ends]))
         return status
 
     def _write(self, text: str) -> None:
         sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
+
+
+def _split_view(llm: Any) -> Any:
+    """A SplitView, where times are measured for one."""
+    if llm.meter is None:
+        return None
+    from ggrun.cli.split_view import SplitView
+
+    return SplitView(llm.planned, llm.meter)
 
 
 def _unescape(options: dict[str, Any]) -> None:

@@ -9,10 +9,12 @@ from ggrun.devices.names import DeviceName, refuse_twins
 from ggrun.errors import GgrunError
 
 
-def open_devices(names: Iterable[str], threads: int | None = None) -> dict[str, Device]:
+def open_devices(names: Iterable[str], threads: int | None = None, p2p: str = "auto") -> dict[str, Device]:
     """The devices of these names, which know of each other.
 
     threads   of all CPU devices together; None: one for each physical core
+    p2p       how cards copy to each other: "on": directly; "off": through the host's memory; "auto": directly
+              where that was tested, or is tested now (see cuda/links.py)
 
     Several devices work at once, each in a stream of its own; one alone works in the thread that calls it.
     """
@@ -23,9 +25,11 @@ def open_devices(names: Iterable[str], threads: int | None = None) -> dict[str, 
     try:
         if any(p.kind == "emulated" for p in parsed.values()):
             devices |= _emulated({name: p for name, p in parsed.items() if p.kind == "emulated"})
-        for name, p in parsed.items():
-            if p.kind == "cuda":
-                devices[name] = _cuda(p)
+        cards = {name: p for name, p in parsed.items() if p.kind == "cuda"}
+        for name, p in cards.items():
+            devices[name] = _cuda(p)
+        if len(cards) > 1:
+            _connect({name: p.index or 0 for name, p in cards.items()}, devices, p2p)
         for name, crew in crews.items():
             devices[name] = _cpu(parsed[name], crew, alone=len(parsed) == 1)
     except GgrunError:
@@ -55,8 +59,19 @@ def _cpu(name: DeviceName, threads: int, alone: bool) -> Device:
 def _cuda(name: DeviceName) -> Device:
     from ggrun.devices.cuda.cupy_driver import CupyDriver
     from ggrun.devices.cuda.device import Cuda
+    from ggrun.devices.cuda.switch_over import kept_gemm
 
-    return Cuda(CupyDriver(name.index or 0, name.short), name.short, name.limit)
+    driver = CupyDriver(name.index or 0, name.short)
+    return Cuda(driver, name.short, name.limit, kept_gemm(driver))
+
+
+def _connect(cards: dict[str, int], devices: dict[str, Device], p2p: str) -> None:
+    """Let cards, given with their numbers, copy to each other."""
+    from ggrun.devices.cuda.device import Cuda
+    from ggrun.devices.cuda.links import connect
+
+    opened = [(number, devices[name]) for name, number in cards.items()]
+    connect([(number, card) for number, card in opened if isinstance(card, Cuda)], p2p)
 
 
 def _emulated(names: dict[str, DeviceName]) -> dict[str, Device]:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ggrun.devices.best import Best, TopK
 from ggrun.devices.streams import Stream
 from ggrun.gguf import Tensor
 
@@ -38,7 +39,8 @@ Buffer = Any
 
 Place = Any
 """Where the rows of a buffer lie, for what is enqueued between programs. It keeps no buffer from being
-dropped: what a place has is good until a program runs that was recorded later."""
+dropped: what a place has is good until a program runs that was recorded later. Its values are of a kind that
+wire.DTYPES has: float32, or bfloat16 in mailboxes of that kind."""
 
 Weight = Any
 """A matrix, or one a expert, in its own format: has the attributes rows and columns."""
@@ -64,11 +66,13 @@ class Inputs:
     """What changes from run to run: written before a run (see Recorder.feed), read during it.
 
     words    all but the counts, one behind the other: a device copies them as one
+    top      what is enough of the outputs; None: all logits are wanted
     """
 
     def __init__(self, limits: Limits) -> None:
         t = limits.tokens
         self.counts = np.zeros(len(Rows), np.int64)
+        self.top: TopK | None = None
         self.offsets = dict(zip(_INPUTS, accumulate((0, t, t, t, t, limits.outputs)), strict=True))
         """Where each of the following begins in words."""
         self.words = np.zeros(self.offsets["tables"] + limits.sequences * limits.pages, np.int32)
@@ -141,6 +145,12 @@ class Recorder(Protocol):
     def pick(self, x: Buffer) -> Buffer:
         """The rows of the tokens whose logits are wanted."""
 
+    def top_k(self, logits: Buffer, first: int) -> Place:
+        """The best logits of each row, in runs whose Inputs.top wants no more: see Device.download_top_k.
+
+        first: the id of a row's first logit
+        """
+
     def route(self, logits: Buffer, used: int, normalize: bool) -> Routing:
         """Each token's `used` most probable experts."""
 
@@ -159,7 +169,7 @@ class Recorder(Protocol):
     def place(self, x: Buffer) -> Place:
         """Where a buffer's rows lie."""
 
-    def mailbox(self, width: int) -> Place:
+    def mailbox(self, width: int, kind: str = "f32") -> Place:
         """Rows of tokens for what other devices send, at any time: no operation's buffer lies there."""
 
     def feed(self, write: Callable[[Inputs], None]) -> None:
@@ -206,20 +216,32 @@ class Device(Protocol):
     def row_bytes(self, kind: str, dim: int) -> int:
         """The bytes of a cache row of `dim` values."""
 
-    def write(self, place: Place, values: NDArray[np.float32]) -> None:
-        """Fill the first rows now; nothing that is enqueued may touch them."""
+    def part(self, place: Place, row: int) -> Place:
+        """Where a place's rows lie from this one on."""
+
+    def write(self, place: Place, values: NDArray[Any]) -> None:
+        """Fill the first rows now; nothing that is enqueued may touch them. values: as wire.DTYPES says."""
 
     def copy(self, source: Place, rows: int, device: "Device", target: Place) -> None:
-        """Enqueue a copy of the first rows to this device's or another one's memory."""
+        """Enqueue a copy of the first rows to this device's or another one's memory, of the same kind."""
+
+    def narrow(self, source: Place, rows: int, target: Place) -> None:
+        """Enqueue that the first rows, of float32, are rounded to a place of bfloat16."""
 
     def sum(self, places: Sequence[Place], rows: int, target: Place) -> None:
-        """Enqueue target = places[0] + places[1] + ..., added in this order.
+        """Enqueue target = places[0] + places[1] + ..., of one kind, added as float32 in this order.
 
-        target is one of the places, or of other memory; what the others had is lost.
+        target, of float32, is one of the places, or of other memory; what the others had is lost.
         """
 
     def download(self, source: Place, rows: int, out: NDArray[np.float32]) -> None:
         """Enqueue a copy of the first rows to the host: out is [rows, width], a part of longer rows maybe."""
+
+    def download_top_k(self, source: Place, rows: int, top: TopK, best: Best) -> None:
+        """Enqueue that the first rows of what Recorder.top_k gave come to the host: ids count from `first`.
+
+        top: what Inputs had in that run; best: room for [rows, top.k]
+        """
 
     def interrupt(self) -> None:
         """Make programs end with Interrupted, now and until `resume`; from any thread."""

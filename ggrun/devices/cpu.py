@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices.base import Device, Limits, Place
+from ggrun.devices.best import Best, TopK
 from ggrun.devices.budget import Budget
-from ggrun.devices.cpu_memory import zeros
-from ggrun.devices.cpu_recorder import CpuPlace, CpuRecorder
+from ggrun.devices.cpu_memory import CpuPlace, CpuTopK, zeros
+from ggrun.devices.cpu_recorder import CpuRecorder
 from ggrun.devices.host_memory import host_memory
 from ggrun.devices.streams import INLINE, Stream
 from ggrun.devices.threads import ThreadPool, physical_cores
+from ggrun.devices.wire import narrowed, widened
 from ggrun.errors import GgrunError
 from ggrun.gguf import Tensor
 from ggrun.kernels import load_cpu
@@ -120,13 +122,21 @@ class Cpu:
         """As the cache's kernels say."""
         return int(load_cpu(f"cache.{kind}").row_bytes(dim))
 
-    def write(self, place: CpuPlace, values: NDArray[np.float32]) -> None:
+    def part(self, place: CpuPlace, row: int) -> CpuPlace:
+        """A view."""
+        return place.part(row)
+
+    def write(self, place: CpuPlace, values: NDArray[Any]) -> None:
         """Copy into it."""
         place.array(len(values))[:] = values
 
     def copy(self, source: CpuPlace, rows: int, device: Device, target: Place) -> None:
         """One memory copy."""
         self.stream.enqueue(lambda: device.write(target, source.array(rows)))
+
+    def narrow(self, source: CpuPlace, rows: int, target: CpuPlace) -> None:
+        """As a card rounds."""
+        self.stream.enqueue(lambda: self.write(target, narrowed(source.array(rows))))
 
     def sum(self, places: Sequence[CpuPlace], rows: int, target: CpuPlace) -> None:
         """One pass over the memory of each place."""
@@ -135,6 +145,10 @@ class Cpu:
     def download(self, source: CpuPlace, rows: int, out: NDArray[np.float32]) -> None:
         """One memory copy."""
         self.stream.enqueue(lambda: np.copyto(out, source.array(rows)))
+
+    def download_top_k(self, source: CpuTopK, rows: int, top: TopK, best: Best) -> None:
+        """One look at the logits."""
+        self.stream.enqueue(lambda: best.fill(source.array(rows, top)))
 
     def interrupt(self) -> None:
         """End the program that is running, and those that come; from any thread."""
@@ -164,8 +178,12 @@ def view(tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Cpu
     )
 
 
-def add_up(arrays: list[NDArray[np.float32]], out: NDArray[np.float32]) -> None:
-    """out = arrays[0] + arrays[1] + ..., in this order; out may be one of them, arrays[0] is used up."""
+def add_up(arrays: list[NDArray[Any]], out: NDArray[np.float32]) -> None:
+    """out = arrays[0] + arrays[1] + ..., in this order; out may be one of them, arrays[0] is used up.
+
+    arrays    of float32, or the bits of bfloat16
+    """
+    arrays = [array if array.dtype == np.float32 else widened(array) for array in arrays]
     total = arrays[0]
     for array in arrays[1:-1]:
         np.add(total, array, out=total)

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices.base import Cells, Inputs, Limits, Rows
-from ggrun.devices.cpu_memory import LINE, zeros
+from ggrun.devices.cpu_memory import LINE, CpuPlace, CpuTopK, zeros
 from ggrun.devices.streams import INLINE, Work
 from ggrun.devices.threads import ThreadPool, physical_cores
+from ggrun.devices.wire import DTYPES
 from ggrun.kernels import load_cpu
 from ggrun.kernels.together import compile_together
 
@@ -40,18 +41,6 @@ class _Pool:
 
     def give(self, memory: NDArray[np.uint8]) -> None:
         self._free[len(memory)].append(memory)
-
-
-class CpuPlace:
-    """Where a buffer's rows of float32 lie, whatever becomes of the buffer."""
-
-    def __init__(self, width: int, memory: NDArray[np.uint8]) -> None:
-        self.width = width
-        self._all = memory[: len(memory) // (4 * width) * 4 * width].view(np.float32).reshape(-1, width)
-
-    def array(self, rows: int) -> NDArray[np.float32]:
-        """The first rows, [rows, width]."""
-        return self._all[:rows]
 
 
 class CpuBuffer:
@@ -215,9 +204,10 @@ class CpuRecorder:
         """Where a buffer's rows lie."""
         return CpuPlace(x.width, x.memory)
 
-    def mailbox(self, width: int) -> CpuPlace:
+    def mailbox(self, width: int, kind: str = "f32") -> CpuPlace:
         """Rows of tokens that no operation touches."""
-        return CpuPlace(width, self._memory.new(4 * width * self._limits.tokens))
+        size = DTYPES[kind].itemsize * width * self._limits.tokens
+        return CpuPlace(width, self._memory.new(size), kind)
 
     def feed(self, write: Callable[[Inputs], None]) -> None:
         """Enqueue the writing of inputs."""
@@ -247,6 +237,10 @@ class CpuRecorder:
         y = self._buffer(rows, x.width)
         self._record("elementwise.pick", rows, [x, *reads], [y], rows=which, x=x, y=y, width=x.width)
         return y
+
+    def top_k(self, logits: CpuBuffer, first: int) -> CpuTopK:
+        """Nothing yet: numpy finds them in one look at the logits, sooner than these could be copied."""
+        return CpuTopK(self.place(logits), first)
 
     # ---------------------------------------------------------------- products
 

@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices.base import Cells, Device, Inputs, Limits, Place
+from ggrun.devices.best import Best, TopK
 from ggrun.devices.cpu import Cpu, add_up, view
 from ggrun.devices.cpu_memory import zeros
 from ggrun.devices.cpu_recorder import CpuRecorder
 from ggrun.devices.late import Late, Schedule
+from ggrun.devices.wire import narrowed
 from ggrun.gguf import Tensor
 
 LAUNCH = 1.0
@@ -91,7 +93,11 @@ class Emulated:
         """As the CPU's."""
         return self._cpu.row_bytes(kind, dim)
 
-    def write(self, place: Owned, values: NDArray[np.float32]) -> None:
+    def part(self, place: Owned, row: int) -> Owned:
+        """A view on this device."""
+        return Owned(self, self.inside(place).part(row))
+
+    def write(self, place: Owned, values: NDArray[Any]) -> None:
         """Copy into it."""
         self._cpu.write(self.inside(place), values)
 
@@ -99,6 +105,11 @@ class Emulated:
         """A copy that this device makes."""
         mine = self.inside(source)
         self.stream.enqueue(lambda: device.write(target, mine.array(rows)), COPY)
+
+    def narrow(self, source: Owned, rows: int, target: Owned) -> None:
+        """A kernel's work."""
+        mine, out = self.inside(source), self.inside(target)
+        self.stream.enqueue(lambda: self._cpu.write(out, narrowed(mine.array(rows))), LAUNCH)
 
     def sum(self, places: Sequence[Owned], rows: int, target: Owned) -> None:
         """A kernel's work."""
@@ -109,6 +120,11 @@ class Emulated:
         """A copy that this device makes."""
         mine = self.inside(source)
         self.stream.enqueue(lambda: np.copyto(out, mine.array(rows)), COPY)
+
+    def download_top_k(self, source: Owned, rows: int, top: TopK, best: Best) -> None:
+        """A copy that this device makes."""
+        mine = self.inside(source)
+        self.stream.enqueue(lambda: best.fill(mine.array(rows, top)), COPY)
 
     def interrupt(self) -> None:
         """End the program that is running, and those that come."""

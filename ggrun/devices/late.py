@@ -57,6 +57,10 @@ class LateEvent:
         """Run the streams until this one has come there."""
         self._schedule.run_until(lambda: self.done)
 
+    def since(self, earlier: "LateEvent") -> float:
+        """The virtual time from an earlier event of the same stream to this one."""
+        return self.time - earlier.time
+
 
 @dataclass(frozen=True)
 class _Step:
@@ -74,44 +78,58 @@ class Late:
 
     def __init__(self, schedule: Schedule) -> None:
         self.time = 0.0
-        self._schedule, self._closed = schedule, False
+        self.schedule, self._closed = schedule, False
         self._queue: deque[_Step] = deque()
         self._error: BaseException | None = None
+        self._beside: list[Late] = []
         schedule.streams.append(self)
+
+    def beside(self) -> "Late":
+        """Another stream of the same device, which is abandoned and closed with this one."""
+        self._beside.append(Late(self.schedule))
+        return self._beside[-1]
 
     def enqueue(self, work: Work, cost: float = 0.0) -> None:
         """Do it some time; it takes `cost` of virtual time."""
-        self._put(_Step(self._schedule.now, cost, work=work))
+        self._put(_Step(self.schedule.now, cost, work=work))
 
     def record(self) -> LateEvent:
         """An event behind all that was enqueued before."""
-        event = LateEvent(self._schedule)
-        self._put(_Step(self._schedule.now, passed=event))
+        event = LateEvent(self.schedule)
+        self._put(_Step(self.schedule.now, passed=event))
         return event
+
+    def mark(self) -> LateEvent:
+        """An event has a time."""
+        return self.record()
 
     def wait(self, event: Event) -> None:
         """Let what is enqueued from now on come after an event."""
-        self._put(_Step(self._schedule.now, awaited=event))
+        self._put(_Step(self.schedule.now, awaited=event))
 
     def synchronize(self) -> None:
         """Run the streams until this one has nothing left; raises its first error."""
-        self._schedule.run_until(lambda: not self._queue)
-        self._schedule.now = max(self._schedule.now, self.time)
+        self.schedule.run_until(lambda: not self._queue)
+        self.schedule.now = max(self.schedule.now, self.time)
         error, self._error = self._error, None
         if error:
             raise error
 
     def abandon(self) -> None:
         """Skip what is left, and forget errors."""
-        with self._schedule.lock:  # after an error nothing waits: the other streams need not run
+        with self.schedule.lock:  # after an error nothing waits: the other streams need not run
             self._error = self._error or GgrunError("the computation was given up")
             while self._queue:
                 self.step()
             self._error = None
+        for stream in self._beside:
+            stream.abandon()
 
     def close(self) -> None:
         """Do what is left, and take no more."""
-        self._schedule.run_until(lambda: not self._queue)
+        for stream in self._beside:
+            stream.close()
+        self.schedule.run_until(lambda: not self._queue)
         self._closed = True
 
     @property

@@ -8,13 +8,23 @@ from fractions import Fraction
 
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import count_cards
+from ggrun.devices.cuda.links import known_pairs, pairs_of
+from ggrun.devices.cuda.switch_over import keep_gemm, kept_gemm, measured_gemm
 from ggrun.devices.host_memory import host_memory
 from ggrun.devices.names import DeviceName, refuse_twins
 from ggrun.devices.speeds import card_key, cpu_key, forget, keep, kept, measured_card, measured_cpu
 from ggrun.errors import UsageError
 from ggrun.plan import Plan, host_of
 from ggrun.plan.facts import ModelFacts
-from ggrun.plan.hardware import DeviceInfo, Speeds, card_info, cpu_info, parse_devices
+from ggrun.plan.hardware import (
+    DeviceInfo,
+    Link,
+    Speeds,
+    card_info,
+    card_name,
+    cpu_info,
+    parse_devices,
+)
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planned import Planned
 from ggrun.plan.planner import make_plan
@@ -38,12 +48,12 @@ _BESIDE_A_PLAN = (
 )  # fmt: skip
 
 
-def local_devices(text: str | None = None, threads: int | None = None) -> list[DeviceInfo]:
+def local_devices(text: str | None = None, threads: int | None = None, p2p: str = "auto") -> list[DeviceInfo]:
     """The devices of a text such as "cuda:0,cpu" or "cpu:0:2GB,cpu:1:2GB"; None: all cards, and the CPU.
 
-    With the speeds that were measured before.
+    With the speeds that were measured before, and the links between cards that `p2p` chooses.
     """
-    return parse_devices(everything() if text is None else text, local_cpu(threads), local_card)
+    return _found(everything() if text is None else text, threads, p2p)
 
 
 def everything() -> str:
@@ -51,11 +61,29 @@ def everything() -> str:
     return ",".join([*(f"cuda:{i}" for i in range(count_cards())), "cpu"])
 
 
-def named_devices(names: Iterable[str], threads: int | None = None) -> list[DeviceInfo]:
+def named_devices(names: Iterable[str], threads: int | None = None, p2p: str = "auto") -> list[DeviceInfo]:
     """The devices of a plan, called as it calls them; UsageError for one that there is not."""
-    here, names = local_cpu(threads), list(names)
+    names = list(names)
     refuse_twins([DeviceName.parse(name) for name in names])
-    return [replace(parse_devices(name, here, local_card)[0], name=name) for name in names]
+    found = _found(",".join(names), threads, p2p) if names else []
+    return [replace(device, name=name) for device, name in zip(found, names, strict=True)]
+
+
+def _found(text: str, threads: int | None, p2p: str) -> list[DeviceInfo]:
+    """The devices of a text; the cards among them that are here with what is known of their links."""
+    here: set[int] = set()
+
+    def card_here(index: int) -> DeviceInfo:
+        here.add(index)
+        return local_card(index)
+
+    devices = parse_devices(text, local_cpu(threads), card_here)
+    peers: dict[str, tuple[tuple[str, Link], ...]] = {}
+    for (one, other), pair in (pairs_of(here) if p2p == "auto" else known_pairs(here)).items():
+        for giver, taker, back in ((one, other, False), (other, one, True)):
+            known = peers.get(f"cuda:{giver}", ())
+            peers[f"cuda:{giver}"] = (*known, (f"cuda:{taker}", pair.link(p2p, back)))
+    return [replace(device, peers=peers.get(card_name(device.name), ())) for device in devices]
 
 
 def planned_here(
@@ -64,6 +92,7 @@ def planned_here(
     threads: int | None,
     options: PlanOptions,
     plan: Plan | None = None,
+    p2p: str = "auto",
     remote: Sequence[DeviceInfo] = (),
 ) -> Planned:
     """The plan for the devices of this machine, or the user's own, checked: DoesNotFit, or UsageError.
@@ -71,10 +100,10 @@ def planned_here(
     remote    devices of other machines, which come before this one's: so the logits are made here
     """
     if plan is None:
-        there = [*remote, *shared_out(local_devices(devices, threads), options)]
+        there = [*remote, *shared_out(local_devices(devices, threads, p2p), options)]
         planned = make_plan(facts, there, options)
     else:
-        own = devices_of(plan, threads) if devices is None else local_devices(devices, threads)
+        own = devices_of(plan, threads, p2p) if devices is None else local_devices(devices, threads, p2p)
         planned = planned_as_written(facts, [*remote, *shared_out(own, options)], options, plan)
     if options.fit:
         require_fit(planned)
@@ -86,28 +115,30 @@ def shared_out(devices: Sequence[DeviceInfo], options: PlanOptions) -> list[Devi
 
     What pretends to be a card has its limit, or less in proportion; the CPU has the rest.
     """
-    margin = options.fit_margin << 20
-    there, cards = max(0, host_memory().available - margin), [d for d in devices if pretends([d])]
+    margins = options.margins(len(devices))
+    hosts = [margin for device, margin in zip(devices, margins, strict=True) if device.host]
+    own = max(hosts or margins, default=0)
+    there, cards = max(0, host_memory().available - own), [d for d in devices if pretends([d])]
     for_cards = there - there // 8 if any(d.host for d in devices) else there
-    wanted = sum(d.usable(margin) for d in cards)
+    wanted = sum(d.free for d in cards)
     part = Fraction(min(wanted, for_cards), max(1, wanted))
     rest = there - int(wanted * part)
 
     def cut(device: DeviceInfo) -> DeviceInfo:
         if device.host:
-            return replace(device, free=min(device.free, rest + margin))
-        return replace(device, free=int(device.usable(margin) * part)) if device in cards else device
+            return replace(device, free=min(device.free, rest + own))
+        return replace(device, free=int(device.free * part)) if device in cards else device
 
     return [cut(device) for device in devices] if options.fit else list(devices)
 
 
-def devices_of(plan: Plan, threads: int | None = None) -> list[DeviceInfo]:
+def devices_of(plan: Plan, threads: int | None = None, p2p: str = "auto") -> list[DeviceInfo]:
     """The devices of a plan that a user wrote, of this machine."""
     every = (member.device for stage in plan.stages for member in stage.members)
     names = dict.fromkeys(name for name in every if not host_of(name))
     if plan.kv_on_host:
         names["cpu"] = None
-    return named_devices(names, threads)
+    return named_devices(names, threads, p2p)
 
 
 def pretends(devices: Iterable[DeviceInfo]) -> bool:
@@ -146,11 +177,19 @@ def local_card(index: int) -> DeviceInfo:
     with closing(open_devices([name])[name]) as device:
         assert isinstance(device, Cuda)
         free, total = device.driver.free_memory()
-        key = card_key(device.driver.name, index)
-        if (speeds := kept(key)) is None:
-            speeds = measured_card(device)
-            keep(key, speeds)
-        return card_info(name, device.driver.name, total, free, speeds)
+        return card_info(name, device.driver.name, total, free, _card_speeds(device, index))
+
+
+def _card_speeds(device: Cuda, index: int) -> Speeds:
+    driver, key = device.driver, card_key(device.driver.name, index)
+    if kept_gemm(driver) is None and driver.has_gemm:
+        device.gemm_from = measured_gemm(device)
+        keep_gemm(driver, device.gemm_from)
+        forget(key)  # the rates of prompts are others with it
+    if (speeds := kept(key)) is None:
+        speeds = measured_card(device)
+        keep(key, speeds)
+    return speeds
 
 
 def here_is_known(threads: int | None) -> bool:

@@ -51,7 +51,7 @@ def measured_card(device: Device) -> Speeds:
 def kept(key: str) -> Speeds | None:
     """What was measured before, if it makes sense."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        known: dict[str, Any] = json.loads(_file(key).read_text())
+        known: dict[str, Any] = json.loads(kept_file(key).read_text())
         speeds = Speeds(*(float(known[field.name]) for field in fields(Speeds)))
         if speeds.bandwidth > 0 and min(astuple(speeds)) >= 0:
             return speeds
@@ -61,7 +61,7 @@ def kept(key: str) -> Speeds | None:
 def keep(key: str, speeds: Speeds) -> None:
     """Keep it, or measure again the next time."""
     with suppress(OSError):
-        file = _file(key)
+        file = kept_file(key)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(asdict(speeds)))
 
@@ -69,7 +69,7 @@ def keep(key: str, speeds: Speeds) -> None:
 def forget(key: str) -> None:
     """Measure again the next time."""
     with suppress(OSError):
-        _file(key).unlink()
+        kept_file(key).unlink()
 
 
 def _measured(device: Device, matrix: int, rows: int) -> Speeds:
@@ -96,7 +96,7 @@ def _operations(device: Device, kind: str, size: int, rows: int) -> float:
         inputs.counts[Rows.TOKENS] = rows
 
     ops.feed(count)
-    return 2 * rows * size * size / _seconds(device, program.run, 8)  # the first may compile
+    return 2 * rows * size * size / least_seconds(device, program.run, 8)  # the first may compile
 
 
 def _link(device: Device) -> float:
@@ -107,10 +107,10 @@ def _link(device: Device) -> float:
     def upload() -> None:
         device.weight(tensor, (0, _LINK_BYTES // row), (0, row))
 
-    return _LINK_BYTES / _seconds(device, upload, 4)
+    return _LINK_BYTES / least_seconds(device, upload, 4)
 
 
-def _seconds(device: Device, work: Callable[[], None], times: int) -> float:
+def least_seconds(device: Device, work: Callable[[], None], times: int) -> float:
     """The least that a piece of work takes."""
     found = []
     for _ in range(times):
@@ -122,5 +122,6 @@ def _seconds(device: Device, work: Callable[[], None], times: int) -> float:
     return min(found)
 
 
-def _file(key: str) -> Path:
+def kept_file(key: str) -> Path:
+    """Where what was measured is kept."""
     return cache_home() / "hardware" / (re.sub(r"[^\w.-]", "_", key) + ".json")

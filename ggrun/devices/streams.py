@@ -5,9 +5,11 @@ for each other in a circle.
 """
 
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import finalize
 
 from ggrun.devices.threads import ProcessLock
@@ -30,6 +32,24 @@ class Event(Protocol):
         """Let the calling thread wait until the stream has come there."""
 
 
+class Mark(Protocol):
+    """A moment in the work of a stream, once the stream has come there."""
+
+    def since(self, earlier: Any) -> float:
+        """The seconds from an earlier mark of the same stream to this one."""
+
+
+@dataclass
+class Moment:
+    """A mark by the host's clock."""
+
+    time: float = 0.0
+
+    def since(self, earlier: "Moment") -> float:
+        """The seconds from an earlier one."""
+        return self.time - earlier.time
+
+
 class Stream(Protocol):
     """Work that is done in the order in which it was enqueued, now or later.
 
@@ -42,6 +62,9 @@ class Stream(Protocol):
 
     def record(self) -> Event:
         """An event behind all that was enqueued before."""
+
+    def mark(self) -> Mark:
+        """The moment behind all that was enqueued before, to measure times with."""
 
     def wait(self, event: Event) -> None:
         """Let what is enqueued from now on come after an event of any stream."""
@@ -79,6 +102,10 @@ class Inline:
     def record(self) -> Event:
         """An event that has been."""
         return _DONE
+
+    def mark(self) -> Moment:
+        """Now."""
+        return Moment(time.perf_counter())
 
     def wait(self, event: Event) -> None:
         """Wait; raises the error of the other stream."""
@@ -144,6 +171,16 @@ class Threaded:
         event = ThreadEvent()
         self._put(lambda: event.finish(self._worker.error))
         return event
+
+    def mark(self) -> Moment:
+        """When the stream's thread comes here."""
+        moment = Moment()
+
+        def arrive() -> None:
+            moment.time = time.perf_counter()
+
+        self._put(arrive)
+        return moment
 
     def wait(self, event: Event) -> None:
         """Let the stream's thread wait."""

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices.base import Inputs, Rows
+from ggrun.devices.best import TopK
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Batch:
     slots: NDArray[np.int32]  # cells of the KV cache
     outputs: NDArray[np.bool_]  # whose logits are wanted
     tables: dict[int, NDArray[np.int32]]  # the pages of each sequence
+    top: TopK | None = None  # what is enough of the outputs; None: all logits
 
     @property
     def wanted(self) -> int:
@@ -31,7 +33,7 @@ class Batch:
         """Write it where a device reads it."""
         n, (wanted,) = len(self.tokens), self.outputs.nonzero()
         inputs.counts[Rows.TOKENS], inputs.counts[Rows.OUTPUTS] = n, len(wanted)
-        inputs.counts[Rows.PAIRS] = n * experts_used
+        inputs.counts[Rows.PAIRS], inputs.top = n * experts_used, self.top
         inputs.tokens[:n], inputs.positions[:n] = self.tokens, self.positions
         inputs.sequences[:n], inputs.slots[:n] = self.sequences, self.slots
         inputs.outputs[: len(wanted)] = wanted

@@ -9,9 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.errors import GgrunError
-
-PAGE = 64
-"""Positions in a page."""
+from ggrun.plan.facts import PAGE, pages
 
 _OFFSETS = np.arange(PAGE, dtype=np.int32)
 
@@ -20,16 +18,11 @@ class CacheFull(GgrunError):
     """There are no free pages for what was asked."""
 
 
-def pages_for(positions: int) -> int:
-    """How many pages hold so many positions."""
-    return -(-positions // PAGE)
-
-
 class KVCache:
     """Pages for `cells` positions (rounded up to whole pages), shared by up to `sequences` sequences."""
 
     def __init__(self, cells: int, sequences: int = 1) -> None:
-        self.pages = pages_for(cells)
+        self.pages = pages(cells)
         self._fresh = 0  # pages from here on were never used
         self._free: list[int] = []  # pages that were let go
         self._tables = np.zeros((sequences, self.pages), np.int32)
@@ -42,7 +35,7 @@ class KVCache:
     def extend(self, sequence: int, n: int) -> NDArray[np.int32]:
         """Room for a sequence's next n positions: their slots (page * PAGE + offset); or CacheFull."""
         begin = self._lengths[sequence]
-        held, needed = pages_for(begin), pages_for(begin + n)
+        held, needed = pages(begin), pages(begin + n)
         if needed - held > self.pages - self._fresh + len(self._free):
             raise CacheFull(
                 f"the context of {self.pages * PAGE} is full: {begin} are taken, {n} more do not fit"
@@ -60,13 +53,13 @@ class KVCache:
         An exception between two steps, of a Ctrl+C, loses pages at most: none is ever free and taken.
         """
         length = min(length, self._lengths[sequence])
-        dropped = self._tables[sequence, pages_for(length) : pages_for(self._lengths[sequence])].tolist()
+        dropped = self._tables[sequence, pages(length) : pages(self._lengths[sequence])].tolist()
         self._lengths[sequence] = length
         self._free.extend(reversed(dropped))
 
     def table(self, sequence: int) -> NDArray[np.int32]:
         """The pages of a sequence, in the order of its positions: int32, a view."""
-        return self._tables[sequence, : pages_for(self._lengths[sequence])]
+        return self._tables[sequence, : pages(self._lengths[sequence])]
 
     def _take(self) -> int:
         if self._free:

@@ -1,42 +1,37 @@
 """A loaded model: tokens of sequences in, logits out, through a KV cache."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.arch.config import Config
 from ggrun.devices.base import Device, Limits
+from ggrun.devices.best import TopK
+from ggrun.devices.host_memory import host_memory
 from ggrun.engine.batch import Batch
-from ggrun.engine.cache import KVCache, pages_for
+from ggrun.engine.cache import KVCache
 from ggrun.engine.hosts import Host
+from ggrun.engine.loaded import SUMS, Sums
+from ggrun.engine.meter import Meter
+from ggrun.engine.outputs import Scores, joined
 from ggrun.engine.pipeline import Pipeline
-from ggrun.engine.runner import CacheSpec, check_memory
-from ggrun.errors import UsageError
+from ggrun.engine.runner import CacheSpec
+from ggrun.errors import GgrunError, UsageError
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan
+from ggrun.plan.usage import Sizes
 
-CACHE_KINDS = ("f16", "f32", "bf16", "q8_0")
-_LOGITS_BYTES = 64 << 20
-"""How much memory the logits of one run may take."""
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """The sizes that a user chooses; see docs of LLM."""
-
-    n_ctx: int
-    n_ubatch: int = 512
-    sequences: int = 1
-    cache_keys: str = "f16"
-    cache_values: str = "f16"
+_FEW_LOGITS = 1 << 15
+"""So many come to the host sooner than the best of them are found."""
 
 
 class Engine:
-    """Evaluates tokens. A sequence is a number below options.sequences.
+    """Evaluates tokens. A sequence is a number below sizes.sequences.
 
     hosts    the other machines of the plan, by name
+    meter    measures where the time goes, if there is one
+    sums     how members sum what they have, see Loaded
     """
 
     def __init__(
@@ -45,49 +40,67 @@ class Engine:
         config: Config,
         plan: Plan,
         devices: dict[str, Device],
-        options: EngineOptions,
+        sizes: Sizes,
         hosts: Mapping[str, Host] | None = None,
+        meter: Meter | None = None,
+        sums: Sums = SUMS,
     ) -> None:
-        self.config, self.options = config, options
-        self._devices = tuple(devices.values())
-        spec = CacheSpec(pages_for(options.n_ctx), options.cache_keys, options.cache_values, plan.kv_on_host)
         plan.check(config)
-        check_memory(plan, devices, config, spec)
-        self.cache = KVCache(options.n_ctx, options.sequences)
-        self._step = min(options.n_ubatch, options.n_ctx)
-        self._most_outputs = max(1, min(self._step, _LOGITS_BYTES // (4 * config.vocab)))
-        limits = Limits(self._step, self._most_outputs, options.sequences, self.cache.pages)
-        self._pipeline = Pipeline(plan, devices, model, config, spec, limits, hosts)
+        self.config, self._sizes = config, sizes
+        self._devices = tuple(devices.values())
+        self.most_outputs = sizes.outputs(config.vocab)
+        """The most tokens of one run whose logits are all wanted."""
+        self.cache = KVCache(sizes.n_ctx, sizes.sequences)
+        spec = CacheSpec(sizes.pages, sizes.keys, sizes.values, plan.kv_on_host)
+        limits = Limits(sizes.tokens, self.most_outputs, sizes.sequences, sizes.pages)
+        self._pipeline = Pipeline(plan, devices, model, config, spec, limits, hosts, meter, sums)
 
     @property
     def n_ctx(self) -> int:
         """The most positions of all sequences together."""
-        return self.options.n_ctx
+        return self._sizes.n_ctx
 
     def decode(
         self, tokens: Sequence[int], sequence: int = 0, all_logits: bool = False
     ) -> NDArray[np.float32]:
         """Append tokens to a sequence; the logits after the last, or after each: float32 [1 or n, vocab].
 
+        Errors as `evaluate` has them.
+        """
+        return self.evaluate(tokens, sequence, all_logits).logits
+
+    def evaluate(
+        self, tokens: Sequence[int], sequence: int = 0, all_logits: bool = False, top: TopK | None = None
+    ) -> Scores:
+        """Append tokens to a sequence; the logits after the last, or after each.
+
+        top: the best are enough; more of them may come, or all
+
         Long prompts are cut into micro-batches. UsageError for a token that the vocabulary does not have,
-        CacheFull when the context is; both change nothing.
+        CacheFull when the context is, GgrunError where memory has no room for so many logits; all change
+        nothing.
         """
         begin = self.cache.length(sequence)
         ids = self.check(tokens, begin)
+        if top:  # few values of k, as devices prepare for each
+            many = self.config.vocab > _FEW_LOGITS
+            top = TopK(1 << (top.k - 1).bit_length(), top.words) if many else None
+        logits = None if top else self._room(len(ids) if all_logits else 1)
         try:
             slots = self.cache.extend(sequence, len(ids))
             outputs = np.zeros(len(ids), np.bool_)
             outputs[0 if all_logits else -1 :] = True
             parts = self._pipeline.run(
                 [
-                    self._batch(ids, slots, outputs, sequence, begin, part)
+                    self._batch(ids, slots, outputs, sequence, begin, part, top)
                     for part in self._cuts(len(ids), all_logits)
-                ]
+                ],
+                logits,
             )
         except BaseException:
             self.cache.truncate(sequence, begin)
             raise
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return joined(parts) if logits is None else Scores(logits)
 
     def interrupt(self) -> None:
         """Make `decode` end with Interrupted, now and until `resume`; from any thread."""
@@ -118,8 +131,18 @@ class Engine:
             )
         return ids.astype(np.int32)
 
+    def _room(self, n: int) -> NDArray[np.float32]:
+        """Room for the logits of n tokens; GgrunError where there is not so much memory."""
+        nbytes = 4 * n * self.config.vocab
+        if n > self.most_outputs and nbytes > (free := host_memory().available):
+            raise GgrunError(
+                f"the logits of {n} tokens take {nbytes} bytes, {free} are free: "
+                "take them piece by piece (LLM.logits_by_piece)"
+            )
+        return np.empty((n, self.config.vocab), np.float32)
+
     def _cuts(self, n: int, all_logits: bool) -> list[slice]:
-        step = self._most_outputs if all_logits else self._step
+        step = self.most_outputs if all_logits else self._sizes.tokens
         return [slice(i, min(i + step, n)) for i in range(0, n, step)]
 
     def _batch(
@@ -130,9 +153,10 @@ class Engine:
         sequence: int,
         begin: int,
         part: slice,
+        top: TopK | None = None,
     ) -> Batch:
         n = part.stop - part.start
         positions = np.arange(begin + part.start, begin + part.stop, dtype=np.int32)
         sequences = np.full(n, sequence, np.int32)
         tables = {sequence: self.cache.table(sequence).copy()}
-        return Batch(ids[part], positions, sequences, slots[part], outputs[part], tables)
+        return Batch(ids[part], positions, sequences, slots[part], outputs[part], tables, top)

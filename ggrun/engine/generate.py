@@ -5,10 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ggrun.devices.best import TopK
 from ggrun.devices.threads import ProcessLock
 from ggrun.engine.engine import Engine
 from ggrun.engine.hosts import HostLost
-from ggrun.engine.sampler import Logits, Sampler
+from ggrun.engine.outputs import Scores
+from ggrun.engine.sampler import Sampler
 from ggrun.errors import GgrunError, Interrupted
 
 
@@ -78,12 +83,19 @@ class Context:
         self._engine.interrupt()
 
     def begin(
-        self, text: Text, tokens: Sequence[int], *, reuse: bool = True, all_logits: bool = False
-    ) -> tuple[Logits, int]:
-        """Begin a text, or begin it anew: the logits after its last token, float32 [1, vocab], or after each
-        that had to be evaluated; and how many these were.
+        self,
+        text: Text,
+        tokens: Sequence[int],
+        *,
+        reuse: bool = True,
+        all_logits: bool = False,
+        top: TopK | None = None,
+    ) -> tuple[Scores, int]:
+        """Begin a text, or begin it anew: the logits after its last token, or after each that had to be
+        evaluated; and how many these were.
 
-        reuse: what the text shares with the one before is not computed again.
+        reuse: what the text shares with the one before is not computed again
+        top: the best logits are enough
         """
         with self._lock.here():
             self._turn += 1
@@ -93,16 +105,25 @@ class Context:
             keep = max(0, min(shared, len(tokens) - 1))  # the last is always computed: its logits are wanted
             del self._tokens[keep:]
             self._engine.cache.truncate(self._sequence, keep)
-            return self._decode(text, tokens[keep:], all_logits), len(tokens) - keep
+            return self._decode(text, tokens[keep:], all_logits, top), len(tokens) - keep
 
-    def append(self, text: Text, tokens: Sequence[int], *, all_logits: bool = False) -> Logits:
+    def append(
+        self, text: Text, tokens: Sequence[int], *, all_logits: bool = False, top: TopK | None = None
+    ) -> Scores:
         """Go on with a text: the logits after the last of its new tokens, or after each."""
         with self._lock.here():
             if text.turn != self._turn:
                 raise GgrunError("another text was begun with this model: this one cannot go on")
-            return self._decode(text, tokens, all_logits)
+            return self._decode(text, tokens, all_logits, top)
 
-    def _decode(self, text: Text, tokens: Sequence[int], all_logits: bool) -> Logits:
+    def by_piece(self, text: Text, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """Begin a text anew: the logits after each of its tokens, in pieces of what one run gives."""
+        step = self._engine.most_outputs
+        yield self.begin(text, tokens[:step], reuse=False, all_logits=True)[0].logits
+        for i in range(step, len(tokens), step):
+            yield self.append(text, tokens[i : i + step], all_logits=True).logits
+
+    def _decode(self, text: Text, tokens: Sequence[int], all_logits: bool, top: TopK | None) -> Scores:
         # An interrupt that resume takes back has been counted before; of one that comes later the devices
         # know. So none is lost, whatever Python does when it comes.
         self._engine.resume()
@@ -111,14 +132,14 @@ class Context:
         while True:
             try:
                 self._recover()
-                logits: Logits = self._engine.decode(tokens, self._sequence, all_logits)
+                scores = self._engine.evaluate(tokens, self._sequence, all_logits, top)
                 break
             except HostLost as lost:
                 if self._replace is None:
                     raise
                 self._lost = lost
         self._tokens.extend(tokens)
-        return logits
+        return scores
 
     def _recover(self) -> None:
         """After a loss: another engine, with the tokens that are in the context. Its error is tried again."""
@@ -138,10 +159,11 @@ def generate(
     GgrunError when another text was begun with the context in the meantime.
     """
     start = time.perf_counter()
-    logits, timings.prompt_tokens = context.begin(text, prompt)
+    top = TopK(sampler.needs, vocab) if sampler.needs else None
+    scores, timings.prompt_tokens = context.begin(text, prompt, top=top)
     timings.prompt = time.perf_counter() - start
     sampler.accept(prompt)
-    token = sampler.sample(logits[-1, :vocab])
+    token = sampler.sample(*scores.last(vocab))
     timings.first_token += time.perf_counter() - start
     while True:
         timings.tokens += 1
@@ -151,7 +173,7 @@ def generate(
         if sampler.complete or len(prompt) + timings.tokens > context.size:
             return
         start = time.perf_counter()  # the time that the reader takes is not ours
-        token = sampler.sample(context.append(text, [token])[-1, :vocab])
+        token = sampler.sample(*context.append(text, [token], top=top).last(vocab))
         timings.generation += time.perf_counter() - start
 
 

@@ -3,13 +3,19 @@
 from collections.abc import Sequence
 
 from ggrun.arch.config import Config
+from ggrun.devices.all_reduce import open_all_reduce, tested_sums
 from ggrun.devices.base import Device, Limits
-from ggrun.devices.exchange import Exchange
+from ggrun.devices.exchange import AllReduce
+from ggrun.engine.meter import Meter, MeteredStage, MeteredSums
 from ggrun.engine.runner import CacheSpec, Runner
-from ggrun.engine.stage import LoadedStage
+from ggrun.engine.stage import Hop, LoadedStage
 from ggrun.engine.weights import Model, Weights
 from ggrun.engine.workspace import Workspace
 from ggrun.plan import Plan, Stage
+
+Sums = tuple[str, str]
+"""How devices that share rows sum what they have: the way and the wire of open_all_reduce."""
+SUMS: Sums = ("auto", "f32")
 
 
 class Loaded:
@@ -17,6 +23,8 @@ class Loaded:
 
     stages    by their numbers in the plan
     slots     how many batches may be on their way to each device
+    meter     measures times, where they are asked for
+    sums      how devices that share rows sum
     """
 
     def __init__(
@@ -29,15 +37,20 @@ class Loaded:
         cache: CacheSpec,
         limits: Limits,
         slots: int,
+        meter: Meter | None = None,
+        sums: Sums = SUMS,
     ) -> None:
-        self._plan, self._config, self._cache = plan, config, cache
+        self._plan, self._config, self._cache, self._meter, self._how = plan, config, cache, meter, sums
+        for i in which:
+            if _shares_rows(stage := plan.stages[i]):
+                tested_sums([devices[member.device] for member in stage.members], sums[0])
         used = dict.fromkeys(member.device for i in which for member in plan.stages[i].members)
         receiving = {member.device for i in which if i for member in plan.stages[i].members}
         self._spaces = {
             name: Workspace(Weights(model, devices[name]), config, limits, slots if name in receiving else 0)
             for name in used
         }
-        self._exchanges: dict[tuple[str, ...], Exchange] = {}
+        self._sums: dict[tuple[str, ...], AllReduce] = {}
         self.stages = {i: self._load(plan.stages[i]) for i in which}
 
     @property
@@ -56,23 +69,31 @@ class Loaded:
             space.device.stream.abandon()
         for space in self._spaces.values():
             space.forget()
-        for exchange in self._exchanges.values():
-            exchange.forget()
+        for sums in self._sums.values():
+            sums.forget()
 
-    def _load(self, stage: Stage) -> LoadedStage:
+    def _load(self, stage: Stage) -> Hop:
         first, last = stage is self._plan.stages[0], stage is self._plan.stages[-1]
         runners = [
             Runner(self._spaces[m.device], self._config, stage, m, self._cache, first=first, last=last)
             for m in stage.members
         ]
-        sums = len(runners) > 1 and stage.halves[0] < stage.halves[1]
-        return LoadedStage(runners, self._exchange(stage) if sums else None)
+        loaded = LoadedStage(runners, self._all_reduce(stage) if _shares_rows(stage) else None)
+        return MeteredStage(loaded, self._meter) if self._meter else loaded
 
-    def _exchange(self, stage: Stage) -> Exchange:
+    def _all_reduce(self, stage: Stage) -> AllReduce:
         """Stages of the same devices share one: it has memory."""
         names = tuple(member.device for member in stage.members)
-        if names not in self._exchanges:
+        if names not in self._sums:
             spaces = [self._spaces[name] for name in names]
             members = [(space.device, space.ops) for space in spaces]
-            self._exchanges[names] = Exchange(members, self._config.width)
-        return self._exchanges[names]
+            sums = open_all_reduce(members, self._config.width, *self._how)
+            if self._meter:
+                sums = MeteredSums(sums, [space.device for space in spaces], self._meter)
+            self._sums[names] = sums
+        return self._sums[names]
+
+
+def _shares_rows(stage: Stage) -> bool:
+    """Whether members have to sum what they have."""
+    return len(stage.members) > 1 and stage.halves[0] < stage.halves[1]

@@ -11,9 +11,6 @@ from ggrun.engine.engine import Engine
 from ggrun.engine.generate import Context, Text
 from ggrun.errors import UsageError
 
-_PIECE_BYTES = 64 << 20
-"""How much memory the logits of one piece of a window may take: a whole one of 512 may have 260 MB."""
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -78,8 +75,7 @@ def perplexity(
         [*first, *tokens[i * window + len(first) : (i + 1) * window]]
         for i in range(whole if chunks < 0 else min(chunks, whole))
     ]
-    step = max(1, _PIECE_BYTES // (4 * engine.config.vocab))
-    return _estimates(context, context.text(), windows, step)
+    return _estimates(context, context.text(), windows, engine.most_outputs)
 
 
 def _estimates(context: Context, text: Text, windows: list[list[int]], step: int) -> Iterator[Estimate]:
@@ -91,13 +87,17 @@ def _estimates(context: Context, text: Text, windows: list[list[int]], step: int
 
 
 def _scores(context: Context, text: Text, ids: list[int], step: int) -> Iterator[NDArray[np.float64]]:
-    """The negative log-likelihoods of what is scored in a window, in pieces of `step` tokens."""
+    """The negative log-likelihoods of what is scored in a window, in pieces of `step` tokens.
+
+    Only one piece's logits are there at a time: those of a whole window of 512 may take 260 MB.
+    """
     first, last = len(ids) // 2, len(ids) - 1  # the last token is foretold, and foretells nothing
     context.begin(text, ids[:first], reuse=False)
     for begin in range(first, last, step):
         end = min(begin + step, last)
-        logits = context.append(text, ids[begin:end], all_logits=True)
-        yield _surprise(logits, ids[begin + 1 : end + 1])
+        targets = ids[begin + 1 : end + 1]
+        # The logits have no name here: they are gone when the next ones come.
+        yield _surprise(context.append(text, ids[begin:end], all_logits=True).logits, targets)
 
 
 def _surprise(logits: NDArray[np.float32], targets: Sequence[int]) -> NDArray[np.float64]:

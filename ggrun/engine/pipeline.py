@@ -1,6 +1,8 @@
 """Walks a plan: batches through its stages, several at a time, so that all devices work."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +11,9 @@ from ggrun.arch.config import Config
 from ggrun.devices.base import Device, Limits
 from ggrun.engine.batch import Batch
 from ggrun.engine.hosts import Host, hops
-from ggrun.engine.loaded import Loaded
+from ggrun.engine.loaded import SUMS, Loaded, Sums
+from ggrun.engine.meter import Meter
+from ggrun.engine.outputs import Outputs, Scores
 from ggrun.engine.runner import CacheSpec
 from ggrun.engine.stage import Hop
 from ggrun.engine.weights import refuse_unused
@@ -22,6 +26,8 @@ class Pipeline:
     """A model loaded as a plan says.
 
     hosts    other machines, by the names that the plan's devices begin with
+    meter    measures what the devices here do, if there is one
+    sums     how they sum, see Loaded
     """
 
     def __init__(
@@ -33,9 +39,11 @@ class Pipeline:
         cache: CacheSpec,
         limits: Limits,
         hosts: Mapping[str, Host] | None = None,
+        meter: Meter | None = None,
+        sums: Sums = SUMS,
     ) -> None:
         check_cuts(plan, model, config)
-        self._config, ways = config, hops(plan)
+        self._config, self._meter, ways = config, meter, hops(plan)
         used = dict.fromkeys(member.device for stage in plan.stages for member in stage.members)
         # One batch for each device that works, and one on its way.
         self._window = slots = len(used) + 1
@@ -46,7 +54,7 @@ class Pipeline:
             for name, host in self._hosts.items()
         }
         here = [run.start for host, run in ways if not host]
-        self._here = Loaded(plan, here, devices, model, config, cache, limits, slots)
+        self._here = Loaded(plan, here, devices, model, config, cache, limits, slots, meter, sums)
         self._stages: list[Hop] = [
             next(elsewhere[host]) if host else self._here.stages[run.start] for host, run in ways
         ]
@@ -54,26 +62,39 @@ class Pipeline:
         refuse_unused(model, taken)
         self._broken = False
 
-    def run(self, batches: Sequence[Batch]) -> list[NDArray[np.float32]]:
-        """The logits that each batch asks for: float32 [outputs, vocab].
+    def run(self, batches: Sequence[Batch], logits: NDArray[np.float32] | None = None) -> list[Scores]:
+        """What each batch wants of its outputs.
+
+        logits    room for those of all batches, one behind the other: float32 [outputs of all, vocab]; None:
+                  each has its own
 
         Batches go through each stage in the order that they have here. The first error is raised when all
         devices are at rest.
         """
         if self._broken:  # a second Ctrl+C came while the devices came to rest
             self._give_up()
-        self._broken = True
+        self._broken, begin = True, time.perf_counter()
         try:
-            logits = [np.empty((batch.wanted, self._config.vocab), np.float32) for batch in batches]
+            outputs = self._outputs(batches, logits)
             for stage, batch in schedule(len(self._stages), len(batches), self._window):
-                self._enqueue(stage, batches[batch], batch % self._window, logits[batch])
-            for place in self._places():
-                place.synchronize()
+                self._enqueue(stage, batches[batch], batch % self._window, outputs[batch])
+            self._here.synchronize()
+            for host in self._hosts.values():
+                host.synchronize()
+            if self._meter:
+                self._meter.collect(time.perf_counter() - begin)
         except BaseException:
             self._give_up()
             raise
         self._broken = False
-        return logits
+        return [output.scores() for output in outputs]
+
+    def _outputs(self, batches: Sequence[Batch], logits: NDArray[np.float32] | None) -> list[Outputs]:
+        if logits is None:
+            return [Outputs(batch, self._config.vocab) for batch in batches]
+        ends = accumulate((batch.wanted for batch in batches), initial=0)
+        rooms = (logits[begin:end] for begin, end in pairwise(ends))
+        return [Outputs(batch, self._config.vocab, room) for batch, room in zip(batches, rooms, strict=True)]
 
     def interrupt(self) -> None:
         """Make `run` end with Interrupted on other machines, as devices do here; from any thread."""
@@ -85,7 +106,7 @@ class Pipeline:
         for host in self._hosts.values():
             host.resume()
 
-    def _enqueue(self, index: int, batch: Batch, slot: int, logits: NDArray[np.float32]) -> None:
+    def _enqueue(self, index: int, batch: Batch, slot: int, outputs: Outputs) -> None:
         """One batch through one stage."""
         stage = self._stages[index]
         if index > 0:
@@ -94,14 +115,14 @@ class Pipeline:
         if index + 1 < len(self._stages):
             stage.send(batch, self._stages[index + 1], slot)
         else:
-            stage.download(batch, logits)
-
-    def _places(self) -> "list[Loaded | Host]":
-        return [self._here, *self._hosts.values()]
+            stage.download(batch, outputs)
 
     def _give_up(self) -> None:
-        for place in reversed(self._places()):
-            place.abandon()
+        for host in self._hosts.values():
+            host.abandon()
+        self._here.abandon()
+        if self._meter:
+            self._meter.forget()
         self._broken = False
 
 
@@ -113,9 +134,9 @@ def schedule(stages: int, batches: int, window: int) -> Iterator[tuple[int, int]
     """
     begins = [batch // window * max(stages, window) + batch % window for batch in range(batches)]
     first = 0
-    for time in range(begins[-1] + stages if batches else 0):
-        while time - begins[first] >= stages:
+    for step in range(begins[-1] + stages if batches else 0):
+        while step - begins[first] >= stages:
             first += 1
         for batch in range(first, min(first + window, batches)):
-            if time >= begins[batch]:
-                yield time - begins[batch], batch
+            if step >= begins[batch]:
+                yield step - begins[batch], batch

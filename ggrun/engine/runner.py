@@ -9,11 +9,10 @@ from ggrun.arch.config import Config
 from ggrun.devices.base import Buffer, Cells, Device, Place, Program
 from ggrun.devices.exchange import Part
 from ggrun.devices.streams import Stream
-from ggrun.engine.cache import PAGE
 from ggrun.engine.forward import Forward, LayerCells
 from ggrun.engine.workspace import Workspace
-from ggrun.errors import GgrunError
-from ggrun.plan import Member, Plan, Stage
+from ggrun.plan import Member, Stage
+from ggrun.plan.facts import PAGE
 
 
 @dataclass(frozen=True)
@@ -25,12 +24,6 @@ class CacheSpec:
     values: str = "f16"
     on_host: bool = False
     """Whether the cells lie in the host's memory; a device with memory of its own reads them from there."""
-
-    def layer_bytes(self, config: Config, device: Device, member: Member) -> int:
-        """The bytes of one layer's cells on a member's device."""
-        heads = member.kv_heads[1] - member.kv_heads[0]
-        row = device.row_bytes(self.keys, config.key_dim) + device.row_bytes(self.values, config.value_dim)
-        return self.pages * PAGE * heads * row
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,7 @@ class Runner:
     """Records its half layers once, in segments: programs end where members must sum what they have.
 
     `residual` is where the residual stream comes in and goes out, `logits` where the member's share of these
-    is.
+    is, and `best` what Recorder.top_k gives of it.
     """
 
     def __init__(
@@ -65,6 +58,7 @@ class Runner:
             if part is not None:
                 ops.add(part, x)
         logits = forward.head(x) if last and member.vocab[0] < member.vocab[1] else None
+        self.best: Place | None = None if logits is None else ops.top_k(logits, member.vocab[0])
         self.segments.append(Segment(ops.finish(), None))
         self.residual: Place = ops.place(x)
         self.logits: Place | None = None if logits is None else ops.place(logits)
@@ -100,26 +94,3 @@ class Runner:
             return Cells(memory, kind, heads, dim, PAGE, self._cache.on_host)
 
         return LayerCells(cells(self._cache.keys, c.key_dim), cells(self._cache.values, c.value_dim))
-
-
-def cell_bytes(plan: Plan, devices: dict[str, Device], config: Config, cache: CacheSpec) -> dict[str, int]:
-    """The bytes of the KV cache on each of the devices."""
-    needed: dict[str, int] = {}
-    for stage in plan.stages:
-        layers = sum(half % 2 == 0 for half in range(*stage.halves))
-        for m in stage.members:
-            if m.device not in devices:
-                continue  # another machine's, which has its own say
-            nbytes = layers * cache.layer_bytes(config, devices[m.device], m)
-            needed[m.device] = needed.get(m.device, 0) + nbytes
-    return needed
-
-
-def check_memory(plan: Plan, devices: dict[str, Device], config: Config, cache: CacheSpec) -> None:
-    """GgrunError, before anything is loaded, when a device has no room for its part of the KV cache."""
-    for name, nbytes in cell_bytes(plan, devices, config, cache).items():
-        if not cache.on_host and nbytes > (free := devices[name].available()):
-            raise GgrunError(
-                f"{name}: the KV cache of {cache.pages * PAGE} positions takes {nbytes / 2**30:.1f} GiB, "
-                f"{free / 2**30:.1f} GiB are free: give a smaller context with -c, or -ctk q8_0 -ctv q8_0"
-            )

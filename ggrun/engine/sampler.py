@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ggrun.devices.best import MOST_K, best_of
 from ggrun.errors import GgrunError, UsageError
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ Logits = NDArray[np.float32]
 FLOAT_MAX = np.finfo(np.float32).max
 _COLD = 1e-260
 """A temperature that leaves only the best; with lower ones numbers would be too large."""
-_COLUMNS = 1024
-"""As few as numpy finds the maxima of at full speed."""
 FLOAT_MAX_LOG = 88.7228391
 """The logarithm of the largest float32: llama.cpp's bound for DRY's penalty."""
 
@@ -95,9 +94,9 @@ def _finite(value: Any) -> bool:
 
 
 class Candidates(NamedTuple):
-    """Tokens that may be chosen, the most probable first; all logits are above -inf."""
+    """Tokens that may be chosen, the most probable first; all logits are finite, as inf is FLOAT_MAX."""
 
-    ids: NDArray[np.intp]
+    ids: NDArray[np.integer[Any]]
     logits: NDArray[np.float64]
 
     def keep(self, which: NDArray[np.bool_] | slice) -> "Candidates":
@@ -174,39 +173,36 @@ def top_candidates(logits: Logits, o: SamplingOptions) -> Candidates:
 
     GgrunError when all logits are -inf.
     """
-    if o.top_n_sigma <= 0 and 0 < o.top_k < len(logits):
-        least = _least(logits, o.top_k)
-        if least > -np.inf:
-            return _sorted(logits, (logits >= least).nonzero()[0]).keep(slice(o.top_k))
+    if o.top_n_sigma <= 0 and o.top_k > 0:
+        ids = best_of(logits, o.top_k)
+        return possible(logits[ids], ids)
+    _check(logits.max())
     ids = np.flatnonzero(logits > -np.inf)
-    if not len(ids):
-        raise GgrunError("no token can come next: the model's logits and the options leave none")
-    if o.top_n_sigma > 0:
-        finite = logits[ids].astype(np.float64)
+    if o.top_n_sigma > 0 and len(ids):
+        finite = np.minimum(logits[ids], FLOAT_MAX).astype(np.float64)
         ids = ids[finite >= finite.max() - o.top_n_sigma * finite.std()]
-    if 0 < o.top_k < len(ids):
-        values = logits[ids]
-        ids = ids[values >= np.partition(values, -o.top_k)[-o.top_k]]
-        return _sorted(logits, ids).keep(slice(o.top_k))
-    return _sorted(logits, ids)
+    ids = ids[best_of(logits[ids], o.top_k if o.top_k > 0 else len(ids))]
+    return possible(logits[ids], ids)
 
 
-def _least(logits: Logits, k: int) -> np.float32:
-    """What at least k logits reach, and hardly more: the k-th of the maxima of columns that they are laid in.
+def possible(logits: Logits, ids: NDArray[np.integer[Any]]) -> Candidates:
+    """Those above -inf of logits that are sorted, the best first, what is no number before all.
 
-    All tokens are looked at once for it; to sort so many takes longer than all else that a sampler does.
+    GgrunError when there is none, or some are no numbers.
     """
-    columns = max(16 * k, _COLUMNS)
-    if rows := len(logits) // columns:
-        logits = logits[: rows * columns].reshape(rows, columns).max(axis=0)
-    least: np.float32 = np.partition(logits, -k)[-k]
-    return least
+    best = logits[0] if len(logits) else -np.inf
+    _check(best)
+    if best == -np.inf:
+        raise GgrunError("no token can come next: the model's logits and the options leave none")
+    if logits[-1] == -np.inf:
+        count = np.count_nonzero(logits > -np.inf)
+        logits, ids = logits[:count], ids[:count]
+    return Candidates(ids, np.minimum(logits, FLOAT_MAX, dtype=np.float64))
 
 
-def _sorted(logits: Logits, ids: NDArray[np.intp]) -> Candidates:
-    values = logits[ids].astype(np.float64)
-    order = (-values).argsort(kind="stable")
-    return Candidates(ids[order], values[order])
+def _check(largest: float) -> None:
+    if isnan(largest):
+        raise GgrunError("the model computed values that are no numbers: its file may be damaged")
 
 
 def typical(c: Candidates, p: float) -> Candidates:
@@ -271,7 +267,7 @@ class Sampler:
         self._token_text, self._grammar = token_text, grammar
         # Most texts need none of these, and a look at all tokens takes time.
         penalties = (options.repeat_penalty - 1.0, options.frequency_penalty, options.presence_penalty)
-        self._penalizes = any(penalties) or options.dry_multiplier > 0.0
+        self._adjusts = any(penalties) or options.dry_multiplier > 0.0 or bool(options.logit_bias or grammar)
         self._history: list[int] = []
         self._breakers: dict[int, bool] = {}
 
@@ -290,27 +286,38 @@ class Sampler:
         if self._grammar:
             self._grammar.accept(token)
 
-    def sample(self, logits: Logits) -> int:
-        """The next token, from its logits [vocab]; GgrunError when they are no numbers, or all -inf."""
-        c = self.candidates(logits)
+    @property
+    def needs(self) -> int:
+        """How many of the best logits are enough; 0: it looks at all, or at more than devices look for."""
+        o = self._filters
+        if self._adjusts or o.top_n_sigma > 0:
+            return 0
+        return int(o.top_k) if 0 < o.top_k <= MOST_K else 0
+
+    def sample(self, logits: Logits, ids: NDArray[np.integer[Any]] | None = None) -> int:
+        """The next token, from its logits [vocab]; GgrunError when they are no numbers, or all -inf.
+
+        ids: the logits are those of these tokens, the `needs` best or more of them, sorted as Scores are
+        """
+        c = self.candidates(logits, ids)
         total = c.probabilities().cumsum()
         # As Generator.choice does it, which looks at much first.
         return int(c.ids[(total / total[-1]).searchsorted(self._rng.random(), side="right")])
 
-    def candidates(self, logits: Logits) -> Candidates:
+    def candidates(self, logits: Logits, ids: NDArray[np.integer[Any]] | None = None) -> Candidates:
         """What `sample` draws from: the tokens that all links of the chain left, and how probable each is."""
         o = self._filters
-        c = top_candidates(self._adjusted(logits), o)
+        if ids is None:
+            c = top_candidates(self._adjusted(logits) if self._adjusts else logits, o)
+        else:
+            c = possible(logits[: o.top_k], ids[: o.top_k])
         c = xtc(min_p(top_p(typical(c, o.typical), o.top_p), o.min_p), self._rng, o)
         return tempered(c, o.temp)
 
     def _adjusted(self, logits: Logits) -> Logits:
         """A copy with biases, grammar and penalties; at most FLOAT_MAX, for an infinite bias means always."""
         o = self.options
-        if isnan(most := logits.max()):
-            raise GgrunError("the model computed values that are no numbers: its file may be damaged")
-        if most <= FLOAT_MAX and not (o.logit_bias or self._grammar or self._penalizes):
-            return logits
+        _check(logits.max())
         logits = np.minimum(logits, FLOAT_MAX)
         if o.logit_bias:
             self._add_biases(logits)

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ggrun.devices.exchange import Exchange
+from ggrun.devices.exchange import AllReduce
 from ggrun.engine.batch import Batch
+from ggrun.engine.outputs import Outputs
 from ggrun.engine.runner import Runner
 from ggrun.engine.workspace import Sender
 
@@ -27,18 +25,18 @@ class Hop(Protocol):
     def send(self, batch: Batch, to: "Hop", slot: int) -> None:
         """Enqueue that the next one gets the residual stream."""
 
-    def download(self, batch: Batch, out: NDArray[np.float32]) -> None:
-        """Enqueue that the logits come to the host: out is [outputs, vocab]."""
+    def download(self, batch: Batch, outputs: Outputs) -> None:
+        """Enqueue that what is wanted of the batch's outputs comes to the host."""
 
 
 class LoadedStage:
     """A stage whose members work together: after each half layer they sum what they have.
 
-    exchange    None where there is nothing to sum
+    sums    how members sum; None where there is nothing to sum
     """
 
-    def __init__(self, runners: Sequence[Runner], exchange: Exchange | None) -> None:
-        self.runners, self._exchange = runners, exchange
+    def __init__(self, runners: Sequence[Runner], sums: AllReduce | None) -> None:
+        self.runners, self._sums = runners, sums
         self._steps = list(zip(*(runner.segments for runner in runners), strict=True))
 
     def run(self, batch: Batch) -> None:
@@ -48,8 +46,8 @@ class LoadedStage:
         for segments in self._steps:
             for segment in segments:
                 segment.program.run()
-            if self._exchange and (parts := [segment.part for segment in segments if segment.part]):
-                self._exchange.all_reduce(parts, len(batch.tokens))
+            if self._sums and (parts := [segment.part for segment in segments if segment.part]):
+                self._sums.all_reduce(parts, len(batch.tokens))
 
     def accept(self, senders: Sequence[Sender], batch: Batch, slot: int) -> None:
         """Enqueue the copies of the residual stream to all members, each from another sender."""
@@ -65,9 +63,14 @@ class LoadedStage:
         """Push the residual stream on: all of ours have it."""
         to.accept(self.runners, batch, slot)
 
-    def download(self, batch: Batch, out: NDArray[np.float32]) -> None:
-        """Enqueue that each member's share of the logits comes to the host: out is [outputs, vocab]."""
+    def download(self, batch: Batch, outputs: Outputs) -> None:
+        """Enqueue that each member's share of the logits, or the best of it, comes to the host."""
+        rows = outputs.rows
         for runner in self.runners:
-            if runner.logits is not None and len(out):
-                begin, end = runner.member.vocab
-                runner.space.device.download(runner.logits, len(out), out[:, begin:end])
+            device, (begin, end) = runner.space.device, runner.member.vocab
+            if begin == end or not rows:
+                continue
+            if batch.top:
+                device.download_top_k(runner.best, rows, batch.top, outputs.best(begin))
+            else:
+                device.download(runner.logits, rows, outputs.logits[:, begin:end])

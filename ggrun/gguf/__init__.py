@@ -5,6 +5,7 @@ raised as a GGUFError, whose text is one line.
 """
 
 from ggrun.gguf.errors import GGUFError
+from ggrun.gguf.first_layers import FirstLayers
 from ggrun.gguf.mapped import Tensor
 from ggrun.gguf.reader import GGUF, Declared, Outline
 from ggrun.gguf.types import FORMATS, FORMATS_BY_ID, Format, Value, ValueType
@@ -15,6 +16,7 @@ __all__ = [
     "FORMATS_BY_ID",
     "GGUF",
     "Declared",
+    "FirstLayers",
     "Format",
     "GGUFError",
     "Outline",

@@ -5,7 +5,7 @@ device and the ranges of heads, key-value heads, feed-forward columns and output
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ggrun.arch.config import Config
@@ -56,6 +56,7 @@ class Plan:
         try:
             data = json.loads(text)
             stages = [_stage(s) for s in data["stages"]]
+            _refuse_unknown(data, cls)
             kv_on_host = data.get("kv_on_host", False)
             if type(kv_on_host) is not bool:
                 raise ValueError(f"kv_on_host is {kv_on_host!r:.60}")
@@ -136,7 +137,17 @@ def _range(value: Any) -> Range:
     return begin, end
 
 
+def _refuse_unknown(data: dict[str, Any], kind: type[Plan | Stage | Member]) -> None:
+    """ValueError for a key that says nothing: it may be a wish that would not be kept."""
+    known = [field.name for field in fields(kind)]
+    if unknown := [key for key in data if key not in known]:
+        raise ValueError(f"a {kind.__name__.lower()} has {', '.join(known)}, and no {unknown[0]!r:.40}")
+
+
 def _stage(data: dict[str, Any]) -> Stage:
+    _refuse_unknown(data, Stage)
+    for member in data["members"]:
+        _refuse_unknown(member, Member)
     members = tuple(
         Member(str(m["device"]), *(_range(m[share]) for share in ("heads", "kv_heads", "ff", "vocab")))
         for m in data["members"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ggrun.plan import Member, Plan, host_of
 from ggrun.plan.facts import ModelFacts
-from ggrun.plan.hardware import DeviceInfo
+from ggrun.plan.hardware import DeviceInfo, card_name
 from ggrun.plan.usage import Sizes
 
 EFFICIENCY = 0.87
@@ -23,7 +23,7 @@ EFFICIENCY = 0.87
 HALF_LAYER = 42e-6
 """Seconds that a half layer takes beside its matrices: launches or barriers, norms, attention."""
 HOP = 20e-6
-"""Seconds that a message between two devices takes, however short it is."""
+"""Seconds that a message between two devices takes, however short it is, where that was not measured."""
 DEPTH = 512
 """Tokens in the context for which a token's time is predicted: as tg512 has them, at most."""
 PROMPT = 2048
@@ -111,23 +111,28 @@ class Clock:
         """Picoseconds of handing the residual stream on; 0 when all stay where they are."""
         if [d.name for d in source] == [d.name for d in target]:
             return 0
-        link = min(device.link for device in (*source, *target))
-        way = self._way(source[0], target[0], 4 * tokens * self._facts.config.width)
-        return self._message(tokens, link) + way
+        # Each receiver has it from the sender at its place, as engine/stage.py sends.
+        n = min(len(source), len(target))
+        return _ps(max(self._sends(source[i], target[i::n], tokens) for i in range(n)))
 
     def back(self, source: DeviceInfo) -> int:
         """Picoseconds of one token's logits on their way home, from another machine."""
         return _ps(source.latency + 4 * self._facts.config.vocab / source.network) if source.network else 0
 
-    def _way(self, a: DeviceInfo, b: DeviceInfo, nbytes: int) -> int:
-        """Picoseconds of a message between machines; 0 inside of one."""
-        if host_of(a.name) == host_of(b.name):
-            return 0
-        networks = [d.network for d in (a, b) if d.network]
-        return _ps(a.latency + b.latency + nbytes / min(networks)) if networks else 0
+    def _all_reduce(self, devices: Sequence[DeviceInfo], tokens: int) -> int:
+        """The faster of the two ways of devices/exchange.py: each sends what it has to all others; or a share
+        to each, and then its share of the sums. The slowest device counts."""
 
-    def _message(self, tokens: int, link: float) -> int:
-        return _ps(HOP + 4 * tokens * self._facts.config.width / link)
+        def slowest(rows: float) -> float:
+            return max(self._sends(giver, devices, rows) for giver in devices)
+
+        return _ps(min(slowest(tokens), 2 * slowest(tokens / len(devices))))
+
+    def _sends(self, giver: DeviceInfo, takers: Sequence[DeviceInfo], tokens: float) -> float:
+        """Seconds of copying so many rows of the residual stream to others, one copy after the other."""
+        ways = [_way(giver, taker) for taker in takers if taker.name != giver.name]
+        nbytes = 4 * tokens * self._facts.config.width
+        return max((latency for latency, _ in ways), default=0.0) + nbytes * sum(each for _, each in ways)
 
     def _item(self, item: int, place: Place, tokens: int, depth: int) -> int:
         pairs = zip(place.members, place.devices, strict=True)
@@ -136,9 +141,7 @@ class Clock:
             return longest + self.back(place.devices[0])
         if len(place.members) == 1:
             return longest
-        # An all-reduce: each sends what it has to all others, one copy after the other on its link.
-        others, link = len(place.members) - 1, min(device.link for device in place.devices)
-        return longest + self._message(others * tokens, link)
+        return longest + self._all_reduce(place.devices, tokens)
 
     def _share(self, item: int, member: Member, device: DeviceInfo, tokens: int, depth: int) -> int:
         facts, part, c = self._facts, self._facts.part(item), self._facts.config
@@ -184,6 +187,18 @@ def predict(facts: ModelFacts, plan: Plan, sizes: Sizes, devices: dict[str, Devi
     # Micro-batches follow each other as closely as the device with the most to do lets them.
     prompt_time = flow[1] + (clock.micro_batches - 1) * max(batch.values())
     return Speed(flow[0], flow[0] + flow[2], prompt_time, clock.prompt_tokens, busy)
+
+
+def _way(giver: DeviceInfo, taker: DeviceInfo) -> tuple[float, float]:
+    """Seconds that a copy takes however short it is, and seconds a byte."""
+    if card_name(giver.name) == card_name(taker.name):  # a copy within it reads and writes
+        return HOP, 2 / giver.bandwidth
+    if host_of(giver.name) != host_of(taker.name):  # by way of both machines' hosts, and the network
+        links = (giver.link, taker.link, *(d.network for d in (giver, taker) if d.network))
+        return HOP + giver.latency + taker.latency, 1 / min(links)
+    if link := giver.link_to(taker):
+        return link.latency, 1 / link.bandwidth
+    return HOP, 1 / min(giver.link, taker.link)
 
 
 def _ps(seconds: float) -> int:

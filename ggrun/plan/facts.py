@@ -10,13 +10,13 @@ from typing import Any
 
 from ggrun.arch.config import Config
 from ggrun.gguf import Declared, Outline
-from ggrun.plan import Member, Range
+from ggrun.plan import Member, Range, whole
 
 ALIGNMENT = 256
 """Bytes that a tensor may lose where it begins: cudaMalloc's alignment, the largest of all devices."""
 
 PAGE = 64
-"""Positions in a page of the KV cache; the engine's pages are as large (a test says so)."""
+"""Positions in a page of the KV cache."""
 
 EMBEDDING = -1
 """The place of the embedding where half layers have theirs; that of the output is 2 * layers."""
@@ -60,8 +60,10 @@ class Part:
         )
         return (*sums, self.experts, self.padding)
 
-    def add(self, tensor: Declared, share: str, used: tuple[int, int]) -> None:
-        """Count a tensor of which a token uses `used[0]` of `used[1]` parts."""
+    def add(self, tensor: Declared, share: str, config: Config) -> None:
+        """Count a tensor. Of one that has all experts a token uses those that are its own."""
+        expert = config.experts > 0 and "_exps." in tensor.name
+        used = (config.experts_used, config.experts) if expert else (1, 1)
         size, numbers = tensor.nbytes, math.prod(tensor.shape)
         self.nbytes[share] += size
         self.read[share] += size * used[0] // used[1]
@@ -69,7 +71,7 @@ class Part:
             self.weights[share] += numbers * used[0] // used[1]
             self.floats[share] += numbers * used[0] // used[1] if tensor.format.block == 1 else 0
             self.slow[share] += numbers * used[0] // used[1] if _SLOW.match(tensor.format.name) else 0
-        self.experts += size if len(tensor.shape) > 2 else 0
+        self.experts += size if expert else 0
         self.padding += ALIGNMENT + (max(0, 4 * numbers - size) if len(tensor.shape) == 1 else 0)
         self.names.append(tensor.name)
 
@@ -93,11 +95,10 @@ class ModelFacts:
         config = Config.from_gguf(model)
         parts = [Part() for _ in range(2 * config.layers)]
         embedding, output = Part(), Part()
-        used = (config.experts_used, config.experts) if config.experts else (1, 1)
         for tensor in model.tensors.values():
             share, at = _share(tensor), _place(tensor.name, config.layers)
             part = embedding if at == EMBEDDING else parts[at] if at < 2 * config.layers else output
-            part.add(tensor, share, used if len(tensor.shape) > 2 else (1, 1))
+            part.add(tensor, share, config)
         _one_row(model, embedding)
         downs = [t for t in model.tensors.values() if re.search(r"\.ffn_down(_exps)?\.weight$", t.name)]
         outputs = [t for t in model.tensors.values() if t.name.endswith(".attn_output.weight")]
@@ -153,6 +154,20 @@ class ModelFacts:
         """The embedding's "nbytes", "weights", "floats" or "slow", all of it."""
         found: dict[str, int] = getattr(self.embedding, sums)
         return sum(found.values())
+
+    @property
+    def token_bytes(self) -> int:
+        """The bytes of weights that one token of one sequence reads: each tensor once, but for what it skips.
+
+        It skips the experts that are not its own, and all rows of the embedding but one, unless the embedding
+        is the output matrix too.
+        """
+        read = sum(sum(part.read.values()) for part in (*self.parts, self.output))
+        return read + (self.embedding_matrix("nbytes") if self.tied else sum(self.embedding.read.values()))
+
+    def position_bytes(self, keys: str, values: str) -> int:
+        """The bytes of one position in the cache of all layers: a token reads them of each before it."""
+        return self.config.layers * self.cell_bytes(whole(self.config, ""), keys, values)
 
     def cell_bytes(self, member: Member, keys: str, values: str) -> int:
         """The bytes of one position in the cache of one layer."""

@@ -22,14 +22,24 @@ MOST_DEVICES = 32
 
 _ITEM = re.compile(
     r"(?:(\d{1,3})\s*[x×]\s*)?"  # 2x
-    r"((?:cpu|emulated|cuda)(?::\d{1,3})?|[^:@,]+?)"  # cpu, cpu:0, rtx3090
+    r"((?:cpu|emulated|cuda)(?::\d{1,3}(?:\.\d{1,3})?)?|[^:@,]+?)"  # cpu, cpu:0, cuda:0.1, rtx3090
     r"(?:\s*:\s*([0-9.]+)\s*([KMGT]?)i?B)?"  # :64GB
     r"(?:\s*@\s*([0-9.]+)\s*([MGT])B/s)?",  # @50GB/s
     re.IGNORECASE | re.ASCII,
 )
-_CPU, _CUDA = re.compile(r"(cpu|emulated)(?::(\d+))?"), re.compile(r"cuda:(\d+)")
+_CPU, _CUDA = re.compile(r"(cpu|emulated)(?::(\d+))?"), re.compile(r"cuda:(\d+)(?:\.(\d+))?")
 _BINARY = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _DECIMAL = {"M": 1e6, "G": 1e9, "T": 1e12}
+
+
+@dataclass(frozen=True)
+class Link:
+    """How copies go from one card to another. Speeds are 0 where they were not measured."""
+
+    direct: bool  # and not through the host's memory
+    bandwidth: float = 0.0  # bytes a second
+    latency: float = 0.0  # seconds that a copy takes, however short it is
+    reason: str = ""  # why they do not go direct
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,12 @@ class DeviceInfo:
     unpacked: float = 0.0  # weights a second of formats that it unpacks to floats first; 0: any number
     network: float = 0.0  # bytes a second to the machine that it is in, where that is another one
     latency: float = 0.0  # seconds that a message takes there
+    peers: tuple[tuple[str, Link], ...] = ()  # links to other cards, by card_name
+
+    def link_to(self, other: "DeviceInfo") -> Link | None:
+        """How copies go to another card, if that was measured."""
+        name = card_name(other.name)
+        return next((link for peer, link in self.peers if peer == name and link.bandwidth), None)
 
     @property
     def host(self) -> bool:
@@ -112,7 +128,8 @@ def parse_devices(
     """The devices of a text such as "2x rtx3090, cpu:64GB@50GB/s", cards as cuda:0, cuda:1 and so on.
 
     here, card_here: the CPU and the cards of this machine, whose memory and speeds count where the text does
-    not say them. A GB of memory is 2^30 bytes, one of speed 10^9. UsageError for what is no device.
+    not say them. A card that is named several times is as many logical devices: cuda:0.0, cuda:0.1. A GB of
+    memory is 2^30 bytes, one of speed 10^9. UsageError for what is no device.
     """
     found: list[DeviceInfo] = []
     for item in text.split(","):
@@ -124,10 +141,65 @@ def parse_devices(
         for _ in range(int(match[1] or 1)):
             cards = sum(device.name.startswith("cuda:") for device in found)
             found.append(_device(match, cards, here, card_here))
+    if card_here:
+        found = _logical(found, card_here)
     names = [short_name(device.name) for device in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"--devices: {twice[0]} is there twice")
     return found
+
+
+def with_memory(text: str, sizes: str) -> str:
+    """A text of devices in which cards have these limits, where they have none: "24GB", or one a card."""
+    items, limits = [item.strip() for item in text.split(",")], [size.strip() for size in sizes.split(",")]
+    open_cards = [i for i, item in enumerate(items) if item.lower() != "cpu" and not _has_limit(item)]
+    if len(limits) not in (1, len(open_cards)):
+        raise UsageError(f"--device-memory gives {len(limits)} sizes for {len(open_cards)} cards")
+    for at, limit in zip(open_cards, limits * (len(open_cards) if len(limits) == 1 else 1), strict=True):
+        if not re.fullmatch(r"[0-9.]+\s*[KMGT]?i?B", limit, re.IGNORECASE | re.ASCII):
+            raise UsageError(f"--device-memory: {limit!r:.20} is no size: write it as 24GB")
+        name, at_sign, speed = items[at].partition("@")
+        items[at] = f"{name.strip()}:{limit}{at_sign}{speed}"
+    return ",".join(items)
+
+
+def _has_limit(item: str) -> bool:
+    match = _ITEM.fullmatch(item)
+    return bool(match and match[3])
+
+
+def _logical(found: list[DeviceInfo], card_here: Callable[[int], DeviceInfo]) -> list[DeviceInfo]:
+    """The same devices; those that are on one card have names of their own, and its memory together.
+
+    Devices without a limit share alike what the limits of the others leave.
+    """
+    cards: dict[str, list[DeviceInfo]] = {}
+    for device in found:
+        if match := _CUDA.match(device.name):
+            cards.setdefault(match[1], []).append(device)
+    changed: dict[int, DeviceInfo] = {}
+    for index, devices in cards.items():
+        if len(devices) == 1:
+            continue
+        free = card_here(int(index)).free
+        limited = sum(device.free for device in devices if not device.shared)
+        if limited > free:
+            raise UsageError(
+                f"--devices: cuda:{index} has {free >> 20} MiB free, its logical devices are to take "
+                f"{limited >> 20} MiB"
+            )
+        share = (free - limited) // max(1, sum(device.shared for device in devices))
+        numbered = not any("." in device.name.split(":")[1] for device in devices)
+        for part, device in enumerate(devices):
+            name = device.name.replace(f":{index}", f":{index}.{part}", 1) if numbered else device.name
+            changed[id(device)] = replace(device, name=name, free=share if device.shared else device.free)
+    return [changed.get(id(device), device) for device in found]
+
+
+def card_name(name: str) -> str:
+    """The card of a device of this machine, which several may share: cuda:0 of cuda:0.1:8GB."""
+    match = _CUDA.match(name)
+    return f"cuda:{match[1]}" if match else name
 
 
 def short_name(name: str) -> str:
@@ -168,6 +240,8 @@ def _device(
     name, memory, speed = match[2].strip(), _memory(match), _speed(match)
     if card_here and (of_here := _CUDA.fullmatch(name.lower())):
         info = card_here(int(of_here[1]))
+        if of_here[2]:
+            info = replace(info, name=f"{info.name}.{int(of_here[2])}")
         if not memory:
             return info
         limited = f"{info.name}:{_limit(match)}"

@@ -8,18 +8,21 @@ from typing import Any
 
 from ggrun.errors import UsageError
 
-SPLIT_MODES = ("none", "layer", "row", "tensor")
+SPLIT_MODES = ("none", "layer", "row", "tensor", "auto")
 CACHE_TYPES = ("f16", "f32", "bf16", "q8_0")
 _LEAST_RATIO, _MOST_RATIO = 1e-6, 1e12
 FIT_CONTEXT = 4096
 """The smallest context that fitting to memory may leave (llama.cpp's -fitc)."""
+FIT_MARGIN = 1024
+"""MiB that stay free on a device of which nothing else is said (llama.cpp's -fitt)."""
 
 
 @dataclass(frozen=True)
 class PlanOptions:
     """llama.cpp's placement flags. None: the planner chooses.
 
-    split_mode       none: one device; layer: runs of layers; row, or tensor: every matrix over all devices
+    split_mode       none: one device; layer: runs of layers; row, or tensor: every matrix over all devices;
+                     auto: layer or row, whichever is predicted to be faster
     n_gpu_layers     the LAST so many layers go to cards, the output counting as one more; "all"; "auto"
     tensor_split     what goes to each card, in proportion: layers in mode layer, rows in mode row
     main_gpu         the card of mode none
@@ -31,7 +34,8 @@ class PlanOptions:
     kv_offload       False: the KV cache stays in the host's memory
     n_ctx            positions; 0: the model's, or as many as fit, but fit_ctx at least
     fit              False: nothing is adjusted to the memory, and nothing refused
-    fit_margin       MiB that stay free on every device that others use too
+    fit_margin       MiB that stay free on every device that others use too; several: on each of the devices
+                     as they are listed, FIT_MARGIN on those behind
     """
 
     split_mode: str = "layer"
@@ -50,7 +54,7 @@ class PlanOptions:
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     fit: bool = True
-    fit_margin: int = 1024
+    fit_margin: int | Sequence[int] = FIT_MARGIN
     fit_ctx: int = FIT_CONTEXT
 
     def __post_init__(self) -> None:
@@ -59,6 +63,9 @@ class PlanOptions:
         for f in fields(self):  # numpy's numbers would wrap around
             if _whole(value := getattr(self, f.name)):
                 object.__setattr__(self, f.name, int(value))
+        if not isinstance(margins := self.fit_margin, int):
+            several = tuple(int(margin) for margin in margins)
+            object.__setattr__(self, "fit_margin", several[0] if len(several) == 1 else several)
         if self.split_mode not in SPLIT_MODES:
             raise UsageError(
                 f"split mode {self.split_mode!r:.40} is unknown: there are {', '.join(SPLIT_MODES)}"
@@ -89,6 +96,9 @@ class PlanOptions:
                 raise UsageError(f"{name} is {value!r:.40}: it must be text")
         if not isinstance(self.n_gpu_layers, str) and not _whole(self.n_gpu_layers):
             raise UsageError(f"n_gpu_layers is {self.n_gpu_layers!r:.40}: a number, auto or all")
+        margins: Any = self.fit_margin
+        if not _whole(margins) and not (_listed(margins) and margins and all(map(_whole, margins))):
+            raise UsageError(f"fit_margin is {margins!r:.40}: it must be a whole number, or a list of them")
         for name, kinds, what in (
             ("tensor_split", Real, "numbers"), ("order", str, "names of devices"),
             ("overrides", tuple | list, "pairs of a regular expression and a device"),
@@ -101,6 +111,7 @@ class PlanOptions:
 
     def _numbers(self) -> list[tuple[str, int | None, int]]:
         layers = None if isinstance(self.n_gpu_layers, str) else self.n_gpu_layers
+        margins = self.fit_margin
         return [
             ("n_ctx (-c)", self.n_ctx, 0),
             ("n_ubatch (-ub)", self.n_ubatch, 1),
@@ -108,9 +119,18 @@ class PlanOptions:
             ("main_gpu (-mg)", self.main_gpu, 0),
             ("n_cpu_moe (-ncmoe)", self.n_cpu_moe, 0),
             ("n_cpu_ffn (-ncffn)", self.n_cpu_ffn, 0),
-            ("fit_margin (-fitt)", self.fit_margin, 0),
+            ("fit_margin (-fitt)", margins if isinstance(margins, int) else min(margins), 0),
             ("fit_ctx (-fitc)", self.fit_ctx, 1),
         ]
+
+    def margins(self, devices: int) -> list[int]:
+        """The bytes that stay free on each of so many devices; UsageError where more are told."""
+        given = self.fit_margin
+        if isinstance(given, int):
+            return [given << 20] * devices
+        if len(given) > devices:
+            raise UsageError(f"-fitt gives {len(given)} numbers for {devices} devices")
+        return [mib << 20 for mib in (*given, *[FIT_MARGIN] * (devices - len(given)))]
 
     @property
     def rows(self) -> bool:
@@ -142,6 +162,15 @@ def parse_ratios(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in re.split("[,/]", text.strip()))
     except ValueError:
         raise UsageError(f"-ts {text!r:.60}: numbers with commas between, as 3,1") from None
+
+
+def parse_margin(text: str) -> int | tuple[int, ...]:
+    """-fitt 1024, or 1024,512 (a slash will do too); UsageError."""
+    try:
+        margins = tuple(int(part) for part in re.split("[,/]", text.strip()))
+    except ValueError:
+        raise UsageError(f"-fitt {text!r:.60}: numbers of MiB with commas between, as 1024,512") from None
+    return margins[0] if len(margins) == 1 else margins
 
 
 def parse_overrides(text: str) -> tuple[tuple[str, str], ...]:

@@ -85,7 +85,8 @@ class Planned:
 
 def limits(devices: Sequence[DeviceInfo], options: PlanOptions) -> dict[str, int]:
     """The bytes of each device that a plan may take. The CPU is one even where it is not listed."""
-    found = {device.name: device.usable(options.fit_margin << 20) for device in devices}
+    margins = options.margins(len(devices))
+    found = {device.name: device.usable(margin) for device, margin in zip(devices, margins, strict=True)}
     return {"cpu": 0, **found}
 
 

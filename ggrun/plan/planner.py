@@ -6,7 +6,7 @@ from functools import partial
 
 from ggrun.plan import Plan, Stage, whole
 from ggrun.plan.choice import Choice
-from ggrun.plan.cost import Place, predict
+from ggrun.plan.cost import Place
 from ggrun.plan.facts import EMBEDDING, PAGE, ModelFacts
 from ggrun.plan.hardware import DeviceInfo
 from ggrun.plan.options import PlanOptions
@@ -14,7 +14,7 @@ from ggrun.plan.planned import Planned, Settled, limits, most_pages
 from ggrun.plan.rows import candidates, proportional, shared
 from ggrun.plan.solve import NEVER, Layout, Problem, solvable, solve
 from ggrun.plan.tables import Sums, Table
-from ggrun.plan.usage import Sizes, plan_use
+from ggrun.plan.usage import Sizes
 
 _SHARES = 256  # steps of a card's memory
 _NEARLY = 100  # the part of its time that a plan may lose where cards are to be used alike
@@ -25,6 +25,9 @@ def make_plan(facts: ModelFacts, devices: Sequence[DeviceInfo], options: PlanOpt
 
     UsageError where flags, devices and model do not go together.
     """
+    if options.split_mode == "auto":
+        plans = [make_plan(facts, devices, replace(options, split_mode=mode)) for mode in ("layer", "row")]
+        return min(plans, key=lambda planned: (not planned.fits, planned.speed.pace))
     return _Planner(facts, tuple(devices), options).planned()
 
 
@@ -96,7 +99,7 @@ class _Planner:
     def _possible(self, n_ctx: int) -> bool:
         sums = self._sums(n_ctx)
         found = (self._problem(sums, trial, spill=False) for trial in self._trials(spill=False))
-        return any(map(solvable, found)) or bool(self._on_one_place(sums))
+        return any(map(solvable, found))
 
     # ---------------------------------------------------------------- what is tried
 
@@ -106,10 +109,7 @@ class _Planner:
             problem, below = self._problem(sums, settled, spill), best[0].pace if best else NEVER
             if _bound(problem) < below and (found := solve(problem, below)):
                 best = found, settled
-        if best and self._spreads():
-            best = self._spread(sums, best, spill)
-        alone = self._on_one_place(sums)
-        return (alone, Settled()) if alone and (best is None or alone.pace < best[0].pace) else best
+        return self._spread(sums, best, spill) if best and self._spreads() else best
 
     def _spreads(self) -> bool:
         """Whether cards share what the user's flags leave of the layers, and none is to be filled first."""
@@ -239,26 +239,6 @@ class _Planner:
         if sums.kv_on_host:
             found["cpu"] -= sums.kv_total
         return found
-
-    def _on_one_place(self, sums: Sums) -> Layout | None:
-        """Everything on one device, counted exactly: `solve` counts a tied embedding twice."""
-        devices = self.choice.cards or (self.choice.host,)
-        said = self.options.tensor_split is not None and len(devices) > 1
-        if self.choice.given or self.first or said:
-            return None
-        found = [self._everything_on(sums, device) for device in devices if device is not None]
-        return min((f for f in found if f is not None), key=lambda f: f.pace, default=None)
-
-    def _everything_on(self, sums: Sums, device: DeviceInfo) -> Layout | None:
-        place = self._alone(device)
-        embedding = self._alone(self.choice.host) if self.choice.host else place
-        layout = Layout((place,) * self.facts.items, embedding, 0, 0)
-        plan, may = _plan(self.facts, layout, sums.kv_on_host), limits(self.devices, self.options)
-        uses = plan_use(self.facts, plan, sums.sizes, sums.peers)
-        if any(use.total > may[name] for name, use in uses.items()):
-            return None
-        speed = predict(self.facts, plan, sums.sizes, {device.name: device for device in self.devices})
-        return replace(layout, pace=speed.pace)
 
     def _to_show(self, sums: Sums) -> Found:
         """What to show when nothing that is tried fits: as the user said, and else shared by memory."""

@@ -8,7 +8,7 @@ from ggrun.errors import GgrunError, UsageError
 from ggrun.plan import Plan, whole
 from ggrun.plan.cost import HALF_LAYER
 from ggrun.plan.facts import PAGE
-from ggrun.plan.options import PlanOptions
+from ggrun.plan.options import FIT_MARGIN, PlanOptions
 from ggrun.plan.planned import Planned, Settled
 from ggrun.plan.planner import make_plan
 from ggrun.plan.rows import uncut
@@ -45,9 +45,10 @@ def flags(planned: Planned) -> list[str]:
 def _as_given(o: PlanOptions) -> list[str]:
     """What the user said, for as far as the planner has nothing to add to it."""
     found: list[str] = []
+    margin = o.fit_margin if isinstance(o.fit_margin, int) else ",".join(map(str, o.fit_margin))
     for flag, value, default in (
         ("-ub", o.n_ubatch, 512), ("-ctk", o.cache_type_k, "f16"), ("-ctv", o.cache_type_v, "f16"),
-        ("-sm", o.split_mode, "layer"), ("-mg", o.main_gpu, 0), ("-fitt", o.fit_margin, 1024),
+        ("-sm", o.split_mode, "layer"), ("-mg", o.main_gpu, 0), ("-fitt", margin, FIT_MARGIN),
         ("-ncmoe", o.n_cpu_moe, None), ("-ncffn", o.n_cpu_ffn, None),
     ):  # fmt: skip
         found += [flag, str(value)] if value != default else []
@@ -206,7 +207,7 @@ def _remedies(planned: Planned) -> Iterator[Change]:
         yield _say("no -cmoe, -ncmoe or -ncffn"), {"cpu_moe": False, "n_cpu_moe": None, "n_cpu_ffn": None}
     if o.order is not None:
         yield _say("no -dev, which uses all devices"), {"order": None}
-    if o.fit_margin:
+    if any(o.margins(len(planned.devices))):
         yield _say("-fitt 0, which leaves nothing for others"), {"fit_margin": 0}
 
 

@@ -74,6 +74,8 @@ class _Run:
     def __init__(self, problem: Problem) -> None:
         self.p, self.clock = problem, problem.sums.clock
         self.items = range(problem.sums.facts.items)
+        # Where it is, if that is known: else it goes with the first item, which is free then.
+        self.embedding = problem.embedding or problem.forced.get(0)
         self._ways: dict[tuple[Table, Table], int] = {}
         self.free = [i for i in self.items if i not in problem.forced]
         self._gaps()
@@ -125,19 +127,20 @@ class _Run:
         """Take the memory of what has its place: items, and the buffers of their devices."""
         for i, table in self.p.forced.items():
             self._take(table, self._memory(table, i))
-        embedding = self.p.embedding or self.p.forced.get(0)
-        if embedding:
-            self._take(embedding, embedding.embedding)
-        fixed = [*self.p.forced.values(), *([embedding] if embedding else [])]
+        if self.embedding:
+            self._take(self.embedding, self.embedding.embedding)
+        fixed = [*self.p.forced.values(), *([self.embedding] if self.embedding else [])]
         self.buffered = {table.place.members for table in fixed}
         for table in {table.place.members: table for table in fixed}.values():
             self._take(table, table.buffers)
 
     def _memory(self, table: Table, item: int) -> list[int]:
-        """The bytes of an item at a place, by member."""
-        once = item == self.items[-1] and self.p.embedding and self.p.embedding.place == table.place
-        less = table.tied if once else [0] * len(table.tied)
-        return [column[item] - n for column, n in zip(table.memory, less, strict=True)]
+        """The bytes of an item at a place, by member; a tied output takes nothing where the embedding is."""
+        found = [column[item] for column in table.memory]
+        if item != self.items[-1] or not self.embedding:
+            return found
+        there, names = self.embedding.place.names, table.place.names
+        return [n - t * (name in there) for n, t, name in zip(found, table.tied, names, strict=True)]
 
     def _take(self, table: Table, nbytes: Sequence[int]) -> None:
         for name, n in zip(table.place.names, nbytes, strict=True):
@@ -228,10 +231,21 @@ class _Run:
         memory = [self._memory(table, item) for item in self.free]
         for i, name in enumerate(table.place.names):
             column = [nbytes[i] for nbytes in memory]
-            if not self.p.embedding and self.free[0] == 0:
-                column[0] += table.embedding[i]
-            lows.append(_sliding(column, self.left[name] - (0 if buffered else table.buffers[i])))
+            room = self.left[name] - (0 if buffered else table.buffers[i])
+            follows = self.embedding is None
+            lows.append(self._with_embedding(table, i, column, room) if follows else _sliding(column, room))
         return [max(of_members) for of_members in zip(*lows, strict=True)]
+
+    def _with_embedding(self, table: Table, i: int, column: list[int], room: int) -> list[int]:
+        """What _sliding gives, where the embedding goes with the first item: a tied output is part of it."""
+        output, tied = self.p.forced.get(self.items[-1]), 0
+        if output:
+            tied = dict(zip(output.place.names, output.tied, strict=True)).get(table.place.names[i], 0)
+        column[0] += table.embedding[i] - tied
+        lows = _sliding(column, room)
+        if output is None and sum(column) - table.tied[i] <= room:  # one run has both
+            lows[-1] = 0
+        return lows
 
     def _walked(self, back: list[list[tuple[int, int]]], p: int) -> dict[int, Place]:
         placed, j = {}, len(self.free)

@@ -7,9 +7,8 @@ finished plan, and mostly that.
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ggrun.plan import Member, whole
 from ggrun.plan.cost import Clock, Place
-from ggrun.plan.facts import EMBEDDING, PAGE, ModelFacts, pages
+from ggrun.plan.facts import EMBEDDING, PAGE, ModelFacts
 from ggrun.plan.usage import Sizes, item_use, output_working, working
 
 
@@ -31,9 +30,7 @@ class Sums:
     @cached_property
     def kv_total(self) -> int:
         """The bytes of the whole KV cache."""
-        c = self.facts.config
-        row = self.facts.cell_bytes(_everything(self.facts), self.sizes.keys, self.sizes.values)
-        return c.layers * PAGE * pages(self.sizes.n_ctx) * row
+        return self.sizes.pages * PAGE * self.facts.position_bytes(self.sizes.keys, self.sizes.values)
 
     def table(self, place: Place) -> "Table":
         """The numbers of a place, worked out once."""
@@ -54,7 +51,8 @@ class Table:
         self.cost = [sums.clock.both(*pair) for pair in zip(self.token, self.batch, strict=True)]
         self.memory = [self._memory(sums, i) for i in range(len(place.members))]
         self.buffers = [working(facts, m, sums.sizes, sums.peers) for m in place.members]
-        self.tied = [_tied(sums, member) for member in place.members]
+        # What the output takes less where the embedding is, as both are one.
+        self.tied = [facts.tied_output("nbytes", member) for member in place.members]
         self.embedding = [_bytes(sums, EMBEDDING, i, place) for i in range(len(place.members))]
 
     def _memory(self, sums: Sums, i: int) -> list[int]:
@@ -67,12 +65,3 @@ class Table:
 def _bytes(sums: Sums, item: int, i: int, place: Place) -> int:
     use = item_use(sums.facts, item, place.members[i], sums.sizes)
     return use.total - (use.kv if sums.kv_on_host else 0)
-
-
-def _tied(sums: Sums, member: Member) -> int:
-    """What the output costs less where all of the embedding is and serves as both."""
-    return sums.facts.tied_output("nbytes", member) if member.vocab == (0, sums.facts.config.vocab) else 0
-
-
-def _everything(facts: ModelFacts) -> Member:
-    return whole(facts.config, "")

@@ -6,15 +6,24 @@ from ggrun.plan import Member, Plan, Stage
 from ggrun.plan.facts import EMBEDDING, PAGE, ModelFacts, pages
 
 LOGITS_BYTES = 64 << 20
-"""How much memory the logits of one run may take: as the engine has it (a test says so)."""
+"""How much memory the logits of one run may take."""
 _ROOM = 7  # rows that every buffer has more, because products take several columns at a time
 _CARD_SCRATCH = 32 << 20  # parts of sums, for as many blocks as the largest cards run at once
+TOP_K, SLICE = 128, 2048
+"""The most logits that a card finds the best of, and how many it looks at in one block (a test says so)."""
+_CARD_WEIGHTS = 32 << 20  # dequantized, a piece at a time, for products by cuBLAS
 _SLACK = 16 << 10  # what all buffers of a stage lose to alignment, and tables of addresses
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a user chooses that takes memory."""
+    """What a user chooses that takes memory.
+
+    n_ctx          positions in the KV cache, of all sequences together
+    n_ubatch       tokens of a prompt that are computed together
+    sequences      most texts at once
+    keys, values   the form of the KV cache's cells
+    """
 
     n_ctx: int
     n_ubatch: int = 512
@@ -26,6 +35,15 @@ class Sizes:
     def tokens(self) -> int:
         """Tokens that are computed together."""
         return min(self.n_ubatch, self.n_ctx)
+
+    @property
+    def pages(self) -> int:
+        """Pages of the KV cache."""
+        return pages(self.n_ctx)
+
+    def outputs(self, vocab: int) -> int:
+        """How many of them may want logits, in a model with so many of these."""
+        return max(1, min(self.tokens, LOGITS_BYTES // (4 * vocab)))
 
 
 @dataclass
@@ -56,7 +74,7 @@ def item_use(facts: ModelFacts, item: int, member: Member, sizes: Sizes) -> Use:
         use.weights += facts.tied_output("nbytes", member)
     elif item != EMBEDDING and item % 2 == 0:
         cell = facts.cell_bytes(member, sizes.keys, sizes.values)
-        use.kv = pages(sizes.n_ctx) * PAGE * cell
+        use.kv = sizes.pages * PAGE * cell
     return use
 
 
@@ -70,18 +88,20 @@ def working(facts: ModelFacts, member: Member, sizes: Sizes, peers: int) -> int:
     """
     c, rows = facts.config, sizes.tokens + _ROOM
     ff = member.ff[1] - member.ff[0]
-    total = rows * (c.width * 4 * 3 + _column(c.width))  # the stream, its norm, a column, a part to be added
+    # The stream, its norm, a column, a part to be added.
+    total = rows * (c.width * 4 * 3 + _column(c.width, member))
     # What comes lies in one slot for each batch under way, and one for each part of a sum.
     total += rows * c.width * 4 * (peers + 2 + peers) if peers else 0
     total += rows * _attention_row(facts, member)
     if not c.experts:
-        total += rows * (ff * 4 * 2 + _column(ff))
+        total += rows * (ff * 4 * 2 + _column(ff, member))
     else:
         pairs = sizes.tokens * c.experts_used + _ROOM
         total += rows * 4 * (c.experts + 3 * c.experts_used + c.width)
-        total += pairs * (4 + (c.width + ff) * 4 * 2 + _column(c.width) + _column(ff))
-    total += _CARD_SCRATCH if member.device.startswith("cuda:") else 0
-    return total + 32 * rows + 4 * sizes.sequences * pages(sizes.n_ctx) + _SLACK
+        total += pairs * (4 + (c.width + ff) * 4 * 2 + _column(c.width, member) + _column(ff, member))
+    if _on_card(member):
+        total += _CARD_SCRATCH + _CARD_WEIGHTS
+    return total + 32 * rows + 4 * sizes.sequences * sizes.pages + _SLACK
 
 
 def _attention_row(facts: ModelFacts, member: Member) -> int:
@@ -89,19 +109,41 @@ def _attention_row(facts: ModelFacts, member: Member) -> int:
     heads, kv_heads = member.heads[1] - member.heads[0], member.kv_heads[1] - member.kv_heads[0]
     keys = (heads + kv_heads) * c.key_dim
     mixed = heads * c.value_dim
-    return 4 * (2 * keys + kv_heads * c.value_dim + 2 * c.rope.dims + mixed) + _column(mixed)
+    return 4 * (2 * keys + kv_heads * c.value_dim + 2 * c.rope.dims + mixed) + _column(mixed, member)
 
 
-def _column(values: int) -> int:
-    """The bytes of a quantized column: two for a value, of whole superblocks (see kernels/cpu/columns.py)."""
-    return -(-values // 256) * 512
+def _on_card(member: Member) -> bool:
+    return member.device.startswith("cuda:")
+
+
+def _column(values: int, member: Member) -> int:
+    """The bytes of a quantized column: two for a value, of whole superblocks (see kernels/cpu/columns.py).
+
+    Cards need less for it, but may have the same as float16 (see kernels/cuda/gemm.cu).
+    """
+    halves = 2 * values + 32 if _on_card(member) else 0
+    return -(-values // 256) * 512 + halves
 
 
 def output_working(facts: ModelFacts, member: Member, sizes: Sizes) -> int:
     """The bytes of the output's buffers: the rows whose logits are wanted, and the logits."""
     c = facts.config
-    rows = max(1, min(sizes.tokens, LOGITS_BYTES // (4 * c.vocab))) + _ROOM
-    return rows * (c.width * 4 * 2 + _column(c.width) + 4 * (member.vocab[1] - member.vocab[0])) + _SLACK
+    rows, share = sizes.outputs(c.vocab) + _ROOM, member.vocab[1] - member.vocab[0]
+    total = rows * (c.width * 4 * 2 + _column(c.width, member) + 4 * share) + _SLACK
+    return total + (rows * _best_logits(share) if member.device.startswith("cuda:") else 0)
+
+
+def _best_logits(share: int) -> int:
+    """The bytes that a card takes to find the best of a row: ids and logits, and as much for each slice.
+
+    Of what these leave it finds the best in slices again.
+    """
+    slices = -(-share // SLICE)
+    pieces = 1 + slices
+    while slices > 1:
+        slices = -(-slices * TOP_K // SLICE)
+        pieces += slices
+    return 8 * TOP_K * pieces
 
 
 def plan_use(facts: ModelFacts, plan: Plan, sizes: Sizes, peers: int) -> dict[str, Use]:

@@ -113,7 +113,7 @@ class Chunk(_message.Message):
     def __init__(self, tensor: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Forward(_message.Message):
-    __slots__ = ("run", "batch", "part", "tokens", "positions", "sequences", "slots", "outputs", "tables", "activations", "pushed")
+    __slots__ = ("run", "batch", "part", "tokens", "positions", "sequences", "slots", "outputs", "tables", "activations", "pushed", "top", "words")
     RUN_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +125,8 @@ class Forward(_message.Message):
     TABLES_FIELD_NUMBER: _ClassVar[int]
     ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
     PUSHED_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    WORDS_FIELD_NUMBER: _ClassVar[int]
     run: int
     batch: int
     part: int
@@ -136,7 +138,9 @@ class Forward(_message.Message):
     tables: _containers.RepeatedCompositeFieldContainer[Table]
     activations: bytes
     pushed: int
-    def __init__(self, run: _Optional[int] = ..., batch: _Optional[int] = ..., part: _Optional[int] = ..., tokens: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., sequences: _Optional[bytes] = ..., slots: _Optional[bytes] = ..., outputs: _Optional[bytes] = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ..., activations: _Optional[bytes] = ..., pushed: _Optional[int] = ...) -> None: ...
+    top: int
+    words: int
+    def __init__(self, run: _Optional[int] = ..., batch: _Optional[int] = ..., part: _Optional[int] = ..., tokens: _Optional[bytes] = ..., positions: _Optional[bytes] = ..., sequences: _Optional[bytes] = ..., slots: _Optional[bytes] = ..., outputs: _Optional[bytes] = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ..., activations: _Optional[bytes] = ..., pushed: _Optional[int] = ..., top: _Optional[int] = ..., words: _Optional[int] = ...) -> None: ...
 
 class Table(_message.Message):
     __slots__ = ("sequence", "pages")
@@ -263,16 +267,18 @@ class Ready(_message.Message):
     def __init__(self, tensors: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("run", "batch", "part", "values")
+    __slots__ = ("run", "batch", "part", "values", "ids")
     RUN_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
     run: int
     batch: int
     part: int
     values: bytes
-    def __init__(self, run: _Optional[int] = ..., batch: _Optional[int] = ..., part: _Optional[int] = ..., values: _Optional[bytes] = ...) -> None: ...
+    ids: bytes
+    def __init__(self, run: _Optional[int] = ..., batch: _Optional[int] = ..., part: _Optional[int] = ..., values: _Optional[bytes] = ..., ids: _Optional[bytes] = ...) -> None: ...
 
 class Failed(_message.Message):
     __slots__ = ("kind", "text", "run")

@@ -11,15 +11,14 @@ import numpy as np
 
 from ggrun.arch.config import Config
 from ggrun.devices.base import Limits
-from ggrun.engine.cache import PAGE, pages_for
 from ggrun.engine.runner import CacheSpec
 from ggrun.gguf import Outline
 from ggrun.gguf.types import FORMATS_BY_ID, Format, Value, tensor_nbytes
 from ggrun.plan import Plan, host_of
 from ggrun.plan.cuts import check_cuts
-from ggrun.plan.facts import EMBEDDING, ModelFacts
+from ggrun.plan.facts import EMBEDDING, PAGE, ModelFacts
 from ggrun.plan.options import CACHE_TYPES
-from ggrun.plan.usage import LOGITS_BYTES, Sizes, plan_use
+from ggrun.plan.usage import Sizes, plan_use
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.wire import Bounds, ProtocolError
 
@@ -174,15 +173,16 @@ def read(message: "pb.Open", offered: Sequence[str]) -> Opening:
     if plan.kv_on_host:
         raise ProtocolError("a worker keeps keys and values on its devices")
     check_cuts(plan, outline, config)
+    sizes = _sizes(message)
     found = Opening(
         plan=plan,
         parts=_parts(message, len(plan.stages)),
         outline=outline,
         tensors=tensors,
         config=config,
-        sizes=_sizes(message),
-        cache=CacheSpec(pages_for(message.n_ctx), message.cache_keys, message.cache_values),
-        limits=Limits(message.n_ubatch, message.outputs, message.sequences, pages_for(message.n_ctx)),
+        sizes=sizes,
+        cache=CacheSpec(sizes.pages, sizes.keys, sizes.values),
+        limits=Limits(message.n_ubatch, message.outputs, sizes.sequences, sizes.pages),
         slots=message.slots,
         form=message.form,
     )
@@ -264,7 +264,7 @@ def _sizes(message: "pb.Open") -> Sizes:
 
 def _check_limits(found: Opening) -> None:
     limits, vocab = found.limits, found.config.vocab
-    if limits.outputs > max(1, min(limits.tokens, LOGITS_BYTES // (4 * vocab))):
+    if limits.outputs > found.sizes.outputs(vocab):
         raise ProtocolError(f"{limits.outputs} logits of {vocab} are more than one batch may want")
     if limits.tokens > found.sizes.n_ctx or not 1 <= found.slots <= MOST_SLOTS:
         raise ProtocolError(f"{limits.tokens} tokens a batch, {found.slots} at a time cannot be")

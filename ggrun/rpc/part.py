@@ -14,6 +14,7 @@ from ggrun.devices.base import Device, Place
 from ggrun.devices.streams import INLINE, Event, Stream
 from ggrun.engine.batch import Batch
 from ggrun.engine.loaded import Loaded
+from ggrun.engine.outputs import Outputs, Scores
 from ggrun.engine.stage import LoadedStage
 from ggrun.engine.weights import Model
 from ggrun.errors import GgrunError
@@ -22,7 +23,7 @@ from ggrun.rpc import wire
 from ggrun.rpc.opening import Opening
 from ggrun.rpc.wire import ProtocolError
 
-Emit = Callable[["pb.Forward", NDArray[np.float32]], None]
+Emit = Callable[["pb.Forward", NDArray[np.float32], NDArray[np.int32] | None], None]
 Fail = Callable[["pb.Forward", BaseException], None]
 
 
@@ -76,7 +77,7 @@ class Inbox:
 class Work:
     """The stages, loaded. `run` is for one thread; results come in the order of batches, from any.
 
-    emit    takes what a batch gave: [tokens, width] or [outputs, vocab]
+    emit    takes what a batch gave: activations [tokens, width], or logits [outputs, n] and whose they are
     fail    takes why it gave nothing
     """
 
@@ -89,6 +90,7 @@ class Work:
             opening.slots,
         )  # fmt: skip
         self.loaded.synchronize()
+        self._stages = {i: stage for i, stage in self.loaded.stages.items() if isinstance(stage, LoadedStage)}
         row = opening.config.width * (4 if opening.form == pb.F32 else 2)
         self.inboxes = [Inbox(2 * opening.slots, row * opening.limits.tokens) for _ in opening.parts]
         self._count, self._late = 0, 0
@@ -108,7 +110,7 @@ class Work:
         given_up: says when to wait no more for activations that are to be pushed
         """
         part = self._opening.parts[message.part]
-        stages = [self.loaded.stages[i] for i in part]
+        stages = [self._stages[i] for i in part]
         slot = self._count % self._opening.slots
         self._count += 1
         if part.start:
@@ -143,8 +145,9 @@ class Work:
         return wire.decode(data, self._opening.form, len(batch.tokens), self._opening.config.width)
 
     def _finish(self, message: "pb.Forward", batch: Batch, stage: LoadedStage, last: bool) -> None:
+        values: Outputs | NDArray[np.float32]
         if last:
-            values = np.empty((batch.wanted, self._opening.config.vocab), np.float32)
+            values = Outputs(batch, self._opening.config.vocab)
             stage.download(batch, values)
         else:
             values = np.empty((len(batch.tokens), self._opening.config.width), np.float32)
@@ -164,7 +167,9 @@ class Work:
             with self._lock:
                 self._late -= 1
 
-    def _tell(self, message: "pb.Forward", values: NDArray[np.float32], events: list[Event]) -> None:
+    def _tell(
+        self, message: "pb.Forward", values: Outputs | NDArray[np.float32], events: list[Event]
+    ) -> None:
         try:
             for event in events:
                 event.block()
@@ -173,7 +178,8 @@ class Work:
         except Exception as error:  # whatever it is, the client is told
             self._fail(message, error)
         else:
-            self._emit(message, values)
+            scores = values.scores() if isinstance(values, Outputs) else Scores(values)
+            self._emit(message, *scores)
 
 
 def explained(error: BaseException) -> str:

@@ -1,15 +1,18 @@
 """A model where its plan puts it, here and on workers; placed anew when a worker is lost."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ggrun.devices import open_devices
 from ggrun.devices.base import Device
 from ggrun.devices.local import planned_here
-from ggrun.engine.engine import Engine, EngineOptions
+from ggrun.engine.engine import Engine
 from ggrun.engine.hosts import HostLost
+from ggrun.engine.loaded import SUMS, Sums
+from ggrun.engine.meter import Meter
+from ggrun.engine.split_trial import with_mode
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan, host_of
 from ggrun.plan.facts import ModelFacts
@@ -44,23 +47,30 @@ class RpcOptions:
         )  # fmt: skip
 
 
-class Placed:
-    """A loaded model: `engine`, this machine's `devices`, and the `planned` that says where all is.
+@dataclass(frozen=True)
+class Where:
+    """What is said of this machine; see LLM. Without a plan one is made for what there is."""
 
-    devices, threads, plan    as LLM has them; without a plan a new one is made for what there is
-    """
+    devices: str | None = None
+    threads: int | None = None
+    plan: Plan | None = None
+    p2p: str = "auto"
+    sums: Sums = SUMS
+    meter: Meter | None = None
+
+
+class Placed:
+    """A loaded model: `engine`, this machine's `devices`, and the `planned` that says where all is."""
 
     def __init__(
         self,
         model: GGUF,
         wishes: PlanOptions,
-        devices: str | None = None,
-        threads: int | None = None,
-        plan: Plan | None = None,
+        where: Where,
         rpc: RpcOptions | None = None,
     ) -> None:
         self._model, self._wishes, self._rpc = model, wishes, rpc or RpcOptions()
-        self._where = devices, threads, plan
+        self._where = where
         self.devices: dict[str, Device] = {}
         self._workers: Workers | None = None
         self._lost: list[str] = []
@@ -111,35 +121,39 @@ class Placed:
         self._rpc.tell(f"{lost}: going on without it")
         self._lost.append(lost.host)
         # What was said of devices so far may name it.
-        self._where = (*self._where[:2], None)
+        self._where = replace(self._where, plan=None)
         self._wishes = replace(self._wishes, overrides=(), tensor_split=None, order=None)
 
     def _try(self) -> None:
-        devices, threads, plan = self._where
+        w = self._where
         if self._rpc.addresses:
             self._workers = self._rpc.connect(self._lost)
             self._reached = True
-        facts = ModelFacts.from_outline(self._model)
         remote = self._workers.devices if self._workers else []
-        self.planned = planned_here(facts, devices, threads, self._wishes, plan, remote)
-        names = {m.device for stage in self.planned.plan.stages for m in stage.members}
-        self.devices = open_devices((name for name in names if not host_of(name)), threads)
-        w = self._wishes
-        options = EngineOptions(
-            self.planned.sizes.n_ctx, w.n_ubatch, w.sequences, w.cache_type_k, w.cache_type_v
-        )
+
+        def make(facts: ModelFacts, options: PlanOptions) -> Planned:
+            return planned_here(facts, w.devices, w.threads, options, w.plan, w.p2p, remote)
+
+        def opened(names: Iterable[str]) -> dict[str, Device]:
+            return open_devices((name for name in names if not host_of(name)), w.threads, w.p2p)
+
+        wishes = self._wishes
+        if remote and wishes.split_mode == "auto":  # rows are not shared between machines
+            wishes = replace(wishes, split_mode="layer")
+        if w.plan is None:
+            wishes = with_mode(self._model, wishes, make, opened, w.sums)
+        facts = ModelFacts.from_outline(self._model)
+        self.planned = make(facts, wishes)
+        plan = self.planned.plan
+        self.devices = opened({m.device for stage in plan.stages for m in stage.members})
+        hosts = self._workers.hosts if self._workers else None
         try:
             self.engine = Engine(
-                self._model,
-                facts.config,
-                self.planned.plan,
-                self.devices,
-                options,
-                self._workers.hosts if self._workers else None,
+                self._model, facts.config, plan, self.devices, self.planned.sizes, hosts, w.meter, w.sums
             )
         except BaseException:
             for device in self.devices.values():
                 device.stream.abandon()  # what was to be loaded
             raise
         if self._workers:
-            self._workers.connect_parts(self.planned.plan)
+            self._workers.connect_parts(plan)

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices.base import Device, Limits, Place
+from ggrun.devices.best import TopK
 from ggrun.devices.names import DeviceName
 from ggrun.devices.streams import Stream, Threaded, ThreadEvent
 from ggrun.engine.batch import Batch
+from ggrun.engine.outputs import Outputs
 from ggrun.engine.runner import CacheSpec
 from ggrun.engine.stage import Hop
 from ggrun.engine.workspace import Sender
@@ -27,7 +29,7 @@ from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.hashes import Progress, silent
 from ggrun.rpc.link import Link
 from ggrun.rpc.upload import Upload
-from ggrun.rpc.wire import ProtocolError, decode, encode, forward, shown
+from ggrun.rpc.wire import ProtocolError, decode, encode, forward, ids, shown
 
 MOST_DEVICES = 64
 _MOST = 1 << 60
@@ -36,12 +38,23 @@ _WAIT = 10.0
 
 
 class Pending:
-    """A batch that is under way; its values come in the thread that reads."""
+    """A batch that is under way; what it gives comes in the thread that reads.
 
-    def __init__(self, rows: int, width: int, form: "pb.Form") -> None:
-        self.rows, self.width, self.form = rows, width, form
+    top    where only the best logits come
+    """
+
+    def __init__(self, rows: int, width: int, form: "pb.Form", top: TopK | None = None) -> None:
+        self.rows, self.width, self.form, self.top = rows, width, form, top
         self.event = ThreadEvent()
         self.values: NDArray[np.float32] = np.empty((0, width), np.float32)
+        self.ids: NDArray[np.int32] = np.empty((0, width), np.int32)
+
+    def take(self, result: "pb.Result", vocab: int) -> None:
+        """Check and keep it; ProtocolError."""
+        values = decode(result.values, self.form, self.rows, self.width)
+        if self.top:
+            self.ids = ids(result.ids, values, min(vocab, self.top.words))
+        self.values = values
 
     def finish(self, error: BaseException | None) -> None:
         """It has come, or never will; the first word counts."""
@@ -115,10 +128,16 @@ class RemoteHop:
         assert self._coming
         to.accept([self._coming], batch, slot)
 
-    def download(self, batch: Batch, out: NDArray[np.float32]) -> None:
-        """Copy the logits as they come."""
+    def download(self, batch: Batch, outputs: Outputs) -> None:
+        """Copy the logits as they come, or the best of them."""
         assert self._coming
-        self._coming.download(len(out), out)
+        pending = self._coming.pending
+        if not batch.top:
+            self._coming.download(outputs.rows, outputs.logits)
+        elif outputs.rows:
+            best = outputs.best(0)
+            self.stream.enqueue(lambda: np.copyto(best.logits, pending.values))
+            self.stream.enqueue(lambda: np.copyto(best.ids, pending.ids))
 
     def _go(self, batch: Batch, pushed: Coming | None = None) -> None:
         """Let the worker compute what needs nothing from here."""
@@ -253,8 +272,11 @@ class Remote:
 
     def expect(self, hop: RemoteHop, batch: Batch, number: int, last: bool) -> Pending:
         """Wait for a batch's results."""
-        rows, width = (batch.wanted, self._vocab) if last else (len(batch.tokens), self.width)
-        pending = Pending(rows, width, pb.F32 if last else self.form)
+        if last:
+            width = batch.top.k if batch.top else self._vocab
+            pending = Pending(batch.wanted, width, pb.F32, batch.top)
+        else:
+            pending = Pending(len(batch.tokens), self.width, self.form)
         if hop.pushes_to is None:
             self.share(number, pending)
         return pending
@@ -276,7 +298,7 @@ class Remote:
             pending = self._pending.pop(result.batch, None)
         if pending is None:
             raise ProtocolError(f"{self.name}: the worker sent a result that nobody waits for")
-        pending.values = decode(result.values, pending.form, pending.rows, pending.width)
+        pending.take(result, self._vocab)
         pending.finish(None)
 
     def _failed(self, failed: "pb.Failed") -> None:

@@ -277,7 +277,9 @@ class Session:
 
     # ---------------------------------------------------------------- what comes of a batch, from any thread
 
-    def _emit(self, message: "pb.Forward", values: NDArray[np.float32]) -> None:
+    def _emit(
+        self, message: "pb.Forward", values: NDArray[np.float32], ids: NDArray[np.int32] | None
+    ) -> None:
         assert self._opening
         last = self._opening.parts[message.part].stop == len(self._opening.plan.stages)
         data = encode(values, pb.F32 if last else self._opening.form)
@@ -285,6 +287,8 @@ class Session:
             handoff.push(message.batch, data)
         else:
             result = pb.Result(run=message.run, batch=message.batch, part=message.part, values=data)
+            if ids is not None:
+                result.ids = ids.astype("<i4", copy=False).tobytes()
             self._replies.put(pb.Reply(result=result))
             try:
                 self._hold(len(data))

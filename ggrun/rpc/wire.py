@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from ggrun.devices.base import Limits
+from ggrun.devices.best import MOST_K, TopK
 from ggrun.engine.batch import Batch
 from ggrun.errors import GgrunError
 from ggrun.rpc import ggrun_pb2 as pb
@@ -80,6 +81,8 @@ def forward(batch: Batch, run: int, number: int, part: int, first: bool) -> "pb.
         outputs=batch.outputs.astype(np.uint8).tobytes(),
         tables=[pb.Table(sequence=s, pages=_bytes(pages)) for s, pages in batch.tables.items()],
     )
+    if batch.top:
+        message.top, message.words = batch.top.k, batch.top.words
     if first:
         message.tokens = _bytes(batch.tokens)
     return message
@@ -101,6 +104,8 @@ def batch(message: "pb.Forward", bounds: Bounds, first: bool) -> Batch:
             raise ProtocolError(f"sequence {table.sequence}: there are {limits.sequences}")
         size = min(len(table.pages) // 4, limits.pages)
         tables[table.sequence] = _numbers("pages", table.pages, size, limits.pages)
+    if message.top > MOST_K:
+        raise ProtocolError(f"the {message.top} best logits: no more than {MOST_K} can be had")
     if not first and message.tokens:
         raise ProtocolError("tokens came for a part without the embedding")
     return Batch(
@@ -110,7 +115,19 @@ def batch(message: "pb.Forward", bounds: Bounds, first: bool) -> Batch:
         _numbers("slots", message.slots, n, bounds.cells),
         outputs.astype(np.bool_),
         tables,
+        TopK(message.top, message.words) if message.top else None,
     )
+
+
+def ids(data: bytes, logits: NDArray[np.float32], end: int) -> NDArray[np.int32]:
+    """The ids of the best logits, from 0 to end - 1, and -1 where there are no more; ProtocolError."""
+    if len(data) != 4 * logits.size:
+        raise ProtocolError(f"{len(data)} bytes of ids came for {logits.size} logits")
+    found = np.frombuffer(data, "<i4").reshape(logits.shape)
+    none = logits == -np.inf
+    if not ((none & (found == -1)) | ((found >= 0) & (found < end))).all():
+        raise ProtocolError(f"one of the ids of the best logits is not from 0 to {end - 1}")
+    return found
 
 
 def shown(text: str) -> str:

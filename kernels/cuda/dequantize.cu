@@ -1,12 +1,10 @@
-// Weights to f16, bf16 or f32, -DOUTPUT: whole matrices for products with many columns, and rows of the
-// embedding.
+// Weights to f16 or f32, -DOUTPUT: matrices for products with many columns (gemm.cu), and rows of the embedding.
 //
-// variants: FORMAT=F32|F16|BF16|Q4_0|Q4_1|Q5_0|Q5_1|Q8_0|IQ4_NL|MXFP4 OUTPUT=f32|f16|bf16
-// variants: FORMAT=Q2_K|Q3_K|Q4_K|Q5_K|Q6_K|IQ4_XS|TQ1_0|TQ2_0 OUTPUT=f32|f16|bf16
-// variants: FORMAT=IQ1_S|IQ1_M|IQ2_XXS|IQ2_XS|IQ2_S|IQ3_XXS|IQ3_S OUTPUT=f32|f16|bf16
+// variants: FORMAT=F32|F16|BF16|Q4_0|Q4_1|Q5_0|Q5_1|Q8_0|IQ4_NL|MXFP4 OUTPUT=f32|f16
+// variants: FORMAT=Q2_K|Q3_K|Q4_K|Q5_K|Q6_K|IQ4_XS|TQ1_0|TQ2_0 OUTPUT=f32|f16
+// variants: FORMAT=IQ1_S|IQ1_M|IQ2_XXS|IQ2_XS|IQ2_S|IQ3_XXS|IQ3_S OUTPUT=f32|f16
 #include "formats.cuh"
 
-typedef __nv_bfloat16 bf16;
 typedef __half f16;
 typedef float f32;
 
@@ -17,7 +15,6 @@ constexpr int BLOCK_VALUES = GROUP * THREADS;  // a group a thread
 
 DEVICE void convert(float v, f32& to) { to = v; }
 DEVICE void convert(float v, f16& to) { to = __float2half_rn(v); }
-DEVICE void convert(float v, bf16& to) { to = __float2bfloat16(v); }
 
 // A group's 32 values.
 template <class F> DEVICE void group_values(const uint8_t* row, int g, OUTPUT (&values)[GROUP]) {

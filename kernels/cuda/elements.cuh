@@ -20,6 +20,11 @@ template <class V> DEVICE const V& at(const float* p, int64_t i) {
 // The first of this thread's four elements, of as many as there are threads times four.
 DEVICE int64_t first_element() { return 4 * (blockIdx.x * int64_t(blockDim.x) + threadIdx.x); }
 
+// The first of this thread's elements of a row that blockIdx.y and threadIdx.x share.
+template <class V> DEVICE int first_of_row() {
+    return (blockIdx.y * blockDim.x + threadIdx.x) * int(sizeof(V) / sizeof(float));
+}
+
 // y[i] = f(x[i], ...) for `total` elements: four a thread, and what is left at the end one by one.
 template <class F, class... Float> DEVICE void map_elements(int64_t total, float* y, F f, const Float*... x) {
     int64_t i = first_element();

@@ -70,9 +70,3 @@ extern "C" __global__ void narrow(const float* x, uint16_t* y, long long total) 
         for (; i < total; i++) y[i] = to_bf16(x[i]);
     }
 }
-
-// bf16 to float32.
-extern "C" __global__ void widen(const uint16_t* x, float* y, long long total) {
-    const uint16_t* const p[PLACES] = {x};
-    sum_places(p, 1, y, total);
-}

@@ -6,11 +6,6 @@ extern "C" __global__ void add(const float* x, float* y, long long total) {
     map_elements(total, y, [](float a, float b) { return a + b; }, x, y);
 }
 
-// The first of this thread's elements of a row that blockIdx.y and threadIdx.x share.
-template <class V> DEVICE int first_of_row() {
-    return (blockIdx.y * blockDim.x + threadIdx.x) * int(sizeof(V) / sizeof(float));
-}
-
 // y[i] = x[which[i]] for n rows: those that want logits, or each pair's token. Blocks [n, pieces of a row].
 template <class V> DEVICE void pick_row(const float* x, const int* which, float* y, int row, int width) {
     const int i = first_of_row<V>();

@@ -1,6 +1,8 @@
 // What sampling needs of logits[n, width]: the best token, the k best, and the logarithm of the sum of their
 // exponentials, so that only a few numbers a row go to the host.
 //
+// The first two look at the first `width` of `stride` logits a row: some models have more than words.
+//
 // A vocabulary is too much for one block. A row is cut into slices of SLICE logits, a block each (blocks
 // [slices, n]); what they found is put together by one block a row, or, for the k best, in slices again.
 #include "elements.cuh"
@@ -27,10 +29,10 @@ DEVICE float logit_of(Key key) {
     return __uint_as_float(ordered >> 31 ? ordered & 0x7fffffffu : ~ordered);
 }
 
-// f(logit, id) for this thread's logits of the block's slice of a row.
-template <class F> DEVICE void each_logit(const float* row, int width, F f) {
+// f(logit, id) for this thread's logits of the block's slice of a row, which is one of many.
+template <class F> DEVICE void each_logit(const float* row, int width, int stride, F f) {
     const int begin = blockIdx.x * SLICE, end = min(begin + SLICE, width);
-    if (width % 4 == 0) {
+    if ((width | stride) % 4 == 0) {
         for (int i = begin + 4 * threadIdx.x; i < end; i += 4 * blockDim.x) {
             const float4 v = at<float4>(row, i);
             f(v.x, i);
@@ -46,24 +48,26 @@ template <class F> DEVICE void each_logit(const float* row, int width, F f) {
 // ---------------------------------------------------------------- the best
 
 // best[n, slices]: the best of each slice.
-extern "C" __global__ void argmax(const float* logits, Key* best, int n, int width) {
+extern "C" __global__ void argmax(const float* logits, Key* best, int n, int width, int stride) {
     const int row = blockIdx.y;
     if (row >= n) return;
-    logits += int64_t(row) * width;
+    logits += int64_t(row) * stride;
     Key mine = 0;
-    each_logit(logits, width, [&](float logit, int id) { mine = Largest()(mine, key_of(logit, id)); });
+    each_logit(logits, width, stride, [&](float v, int id) { mine = Largest()(mine, key_of(v, id)); });
     mine = block_reduce(mine, Largest(), Key(0));
     if (threadIdx.x == 0) best[int64_t(row) * gridDim.x + blockIdx.x] = mine;
 }
 
-// ids[n], of the best of all slices. Blocks [n].
-extern "C" __global__ void argmax_of_slices(const Key* best, int* ids, int n, int slices) {
+// ids and values [n], of the best of all slices: -1 and -infinity where there is none. Blocks [n].
+extern "C" __global__ void argmax_of_slices(const Key* best, int* ids, float* values, int n, int slices) {
     const int row = blockIdx.x;
     if (row >= n) return;
     Key mine = 0;
     for (int i = threadIdx.x; i < slices; i += blockDim.x) mine = Largest()(mine, best[row * slices + i]);
     mine = block_reduce(mine, Largest(), Key(0));
-    if (threadIdx.x == 0) ids[row] = id_of(mine);
+    if (threadIdx.x > 0) return;
+    ids[row] = id_of(mine);
+    values[row] = logit_of(mine);
 }
 
 // ---------------------------------------------------------------- the k best
@@ -108,13 +112,13 @@ DEVICE void write_best(Key* keys, int count, int row, int k, Key* best, int* ids
 
 // best[n, slices, k]: the k best of each slice, sorted; or ids and values [n, k], when there is one slice.
 extern "C" __global__ void __launch_bounds__(SLICE / 2)
-top_k(const float* logits, Key* best, int* ids, float* values, int n, int width, int k) {
+top_k(const float* logits, Key* best, int* ids, float* values, int n, int width, int stride, int k) {
     __shared__ Key keys[SLICE];
     const int row = blockIdx.y;
     if (row >= n) return;
-    logits += int64_t(row) * width;
+    logits += int64_t(row) * stride;
     const int begin = blockIdx.x * SLICE;
-    each_logit(logits, width, [&](float logit, int id) { keys[id - begin] = key_of(logit, id); });
+    each_logit(logits, width, stride, [&](float logit, int id) { keys[id - begin] = key_of(logit, id); });
     write_best(keys, min(SLICE, width - begin), row, k, best, ids, values);
 }
 
@@ -138,10 +142,10 @@ extern "C" __global__ void log_sum_exp(const float* logits, float2* parts, int n
     if (row >= n) return;
     logits += int64_t(row) * width;
     float largest = -infinity(), sum = 0.0f;
-    each_logit(logits, width, [&](float logit, int) { largest = fmaxf(largest, logit); });
+    each_logit(logits, width, width, [&](float logit, int) { largest = fmaxf(largest, logit); });
     largest = block_reduce(largest, Largest(), -infinity());
     const float from = largest == -infinity() ? 0.0f : largest;  // -inf less -inf were no number
-    each_logit(logits, width, [&](float logit, int) { sum += expf(logit - from); });
+    each_logit(logits, width, width, [&](float logit, int) { sum += expf(logit - from); });
     sum = block_reduce(sum, Sum(), 0.0f);
     if (threadIdx.x == 0) parts[int64_t(row) * gridDim.x + blockIdx.x] = make_float2(largest, sum);
 }

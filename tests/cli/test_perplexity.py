@@ -11,6 +11,7 @@ from ggrun import LLM
 from ggrun.bundled import demo_model
 from tests.cli.test_run import GGRUN, complaint, ggrun, listen_to_ctrl_c
 from tests.tiny import Tiny
+from tests.waiting import PATIENCE
 
 TALE = "Once upon a time there was a king who had three daughters, and the youngest was a cook.\r\n" * 12
 
@@ -103,7 +104,7 @@ def test_ctrl_c_keeps_what_was_printed(tmp_path: Path) -> None:
     assert process.stdout is not None
     begin = process.stdout.read(1)
     process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=60)
+    rest, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, errors
     assert re.fullmatch(rb"(\[\d+\]\d+\.\d{4},)+\n", begin + rest)
     assert b"Traceback" not in errors

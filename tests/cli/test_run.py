@@ -12,19 +12,22 @@ import pytest
 
 from ggrun.bundled import demo_model
 from tests.tiny import Tiny
+from tests.waiting import PATIENCE
 
 GGRUN = [sys.executable, "-c", "import ggrun.cli; ggrun.cli.main()"]
 
 
 def ggrun(*args: str | Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*GGRUN, *map(str, args)], input=stdin, capture_output=True, text=True, check=False, timeout=120,
+        [*GGRUN, *map(str, args)], input=stdin, capture_output=True, text=True, check=False, timeout=PATIENCE,
         env={**os.environ, **env},
     )  # fmt: skip
 
 
 def bash(command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
 
 
 def complaint(done: subprocess.CompletedProcess[str], status: int) -> str:
@@ -159,8 +162,8 @@ def test_a_cache_folder_that_cannot_be_written(tmp_path: Path) -> None:
     assert "GGRUN_CACHE" in notes[0]
 
 
-def read_until(terminal: int, text: str, seconds: float = 60.0) -> str:
-    seen, end = "", time.monotonic() + seconds
+def read_until(terminal: int, text: str) -> str:
+    seen, end = "", time.monotonic() + PATIENCE
     while text not in seen:
         assert time.monotonic() < end, seen
         try:
@@ -188,7 +191,7 @@ def test_ctrl_c_ends_the_text_and_not_the_session() -> None:
         os.write(terminal, b"\x03")
         read_until(terminal, "\r\n> ")
         os.write(terminal, b"\x04")
-        read_until(terminal, "nothing more comes", 20)
+        read_until(terminal, "nothing more comes")
         _, status = os.waitpid(pid, 0)
         assert os.waitstatus_to_exitcode(status) == 0
     finally:
@@ -205,7 +208,7 @@ def test_ctrl_c_in_one_shot_keeps_the_text_and_the_times() -> None:
     assert process.stdout is not None
     process.stdout.read(60)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert b"generation" in errors
     assert b"Traceback" not in errors

@@ -1,11 +1,18 @@
-"""What ggrun calls of CuPy, on the emulator: all is done at once, or noted while a graph is captured."""
+"""What ggrun calls of CuPy, on the emulator: all is done at once, or noted while a graph is captured.
+
+A stream may be held: then nothing that is recorded or waited for ends, although all is done.
+"""
 
 import ctypes
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
 
 from ggrun.kernels import cuda_source
 from tools.cuda_emulator.kernels import load_kernel
@@ -27,25 +34,31 @@ class _Pinned(ctypes.Array):  # type: ignore[type-arg]
 
 
 class _Event:
-    done = True
-
     def __init__(self, block: bool, disable_timing: bool) -> None:
         assert block
-        assert disable_timing
+        self.timed, self.time = not disable_timing, 0.0
+        self._held: threading.Event | None = None
+
+    @property
+    def done(self) -> bool:
+        return self._held is None or self._held.is_set()
 
     def record(self, stream: "_Stream") -> None:
         assert stream.captured is None
+        self._held, self.time = stream.held, time.perf_counter()
 
     def synchronize(self) -> None:
-        pass
+        if self._held:
+            self._held.wait()
 
 
 class _Stream:
-    ptr = 7
-
     def __init__(self, cuda: "FakeCupy", non_blocking: bool) -> None:
         assert non_blocking
-        self._cuda = cuda
+        self._cuda, self.card = cuda, cuda.devices[-1]
+        self.ptr = 7 + len(cuda.made)
+        cuda.made[self.ptr] = self
+        self.held: threading.Event | None = None
         self.captured: list[Callable[[], None]] | None = None
 
     def __enter__(self) -> "_Stream":
@@ -68,7 +81,9 @@ class _Stream:
         assert isinstance(event, _Event)
 
     def synchronize(self) -> None:
-        pass
+        if self.held:
+            self.held.wait()
+            self.held = None
 
     def begin_capture(self) -> None:
         self.captured = []
@@ -110,33 +125,131 @@ class _Function:
         self._cuda.streams[-1].do(lambda: self._kernel(grid, block, args, shared_mem))
 
 
-class FakeCupy:
-    """The module `cupy`, with a card of so many bytes. `failing`: errors by the name of what is called."""
+class Cublas:
+    """The module `cublas`: columns first. `failing`: create finds no memory."""
 
-    def __init__(self, memory: int = 1 << 28, cards: int = 2, major: int = 8) -> None:
+    CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT = 0, 1, 68, -1
+    failing = False
+
+    class CUBLASError(RuntimeError):
+        pass
+
+    def __init__(self, cuda: "FakeCupy") -> None:
+        self._cuda = cuda
+        self.products, self.handles = 0, 0
+
+    def create(self) -> int:
+        if self.failing:
+            raise self.CUBLASError("CUBLAS_STATUS_ALLOC_FAILED")
+        self.handles += 1
+        return 5
+
+    def destroy(self, handle: int) -> None:
+        assert handle == 5
+        self.handles -= 1
+
+    def gemmEx(  # noqa: N802
+        self, handle: int, transposed: int, plain: int, m: int, n: int, k: int, *rest: int
+    ) -> None:
+        alpha, a, a_kind, lda, b, b_kind, ldb, beta, c, c_kind, ldc, *how = rest
+        assert (handle, transposed, plain, how) == (5, 1, 0, [68, -1])
+        assert (a_kind, b_kind, c_kind) == (2, 2, 0)
+        if self._cuda.streams[-1].captured is not None:
+            raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+        if self.failing:
+            raise self.CUBLASError("CUBLAS_STATUS_EXECUTION_FAILED")
+        scale, keep = _columns(alpha, "f4", 1, 1, 1)[0, 0], _columns(beta, "f4", 1, 1, 1)[0, 0]
+        assert keep == 0
+        left, right = _columns(a, "f2", k, m, lda), _columns(b, "f2", k, n, ldb)
+        product = left.T.astype(np.float32) @ right.astype(np.float32)
+        _columns(c, "f4", m, n, ldc)[:] = scale * product
+        self.products += 1
+
+
+def _columns(address: int, kind: str, rows: int, columns: int, stride: int) -> np.ndarray:
+    """A matrix whose columns lie `stride` values apart."""
+    size, count = np.dtype(kind).itemsize, (columns - 1) * stride + rows
+    flat = np.frombuffer((ctypes.c_uint8 * (count * size)).from_address(address), kind)
+    return np.lib.stride_tricks.as_strided(flat, (rows, columns), (size, stride * size))
+
+
+class _Cuda(SimpleNamespace):
+    """The module `cupy.cuda`, which loads cuBLAS when it is asked for it."""
+
+    def __getattr__(self, name: str) -> Any:
+        assert name == "cublas"
+        if self.library is None:
+            raise ImportError("libcublas.so.13: cannot open shared object file")
+        return self.library
+
+
+class _Chosen(threading.local):
+    """The devices and streams that a thread works on, the last one now: each thread has its own."""
+
+    def __init__(self) -> None:
+        self.devices, self.streams = [0], list[_Stream]()
+
+
+class FakeCupy:
+    """The module `cupy`, with cards of so many bytes. `failing`: errors by the name of what is called.
+
+    peers    whether cards have peer access; `reached`: pairs of cards that have enabled it
+    """
+
+    def __init__(self, memory: int = 1 << 28, cards: int = 2, major: int = 8, peers: bool = True) -> None:
         self.failing: dict[str, CUDARuntimeError] = {}
-        self.compiled, self.streams = 0, list[_Stream]()
+        self.compiled, self._chosen, self.made = 0, _Chosen(), dict[int, _Stream]()
         self._memory, self._used, self._held = memory, 0, dict[int, Memory]()
-        self._cards, self._major = cards, major
-        self.cuda = SimpleNamespace(
-            runtime=self, driver=SimpleNamespace(CUDADriverError=ZeroDivisionError),
+        self._cards, self._major, self._peers = cards, major, peers
+        self.reached, self.copies = set[tuple[int, int]](), list[tuple[int, int]]()
+        self.cuda = _Cuda(
+            library=Cublas(self), runtime=self, driver=SimpleNamespace(CUDADriverError=ZeroDivisionError),
             compiler=SimpleNamespace(CompileException=KeyError),
             memory=SimpleNamespace(OutOfMemoryError=MemoryError), Device=self._device, Event=_Event,
             Stream=lambda non_blocking: _Stream(self, non_blocking),
             alloc_pinned_memory=lambda nbytes: self._pinned(nbytes),
+            get_elapsed_time=self._elapsed,
         )  # fmt: skip
 
     __spec__ = SimpleNamespace(name="cupy")
     CUDARuntimeError = CUDARuntimeError
-    memcpyHostToDevice, memcpyDeviceToHost = 1, 2  # noqa: N815
+    memcpyHostToDevice, memcpyDeviceToHost, memcpyDefault = 1, 2, 4  # noqa: N815
+    CUDA_R_32F, CUDA_R_16F = 0, 2
 
     def RawModule(self, code: str, options: tuple[str, ...]) -> _Module:  # noqa: N802
         self._fail("RawModule")
         return _Module(self, code, options)
 
-    def _device(self, index: int) -> AbstractContextManager[None]:
+    def card_of(self, stream: int) -> int:
+        """The card of a stream, by its number."""
+        return self.made[stream].card
+
+    def hold(self, streams: list[int], until: threading.Event) -> None:
+        """Let streams, by their numbers, not come to an end before an event."""
+        for number in streams:
+            self.made[number].held = until
+
+    @contextmanager
+    def _device(self, index: int) -> Iterator[None]:
         assert 0 <= index < self._cards
-        return nullcontext()
+        self._chosen.devices.append(index)
+        try:
+            yield
+        finally:
+            self._chosen.devices.pop()
+
+    @property
+    def devices(self) -> list[int]:
+        return self._chosen.devices
+
+    @property
+    def streams(self) -> list[_Stream]:
+        return self._chosen.streams
+
+    def _elapsed(self, begin: _Event, end: _Event) -> float:
+        assert begin.timed
+        assert end.timed
+        return 1e3 * (end.time - begin.time)
 
     def _fail(self, name: str) -> None:
         if name in self.failing:
@@ -152,7 +265,25 @@ class FakeCupy:
         return self._cards
 
     def getDeviceProperties(self, index: int) -> dict[str, Any]:  # noqa: N802
-        return {"name": b"Fake", "major": self._major, "minor": 0, "multiProcessorCount": 4}
+        return {
+            "name": b"Fake", "major": self._major, "minor": 0, "multiProcessorCount": 4,
+            "uuid": bytes([index] * 16), "totalGlobalMem": self._memory,
+        }  # fmt: skip
+
+    def deviceGetPCIBusId(self, index: int) -> str:  # noqa: N802
+        return f"0000:{index + 1:02x}:00.0"
+
+    def deviceCanAccessPeer(self, index: int, peer: int) -> int:  # noqa: N802
+        return int(self._peers and index != peer)
+
+    def deviceEnablePeerAccess(self, peer: int) -> None:  # noqa: N802
+        self._fail("deviceEnablePeerAccess")
+        pair = self._chosen.devices[-1], peer
+        if not self.deviceCanAccessPeer(*pair):
+            raise CUDARuntimeError(217, "cudaErrorPeerAccessUnsupported")
+        if pair in self.reached:
+            raise CUDARuntimeError(704, "cudaErrorPeerAccessAlreadyEnabled")
+        self.reached.add(pair)
 
     def driverGetVersion(self) -> int:  # noqa: N802
         return 0 if "driver" in self.failing else 12020
@@ -175,7 +306,7 @@ class FakeCupy:
         self._used -= self._held.pop(address).nbytes
 
     def memcpy(self, target: int, source: int, nbytes: int, kind: int) -> None:
-        assert kind == self.memcpyHostToDevice
+        assert kind in (self.memcpyHostToDevice, self.memcpyDefault)
         ctypes.memmove(target, source, nbytes)
 
     def memcpyAsync(  # noqa: N802
@@ -201,8 +332,8 @@ class FakeCupy:
     def memcpyPeerAsync(  # noqa: N802
         self, target: int, to: int, source: int, card: int, nbytes: int, stream: int
     ) -> None:
-        assert 0 <= to < self._cards
-        assert 0 <= card < self._cards
+        assert (card, to) in self.reached
+        self.copies.append((card, to))
         ctypes.memmove(target, source, nbytes)
 
     def memsetAsync(self, address: int, byte: int, nbytes: int, stream: int) -> None:  # noqa: N802

@@ -1,6 +1,7 @@
 """Models on CUDA devices, emulated ones or, with --device cuda, parts of a real card; for tests."""
 
 from collections.abc import Sequence
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -10,23 +11,38 @@ from ggrun.arch.config import Config
 from ggrun.devices.base import Device
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
+from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.late import Schedule
-from ggrun.engine.engine import Engine, EngineOptions
+from ggrun.engine.engine import Engine
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan, single
+from ggrun.plan.usage import Sizes
 from tools.cuda_emulator.driver import EmulatedDriver
 
 REAL: list[bool] = []
 """Has something in it with --device cuda."""
 
 
-def cards(n: int, arch: int = 80, seed: int = 0, limit: int = 1 << 30) -> dict[str, Device]:
-    """Cards by their names, cuda:0 and so on. Emulated: of an architecture, their streams interleaved."""
+def cards(
+    n: int,
+    arch: int = 80,
+    seed: int = 0,
+    limit: int = 1 << 30,
+    direct: bool = True,
+    gemm_from: GemmFrom | None = None,
+) -> dict[str, Device]:
+    """Cards by their names, cuda:0 and so on. Emulated: of an architecture, their streams interleaved.
+
+    direct    how they copy to each other; see Cuda.connect
+    """
     schedule = Schedule(seed)
-    names = [f"cuda:{i}" for i in range(n)]
-    if REAL:
-        return {name: Cuda(CupyDriver(0, name), name, limit) for name in names}
-    return {name: Cuda(EmulatedDriver(arch, limit, schedule, name=name), name, limit) for name in names}
+    made = {}
+    for name in (f"cuda:{i}" for i in range(n)):
+        driver = CupyDriver(0, name) if REAL else EmulatedDriver(arch, limit, schedule, name=name)
+        made[name] = Cuda(driver, name, limit, gemm_from)
+    for one, other in permutations(made.values(), 2):
+        one.connect(other, direct)
+    return dict(made)
 
 
 def engine(path: Path, devices: dict[str, Device], plan: Plan | None = None, **options: int | str) -> Engine:
@@ -34,7 +50,7 @@ def engine(path: Path, devices: dict[str, Device], plan: Plan | None = None, **o
     model = GGUF(path)
     config = Config.from_gguf(model)
     plan = plan or single(config, next(iter(devices)))
-    return Engine(model, config, plan, devices, EngineOptions(256, **options))  # type: ignore[arg-type]
+    return Engine(model, config, plan, devices, Sizes(256, **options))  # type: ignore[arg-type]
 
 
 def logits(engine: Engine, tokens: Sequence[int], size: int = 1000) -> NDArray[np.float32]:

@@ -9,17 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 
-from ggrun import GgrunError, UsageError
-from ggrun.devices import open_devices
+from ggrun import LLM, GgrunError, UsageError
+from ggrun.devices import local, open_devices
 from ggrun.devices.cuda import found
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import Cards, count_cards
+from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.cuda.staging import pieces
 from ggrun.gguf import GGUF
-from tests.cuda.fake_cupy import CUDARuntimeError, FakeCupy
+from ggrun.plan.hardware import Speeds
+from tests.cuda.fake_cupy import Cublas, CUDARuntimeError, FakeCupy
 from tests.cuda.models import engine, logits
+from tests.engine.test_outputs import Shares, check_several
 from tests.engine.test_peer import distance
 from tests.plans import Plans
 from tests.tiny import Tiny
@@ -41,20 +45,83 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
     return fake
 
 
+@pytest.mark.parametrize("p2p", ["on", "off"])
 @pytest.mark.parametrize("kind", ["none", "layer 2", "row 2", "everything"])
-def test_models(kind: str, cupy: FakeCupy, tmp_path: Path) -> None:
+def test_models(kind: str, p2p: str, cupy: FakeCupy, tmp_path: Path) -> None:
     path = Tiny(layers=3).write(tmp_path / "model.gguf")
     want = logits(engine(path, open_devices(["cpu"], 2)), TOKENS)
     free = cupy.memGetInfo()
-    devices = open_devices(["cuda:0", "cuda:1", "cpu", "cpu:1"], 2)
-    split = engine(path, devices, Plans(GGUF(path), ("cuda:0", "cuda:1", "cpu", "cpu:1"))[kind], n_ubatch=8)
+    devices = open_devices(["cuda:0", "cuda:1", "cpu", "cpu:1"], 2, p2p)
+    plan = Plans(GGUF(path), ("cuda:0", "cuda:1", "cpu", "cpu:1"))[kind]
+    split = engine(path, devices, plan, n_ubatch=8, all_reduce="copy")
     for size in (1000, 1):
         assert distance(logits(split, TOKENS, size), want) <= 1e-6
+    assert bool(cupy.copies) == (p2p == "on" and kind != "none")
     for device in devices.values():
         device.close()
     del split, devices, device
     gc.collect()
     assert cupy.memGetInfo() == free
+
+
+def test_the_best_logits(cupy: FakeCupy) -> None:
+    check_several(Shares(list(open_devices(["cuda:0", "cuda:1"]).values()), [0, 900, 3000]))
+
+
+@pytest.mark.parametrize("mode", ["layer", "row"])
+def test_logical_devices_of_one_card(
+    mode: str, cupy: FakeCupy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a limit of its own, and the first card's kernels and memory."""
+    monkeypatch.setattr(local, "_card_speeds", lambda *_: Speeds(1e9, 1e10, 1e10, 1e9))
+    path = Tiny(layers=3).write(tmp_path / "model.gguf")
+    with LLM(path, n_ctx=64, devices="cpu", threads=1) as cpu:
+        want = cpu.logits(TOKENS)
+    options: dict[str, Any] = {"split_mode": mode, "tensor_split": (1.0, 1.0), "n_ctx": 64}
+    with LLM(path, devices="cuda:0:96MB,cuda:0:96MB", **options) as llm:
+        cards = {name: device for name, device in llm._placed.devices.items() if isinstance(device, Cuda)}
+        assert cards.keys() == {"cuda:0.0:96MB", "cuda:0.1:96MB"}
+        for card in cards.values():
+            assert isinstance(card.driver, CupyDriver)
+            assert card.driver.index == 0
+            assert 0 < card._budget.used < 96 << 20
+        assert distance(llm.logits(TOKENS), want) <= 1e-6
+
+
+def test_large_products_are_those_of_cublas(cupy: FakeCupy, tmp_path: Path) -> None:
+    model = Tiny(arch="qwen2", layers=2, biases=True, format=GGMLQuantizationType.Q8_0)
+    path = model.write(tmp_path / "model.gguf")
+    want, blas = logits(engine(path, open_devices(["cpu"], 2)), TOKENS), cupy.cuda.cublas
+    device = Cuda(CupyDriver(0), "cuda:0", gemm_from=GemmFrom(quantized=9))
+    card = engine(path, {"cuda:0": device})
+    assert blas.handles == 1
+    assert distance(logits(card, TOKENS), want) <= 1e-4
+    # Each layer has seven matrices; that of the output is another.
+    assert blas.products == 2 * 7 + 1
+    assert distance(logits(card, TOKENS, 8), want) <= 1e-4
+    assert blas.products == 2 * 7 + 1
+    blas.failing = True
+    line = told(lambda: logits(card, TOKENS))
+    assert line == "cuda:0 (Fake): a matrix product: CUBLAS_STATUS_EXECUTION_FAILED"
+    device.close()
+    assert blas.handles == 0
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_without_cublas_products_are_our_own(missing: bool, cupy: FakeCupy, tmp_path: Path) -> None:
+    """It is not installed, or does not work."""
+    path = Tiny(layers=2, format=GGMLQuantizationType.Q8_0).write(tmp_path / "model.gguf")
+    found = []
+    for gemm_from in (None, GemmFrom(9, 9, 9)):
+        cupy.cuda.library.failing = True
+        if missing:
+            cupy.cuda.library = None
+        device = Cuda(CupyDriver(0), "cuda:0", gemm_from=gemm_from)
+        found.append(logits(engine(path, {"cuda:0": device}), TOKENS))
+        assert device.gemm_from == GemmFrom()
+        device.close()
+        cupy.cuda.library = Cublas(cupy)
+    np.testing.assert_array_equal(*found)
 
 
 def test_uploads_go_in_pieces_through_pinned_memory(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,6 +135,31 @@ def test_uploads_go_in_pieces_through_pinned_memory(cupy: FakeCupy, monkeypatch:
     back = np.empty((77, 7), np.float32)
     driver.download(back, there.address)
     np.testing.assert_array_equal(back.ravel(), values.ravel())
+
+
+def test_peer_access(cupy: FakeCupy) -> None:
+    one, other, twin = CupyDriver(0), CupyDriver(1), CupyDriver(0)
+    assert one.identity == twin.identity != other.identity
+    for _ in range(2):  # it may be enabled already
+        one.reach(other)
+        one.reach(twin)  # the same card: nothing to enable
+    assert cupy.reached == {(0, 1)}
+    cupy._peers = False
+    line = told(lambda: other.reach(one))
+    assert line == "cuda:1: this machine has no peer access to cuda:0: leave out --p2p on"
+    cupy._peers, cupy.failing["deviceEnablePeerAccess"] = True, CUDARuntimeError(711, "too many peers")
+    assert told(lambda: other.reach(one)) == "cuda:1 (Fake): peer access: too many peers"
+
+
+def test_two_devices_on_one_card_copy_within_it(cupy: FakeCupy) -> None:
+    one, twin = CupyDriver(0), CupyDriver(0)
+    values, back = np.arange(1000, dtype=np.uint8), np.empty(1000, np.uint8)
+    source, target = one.allocate(1000), twin.allocate(1000)
+    one.upload(source.address, values)
+    one.copy(target.address, source.address, 1000, twin)
+    twin.download(back, target.address)
+    np.testing.assert_array_equal(back, values)
+    assert cupy.copies == []
 
 
 def test_pieces() -> None:
@@ -99,6 +191,19 @@ def test_errors_name_the_device_and_what_it_was_for(cupy: FakeCupy, tmp_path: Pa
     cupy.failing["RawModule"] = CUDARuntimeError(1, "nvrtc: error: no\nmore")
     line = told(lambda: CupyDriver(0).kernel("rows.cu", "add"))
     assert line == "cuda:0 (Fake): the kernel add: nvrtc: error: no"
+
+
+def test_a_card_that_disappears(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line says which, and how to go on."""
+    driver = CupyDriver(1)
+
+    def fail() -> None:
+        raise CUDARuntimeError(999, "cudaErrorUnknown: unknown error\nor whatever")
+
+    monkeypatch.setattr(driver.stream.raw, "synchronize", fail)
+    line = told(driver.stream.synchronize)
+    assert line.startswith("cuda:1: cudaErrorUnknown: unknown error: the card has lost what it had: start")
+    assert "-dev" in line
 
 
 def test_there_is_no_cupy(monkeypatch: pytest.MonkeyPatch) -> None:

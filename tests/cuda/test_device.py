@@ -10,6 +10,8 @@ from ggrun import GgrunError, Interrupted
 from ggrun.devices import open_devices
 from ggrun.devices.base import Inputs, Limits, Rows
 from ggrun.devices.cuda.device import Cuda
+from ggrun.devices.cuda.gemm import PIECE, GemmFrom
+from ggrun.devices.cuda.program import FEW
 from ggrun.gguf import GGUF, Outline
 from ggrun.plan import Plan, single
 from ggrun.plan.facts import ModelFacts
@@ -20,6 +22,7 @@ from tests.engine.test_plans import MODELS
 from tests.plans import Plans
 from tests.tiny import Tiny
 
+BY_CUBLAS = GemmFrom(9, 9, 9)
 TOKENS = [i * 7 % 36 for i in range(30)]
 
 
@@ -37,7 +40,7 @@ def test_a_card_computes_what_the_cpu_does(model: Tiny, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["f32", "bf16", "q8_0"])
 def test_kinds_of_cells(kind: str, tmp_path: Path) -> None:
     path = Tiny(layers=2).write(tmp_path / "model.gguf")
-    cells = {"cache_keys": kind, "cache_values": kind}
+    cells = {"keys": kind, "values": kind}
     want = logits(engine(path, open_devices(["cpu"], 2), **cells), TOKENS)
     card = engine(path, cards(1), **cells)
     for size in (1000, 1):
@@ -185,14 +188,27 @@ def test_an_empty_batch_launches_nothing_wrong() -> None:
     device.stream.synchronize()
 
 
+@pytest.mark.parametrize("kind", ["layer 2", "row 2", "everything"])
+def test_several_cards_with_cublas(kind: str, tmp_path: Path) -> None:
+    """Where a product is computed changes nothing; by whom, no more than quantized activations do."""
+    path = MODELS["q8_0"].write(tmp_path / "model.gguf")
+    tiles = logits(engine(path, cards(1)), TOKENS)
+    want = logits(engine(path, cards(1, gemm_from=BY_CUBLAS)), TOKENS)
+    assert 1e-9 < distance(tiles, want) <= 1e-3
+    devices = cards(4, seed=1, gemm_from=BY_CUBLAS)
+    split = engine(path, devices, Plans(GGUF(path), tuple(devices))[kind], n_ubatch=16)
+    assert distance(logits(split, TOKENS), want) <= 1e-6
+
+
 @pytest.mark.parametrize("n_ubatch", [8, 64, 256])
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_no_more_memory_is_taken_than_planned(model: Tiny, n_ubatch: int, tmp_path: Path) -> None:
-    path, devices = model.write(tmp_path / "model.gguf"), cards(1)
+    path, devices = model.write(tmp_path / "model.gguf"), cards(1, gemm_from=BY_CUBLAS)
     (device,) = devices.values()
     before = device.available()
     held = engine(path, devices, n_ubatch=n_ubatch)
     facts = ModelFacts.from_outline(Outline.read(path))
     planned = plan_use(facts, single(held.config, "cuda:0"), Sizes(256, n_ubatch), 0)["cuda:0"]
     scratch = 32 << 20  # for cards that are much larger than the emulated ones
-    assert 0 < before - device.available() <= planned.total - scratch
+    weights = PIECE if model.format is GGMLQuantizationType.F32 or n_ubatch <= FEW else 0  # for cuBLAS
+    assert 0 < before - device.available() <= planned.total - scratch - weights

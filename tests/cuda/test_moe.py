@@ -93,7 +93,7 @@ def test_sort_with_experts_that_have_none(card: Any) -> None:
     check_sort(card, np.array([[7, 0]] * 17, np.int32), 8)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_sort_of_anything(card: Any, data: st.DataObject) -> None:
     experts = data.draw(st.sampled_from([1, 5, 64]))

@@ -2,9 +2,12 @@
 
 import pytest
 
+from ggrun.devices.cuda.gemm import GemmFrom
 from tests.cuda.models import cards, engine, logits
 from tests.engine.test_peer import ARCHS, QUANTS, distance, reference
 from tests.shared import peer
+
+BY_CUBLAS = GemmFrom(9, 9, 9)
 
 
 @pytest.mark.parametrize("size", [1000, 7, 1])
@@ -23,3 +26,20 @@ def test_formats(name: str, arch: int) -> None:
     want = reference(path)
     got = logits(engine(path, cards(1, arch)), want["tokens"].tolist())
     assert distance(got, want["exact"]) <= 1.1 * distance(want["logits"], want["exact"])
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_architectures_by_cublas(name: str) -> None:
+    path = peer() / "archs" / f"{name}.gguf"
+    want = reference(path)
+    got = logits(engine(path, cards(1, gemm_from=BY_CUBLAS)), want["tokens"].tolist())
+    assert distance(got, want["logits"]) <= 1e-6
+
+
+@pytest.mark.parametrize("name", QUANTS)
+def test_formats_by_cublas(name: str) -> None:
+    """Activations have more bits than llama.cpp's."""
+    path = peer() / "quants" / f"{name}.gguf"
+    want = reference(path)
+    got = logits(engine(path, cards(1, gemm_from=BY_CUBLAS)), want["tokens"].tolist())
+    assert distance(got, want["exact"]) <= 0.2 * distance(want["logits"], want["exact"])

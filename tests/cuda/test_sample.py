@@ -15,27 +15,32 @@ WIDTHS = [1, 5, 1000, 2048, 2049, 4097, 10_000]
 BIG = 151_936
 
 
-def argmax(card: Any, logits: np.ndarray) -> np.ndarray:
-    n, width = logits.shape
+def argmax(card: Any, logits: np.ndarray, words: int | None = None) -> np.ndarray:
+    n, stride = logits.shape
+    width = stride if words is None else words
     x, slices = card.array(logits), grids.slices(n, width)
     best = card.array(np.full((n, slices.grid[0]), GARBAGE, np.int64))
-    ids = card.array(np.full(n, GARBAGE, np.int32))
-    card.run("sample.cu", "argmax", *slices, (x, best, np.int32(n), np.int32(width)))
-    args = best, ids, np.int32(n), np.int32(slices.grid[0])
+    ids, values = card.array(np.full(n, GARBAGE, np.int32)), card.array(np.full(n, np.nan, np.float32))
+    card.run("sample.cu", "argmax", *slices, (x, best, np.int32(n), np.int32(width), np.int32(stride)))
+    args = best, ids, values, np.int32(n), np.int32(slices.grid[0])
     card.run("sample.cu", "argmax_of_slices", *grids.of_slices(n, width), args)
-    return card.read(ids)
+    found = card.read(ids)
+    want = [row[i] if i >= 0 else -np.inf for row, i in zip(logits, found, strict=True)]
+    np.testing.assert_array_equal(card.read(values), want)
+    return found
 
 
-def top_k(card: Any, logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def top_k(card: Any, logits: np.ndarray, k: int, words: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Ids and logits [n, k]."""
-    n, width = logits.shape
+    n, stride = logits.shape
     x, ids = card.array(logits), card.array(np.full((n, k), GARBAGE, np.int32))
     values = card.array(np.full((n, k), np.nan, np.float32))
-    for name, count in zip(["top_k", *["top_k_of_slices"] * 9], grids.top_k_counts(width, k), strict=False):
+    for i, count in enumerate(grids.top_k_counts(stride if words is None else words, k)):
         launch = grids.top_k(n, count)
         best = card.array(np.full((n, launch.grid[0], k), GARBAGE, np.int64))
-        args = x, best, ids, values, np.int32(n), np.int32(count), np.int32(k)
-        card.run("sample.cu", name, *launch, args)
+        sizes = np.int32(n), np.int32(count), *([] if i else [np.int32(stride)]), np.int32(k)
+        name = "top_k_of_slices" if i else "top_k"
+        card.run("sample.cu", name, *launch, (x, best, ids, values, *sizes))
         x = best
     return card.read(ids), card.read(values)
 
@@ -110,10 +115,25 @@ def test_no_other_k(k: int) -> None:
         grids.top_k_counts(BIG, k)
 
 
+@pytest.mark.parametrize("words", [0, 1, 700, 2048, 2999])
+@pytest.mark.parametrize("stride", [3000, 3001])
+def test_logits_that_are_of_no_words(card: Any, stride: int, words: int) -> None:
+    """However good, they are not looked at; nor is what is no number among them."""
+    logits = coarse(2, stride)
+    logits[:, words:] = np.inf
+    logits[1, words:] = np.nan
+    best = best_ids(logits[:, :words], 7)
+    ids, values = top_k(card, logits, 7, words)
+    np.testing.assert_array_equal(ids[:, : best.shape[1]], best)
+    np.testing.assert_array_equal(values[:, : best.shape[1]], np.take_along_axis(logits, best, 1))
+    assert (ids[:, best.shape[1] :] == -1).all()
+    np.testing.assert_array_equal(argmax(card, logits, words), best[:, 0] if words else [-1, -1])
+
+
 few = st.sampled_from([-np.inf, -1e30, -2.0, -0.0, 0.0, 1e-40, 1.0, 1e30, np.inf])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(row=st.lists(few, min_size=1, max_size=40), repeat=st.integers(1, 60), k=st.integers(1, 20))
 def test_any_order_of_equals(card: Any, row: list[float], repeat: int, k: int) -> None:
     logits = np.tile(np.array(row, np.float32), repeat)[None]
@@ -162,12 +182,12 @@ def test_impossible_tokens(card: Any) -> None:
 def test_no_rows(card: Any) -> None:
     nothing = card.array(np.full(4, 7, np.int64))
     zero, width, k = np.int32(0), np.int32(4), np.int32(2)
-    for name in ("argmax", "log_sum_exp"):
-        card.run("sample.cu", name, *grids.slices(0, 4), (nothing, nothing, zero, width))
-        card.run(
-            "sample.cu", f"{name}_of_slices", *grids.of_slices(0, 4), (nothing, nothing, zero, np.int32(1))
-        )
-    for name in ("top_k", "top_k_of_slices"):
-        args = nothing, nothing, nothing, nothing, zero, width, k
-        card.run("sample.cu", name, *grids.top_k(0, 4), args)
+    slices, of_slices, one = grids.slices(0, 4), grids.of_slices(0, 4), np.int32(1)
+    card.run("sample.cu", "argmax", *slices, (nothing, nothing, zero, width, width))
+    card.run("sample.cu", "argmax_of_slices", *of_slices, (nothing, nothing, nothing, zero, one))
+    card.run("sample.cu", "log_sum_exp", *slices, (nothing, nothing, zero, width))
+    card.run("sample.cu", "log_sum_exp_of_slices", *of_slices, (nothing, nothing, zero, one))
+    four = nothing, nothing, nothing, nothing
+    card.run("sample.cu", "top_k", *grids.top_k(0, 4), (*four, zero, width, width, k))
+    card.run("sample.cu", "top_k_of_slices", *grids.top_k(0, 4), (*four, zero, width, k))
     assert (card.read(nothing) == 7).all()

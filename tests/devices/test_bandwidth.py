@@ -34,18 +34,18 @@ def test_every_word_is_written_and_none_beside(threads: int) -> None:
 
 def test_the_figure_is_of_numpys_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ggrun.devices.cpu._PROBED", 64 << 20)
-    device = Cpu(1)
-    try:
-        measured = device.bandwidth()
-    finally:
-        device.close()
-    data = np.ones(8 << 20)
+    device, data = Cpu(1), np.ones(8 << 20)
 
     def seconds() -> float:
         start = time.perf_counter()
         data.sum()
         return time.perf_counter() - start
 
-    # numpy's sum is near the memory's speed; other processes may disturb either.
-    of_numpy = data.nbytes / min(seconds() for _ in range(5))
-    assert of_numpy / 3 < measured < of_numpy * 20
+    # numpy's sum is near the memory's speed. Other processes disturb both: the best of each counts.
+    measured, of_numpy = 0.0, 0.0
+    for _ in range(20):
+        measured, of_numpy = max(measured, device.bandwidth()), max(of_numpy, data.nbytes / seconds())
+        if agree := of_numpy / 3 < measured < of_numpy * 20:
+            break
+    device.close()
+    assert agree, (measured, of_numpy)

@@ -11,7 +11,7 @@ import pytest
 from ggrun import GgrunError
 from ggrun.devices.late import Late, Schedule
 from ggrun.devices.streams import INLINE, Stream, Threaded
-from tests.devices.test_threads import in_a_fork, in_time, workers
+from tests.waiting import PATIENCE, ended, in_a_fork, in_time, until, workers
 
 KINDS = ["inline", "threaded", "late", "threaded and late", "late and threaded"]
 
@@ -81,17 +81,17 @@ def test_what_is_given_up_is_skipped(kind: str) -> None:
     a, b = two(kind)
     go, done = threading.Event(), []
     if isinstance(a, Threaded):
-        a.enqueue(lambda: go.wait(5))
+        a.enqueue(lambda: go.wait(PATIENCE))
+        threading.Thread(target=lambda: (until(lambda: a._worker.error), go.set()), daemon=True).start()
     a.enqueue(lambda: done.append("a"))
     b.wait(a.record())
     b.enqueue(lambda: done.append("b"))
-    threading.Timer(0.02, go.set).start()
     for stream in (a, b):
         in_time(stream.abandon)
-    assert "b" not in done
+    assert done == []
     b.enqueue(lambda: done.append("later"))
     in_time(b.synchronize)
-    assert done[-1] == "later"
+    assert done == ["later"]
     a.close()
     b.close()
 
@@ -127,9 +127,7 @@ def test_a_dropped_stream_ends_its_thread() -> None:
     assert len(own) == 1
     del stream
     gc.collect()
-    for thread in own:
-        thread.join(5)
-        assert not thread.is_alive()
+    ended(own)
 
 
 def test_no_room_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:

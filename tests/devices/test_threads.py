@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ from ggrun import GgrunError, Interrupted, UsageError
 from ggrun.devices.base import Limits, Rows
 from ggrun.devices.cpu import Cpu
 from ggrun.devices.threads import MOST_THREADS, ThreadPool, physical_cores
+from tests.waiting import ended, in_a_fork, in_time, workers
 
 WIDTH, ROWS = 96, 7
 LIMITS = Limits(tokens=ROWS, outputs=ROWS, sequences=1, pages=1)
@@ -60,24 +60,6 @@ def rows(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, WIDTH)).astype(np.float32)
 
 
-def in_time(work: Callable[[], None], seconds: float = 20.0) -> None:
-    """Do it in a thread of its own, so that waiting for ever is a failure and not the end of all tests."""
-    errors: list[BaseException] = []
-
-    def caught() -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=caught, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    assert not thread.is_alive(), "it waits for ever"
-    if errors:
-        raise errors[0]
-
-
 @pytest.mark.parametrize("threads", [1, 2, 3, 4, 5])
 def test_many_programs_in_a_row(threads: int) -> None:
     one, device = Cpu(1), Cpu(threads)
@@ -119,35 +101,32 @@ def test_one_pool_from_several_threads(threads: int) -> None:
         callers = [threading.Thread(target=many, args=(n,), daemon=True) for n in range(1, 5)]
         for caller in callers:
             caller.start()
-        for caller in callers:
-            caller.join(20)
-        assert not any(caller.is_alive() for caller in callers)
+        ended(callers)
 
-    in_time(work, 30)
+    in_time(work)
     assert failures == []
     device.close()
     one.close()
+
+
+def idles_at(share: float) -> bool:
+    """Whether this process comes to take no more of a core than that."""
+    for _ in range(8):  # a machine that is busy with other things may need more than one look
+        time.sleep(0.05)
+        before = time.process_time()
+        time.sleep(0.3)
+        if time.process_time() - before < 0.3 * share:
+            return True
+    return False
 
 
 def test_idle_workers_sleep_and_wake() -> None:
     device = Cpu(3)
     program = chain(device)
     want = program(rows(1))
-    used = []
-    for _ in range(8):  # a machine that is busy with other things may need more than one look
-        time.sleep(0.05)
-        before = time.process_time()
-        time.sleep(0.3)
-        used.append(time.process_time() - before)
-        if used[-1] < 0.03:
-            break
-    assert min(used) < 0.03, used
+    assert idles_at(0.1)
     in_time(lambda: np.testing.assert_array_equal(program(rows(1)), want))
     device.close()
-
-
-def workers() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name.startswith("ggrun-")}
 
 
 def test_closing_ends_the_threads() -> None:
@@ -157,9 +136,7 @@ def test_closing_ends_the_threads() -> None:
     assert len(own) == 3
     pool.close()
     pool.close()
-    for worker in own:
-        worker.join(5)
-    assert not any(worker.is_alive() for worker in own)
+    ended(own)
 
 
 def test_a_dropped_pool_ends_its_threads() -> None:
@@ -167,10 +144,8 @@ def test_a_dropped_pool_ends_its_threads() -> None:
     pool = ThreadPool(3)
     own = workers() - before
     del pool
-    for worker in own:
-        worker.join(5)
     assert len(own) == 2
-    assert not any(worker.is_alive() for worker in own)
+    ended(own)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
@@ -222,8 +197,8 @@ def test_closing_waits_for_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         return post(*args)
 
     monkeypatch.setattr(device.pool, "_runtime", SimpleNamespace(post=slow))
-    in_time(lambda: np.testing.assert_allclose(program(rows(6)), want, rtol=1e-5, atol=1e-5), 5)
-    closer.join(5)
+    in_time(lambda: np.testing.assert_allclose(program(rows(6)), want, rtol=1e-5, atol=1e-5))
+    ended([closer])
     with pytest.raises(GgrunError, match="closed"):
         program(rows(6))
 
@@ -242,34 +217,7 @@ def test_more_threads_than_there_can_be(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(threading.Thread, "start", refused)
     with pytest.raises(GgrunError, match="no room for 5 threads"):
         ThreadPool(5)
-    for worker in workers() - before:  # those that did start
-        worker.join(5)
-    assert workers() <= before
-
-
-def in_a_fork(work: Callable[[], None]) -> int:
-    """The exit status of a forked process that does it: 7 when it is refused, 0 when it is not."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # that a process with threads is forked
-        child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        except GgrunError:
-            status = 7
-        finally:
-            os._exit(status)
-    ended, deadline = (0, 0), time.monotonic() + 20
-    while ended[0] == 0 and time.monotonic() < deadline:
-        ended = os.waitpid(child, os.WNOHANG)
-        time.sleep(0.005)
-    if ended[0] == 0:
-        os.kill(child, 9)
-        os.waitpid(child, 0)
-    assert ended[0] == child, "it waits for ever"
-    return os.waitstatus_to_exitcode(ended[1])
+    ended(workers() - before)  # those that did start
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
@@ -312,10 +260,7 @@ def test_workers_that_were_not_let_rest() -> None:
     program = chain(device)
     want = program(rows(4))
     device.pool._crew.wake()
-    time.sleep(0.05)
-    before = time.process_time()
-    time.sleep(0.5)
-    assert time.process_time() - before < 0.1
+    assert idles_at(0.2)
     in_time(lambda: np.testing.assert_array_equal(program(rows(4)), want))
     device.close()
 

@@ -7,7 +7,10 @@ import pytest
 
 from ggrun.devices.cpu import Cpu
 from ggrun.devices.threads import Turnout, physical_cores
-from tests.devices.test_threads import chain, in_time, rows
+from tests.devices.test_threads import chain, rows
+from tests.waiting import in_time
+
+JOBS = 60
 
 
 def spend(turnout: Turnout, seconds: float, shared: int, job: float = 0.02) -> list[int]:
@@ -62,13 +65,13 @@ def test_a_pool_knows_when_its_threads_do_not_run(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Turnout, "note", lambda self, seconds, lost: noted.append((seconds, lost)))
 
     def work() -> None:
-        program = chain(device, 40)
-        for seed in range(200):
+        program = chain(device, 10)
+        for seed in range(JOBS):
             program(rows(seed))
 
     in_time(work)
     device.close()
-    assert len(noted) == 200
+    assert len(noted) == JOBS
     seconds, lost = (sum(column) for column in zip(*noted, strict=True))
     assert 0.3 * threads * seconds < lost < threads * seconds
     assert 0 < noted[-1][1] < threads * noted[-1][0]  # of that job alone

@@ -13,9 +13,10 @@ from ggrun.arch.config import Config
 from ggrun.devices.cpu import Cpu
 from ggrun.engine.batch import Batch
 from ggrun.engine.cache import PAGE
-from ggrun.engine.engine import Engine, EngineOptions
+from ggrun.engine.engine import Engine
 from ggrun.gguf import GGUF
 from ggrun.plan import single
+from ggrun.plan.usage import Sizes
 from tests.engine.test_peer import distance
 from tests.reference import Reference
 from tests.tiny import Tiny
@@ -67,7 +68,7 @@ def opened(
     """An engine on two threads, over memory that was not cleared."""
     model, device = GGUF(path), Dirty(2)
     config = Config.from_gguf(model)
-    options = EngineOptions(n_ctx, sequences=sequences, cache_keys=keys, cache_values=values)
+    options = Sizes(n_ctx, sequences=sequences, keys=keys, values=values)
     yield Engine(model, config, single(config, "cpu"), {"cpu": device}, options)
     device.close()
     model.close()
@@ -89,7 +90,7 @@ def mixed(engine: Engine, ids: np.ndarray, sequences: np.ndarray, outputs: np.nd
         positions[own] = begin + np.arange(own.sum())
     tables = {s: engine.cache.table(s) for s in np.unique(sequences).tolist()}
     arrays = (ids.astype(np.int32), positions, sequences.astype(np.int32), slots)
-    return engine._pipeline.run([Batch(*arrays, outputs, tables)])[0]
+    return engine._pipeline.run([Batch(*arrays, outputs, tables)])[0].logits
 
 
 # ---------------------------------------------------------------- one sequence
@@ -265,4 +266,4 @@ def test_a_run_of_a_sequence_may_come_in_any_order(tmp_path: Path) -> None:
         slots, positions = engine.cache.extend(0, 150), np.arange(150, dtype=np.int32)
         arrays = (ids[order], positions[order], np.zeros(150, np.int32), slots[order], np.full(150, True))
         (got,) = engine._pipeline.run([Batch(*arrays, {0: engine.cache.table(0)})])
-    assert distance(got, Reference(path).logits(ids)[order]) < 1e-11
+    assert distance(got.logits, Reference(path).logits(ids)[order]) < 1e-11

@@ -1,7 +1,8 @@
 """Generation: stop strings, reuse of the cache, the end of the context."""
 
-import time
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,10 +80,14 @@ def test_a_text_is_not_ended_by_the_length_of_another(llm: LLM) -> None:
         next(first)
 
 
-def test_the_readers_time_is_not_the_models(llm: LLM) -> None:
+def test_the_readers_time_is_not_the_models(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = count()  # a second from one look at the clock to the next
+    monkeypatch.setattr("ggrun.engine.generate.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     for _ in zip(llm.generate_tokens([1, 2], seed=1), range(5), strict=False):
-        time.sleep(0.1)
-    assert 0 < llm.timings.generation < 0.3
+        for _ in range(1000):  # what the reader does
+            next(ticks)
+    assert llm.timings.tokens == 6
+    assert llm.timings.generation == 5.0
 
 
 def test_a_ctrl_c_leaves_the_cache_as_it_was(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,9 +125,10 @@ def test_wrong_tokens_change_nothing(llm: LLM) -> None:
 def test_several_sequences_in_one_cache(tmp_path: Path) -> None:
     from ggrun.arch.config import Config
     from ggrun.devices import open_devices
-    from ggrun.engine.engine import Engine, EngineOptions
+    from ggrun.engine.engine import Engine
     from ggrun.gguf import GGUF
     from ggrun.plan import single
+    from ggrun.plan.usage import Sizes
 
     model = GGUF(Tiny().write(tmp_path / "model.gguf"))
     config = Config.from_gguf(model)
@@ -132,7 +138,7 @@ def test_several_sequences_in_one_cache(tmp_path: Path) -> None:
         config,
         single(config, "cpu"),
         devices,
-        EngineOptions(512, sequences=3, cache_keys="f32", cache_values="f32"),
+        Sizes(512, sequences=3, keys="f32", values="f32"),
     )
     texts = {0: [1, 2, 3, 4], 1: [5, 6, 7, 8], 2: [9, 10, 11, 12]}
     turns = [(s, engine.decode(texts[s][i : i + 2], s, all_logits=True)) for i in (0, 2) for s in (2, 0, 1)]
@@ -141,7 +147,7 @@ def test_several_sequences_in_one_cache(tmp_path: Path) -> None:
         config,
         single(config, "cpu"),
         devices,
-        EngineOptions(512, cache_keys="f32", cache_values="f32"),
+        Sizes(512, keys="f32", values="f32"),
     )
     for sequence, tokens in texts.items():
         alone.cache.truncate(0, 0)

@@ -245,7 +245,7 @@ def expressions() -> st.SearchStrategy[tuple[str, str]]:
     return st.recursive(leaves, more, max_leaves=6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(expression=expressions())
 def test_the_language_is_that_of_a_regex(expression: tuple[str, str]) -> None:
     grammar, regex = expression

@@ -1,7 +1,7 @@
 """Memory: what the KV cache may take, the context that fits, and the logits of one run."""
 
 import gc
-from dataclasses import dataclass
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,14 +9,13 @@ import numpy as np
 import psutil
 import pytest
 
-from ggrun import LLM, GgrunError
-from ggrun.arch.config import Config
+from ggrun import LLM, GgrunError, UsageError
 from ggrun.devices import cpu_memory
 from ggrun.engine import engine as engine_module
 from ggrun.engine.batch import Batch
-from ggrun.engine.runner import CacheSpec, check_memory
+from ggrun.engine.outputs import Scores
 from ggrun.gguf import GGUF
-from ggrun.plan import Member, Plan, Stage, single
+from ggrun.plan import single, usage
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.report import DoesNotFit
 from ggrun.plan.usage import Sizes, plan_use
@@ -27,27 +26,9 @@ PAGE = 64
 MODEL = Tiny(layers=3, heads=6, kv_heads=3, key_dim=20, value_dim=12, context=1 << 20)
 
 
-@dataclass
-class Fake:
-    """A device that has so many bytes, and a cache row of as many as it likes."""
-
-    free: int
-
-    def available(self) -> int:
-        return self.free
-
-    def row_bytes(self, kind: str, dim: int) -> int:
-        return {"f16": 2, "f32": 4, "q8_0": 1}[kind] * dim + 3
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return MODEL.write(tmp_path / "model.gguf")
-
-
-@pytest.fixture
-def config(path: Path) -> Config:
-    return Config.from_gguf(GGUF(path))
 
 
 def have(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
@@ -65,58 +46,17 @@ def needed(path: Path, n_ctx: int) -> int:
     return plan_use(facts, single(facts.config, "cpu"), Sizes(n_ctx), 0)["cpu"].total + MARGIN
 
 
-# ---------------------------------------------------------------- the KV cache must fit
-
-
-@pytest.mark.parametrize(
-    ("spec", "row"),
-    [
-        (CacheSpec(5, "f16", "f16"), 2 * 20 + 3 + 2 * 12 + 3),
-        (CacheSpec(5, "f32", "q8_0"), 4 * 20 + 3 + 12 + 3),
-        (CacheSpec(1, "q8_0", "f32"), 20 + 3 + 4 * 12 + 3),
-    ],
-)
-def test_exactly_enough_is_enough(spec: CacheSpec, row: int, config: Config) -> None:
-    plan, needed = single(config, "gpu"), 3 * 3 * spec.pages * PAGE * row
-    check_memory(plan, {"gpu": Fake(needed)}, config, spec)
-    with pytest.raises(GgrunError, match=rf"^gpu: .* {spec.pages * PAGE} positions .* -c\b") as caught:
-        check_memory(plan, {"gpu": Fake(needed - 1)}, config, spec)
-    assert "\n" not in str(caught.value)
-
-
-def test_the_message_has_the_sizes(config: Config) -> None:
-    spec = CacheSpec(-(-(3 << 30) // (3 * 3 * PAGE * 70)), "f16", "f16")
-    with pytest.raises(GgrunError, match=r"takes 3\.0 GiB, 1\.5 GiB are free.*-c, or -ctk q8_0 -ctv q8_0"):
-        check_memory(single(config, "cpu"), {"cpu": Fake(3 << 29)}, config, spec)
-
-
-def test_each_device_has_room_for_its_own_part(config: Config) -> None:
-    """Attention halves count, feed-forward halves do not; of the heads, those that a member owns."""
-    a = Member("a", (0, 6), (0, 3), (0, 96))
-    b, c = Member("b", (0, 4), (0, 2), (0, 96)), Member("c", (4, 6), (2, 3), (0, 96))
-    plan = Plan((Stage((0, 1), (a,)), Stage((1, 2), (b, c)), Stage((2, 3), (b, c)), Stage((3, 6), (a,))))
-    spec = CacheSpec(2, "f16", "f16")
-    layer = 2 * PAGE * (2 * 20 + 3 + 2 * 12 + 3)  # of one head
-    needed = {"a": 2 * 3 * layer, "b": 2 * layer, "c": layer}
-    check_memory(plan, {name: Fake(n) for name, n in needed.items()}, config, spec)
-    for short in needed:
-        devices = {name: Fake(n - (name == short)) for name, n in needed.items()}
-        with pytest.raises(GgrunError, match=f"^{short}: "):
-            check_memory(plan, devices, config, spec)
+# ---------------------------------------------------------------- what does not fit
 
 
 def test_a_model_is_refused_before_it_is_loaded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights, cells, buffers and the margin all count; without fitting only the cells do."""
+    """Weights, cells, buffers and the margin all count; without fitting nothing is refused."""
     loaded: list[object] = []
     monkeypatch.setattr(engine_module, "Pipeline", lambda *args: loaded.append(args))
     have(monkeypatch, needed(path, 2048) - 1)
     with pytest.raises(DoesNotFit, match=r"^\S*model\.gguf: does not fit: cpu needs .* give -ctk q8_0"):
         LLM(path, n_ctx=2048)
-    have(monkeypatch, 2048 * POSITION - 1)
-    with pytest.raises(GgrunError, match=r" -c\b"):
-        LLM(path, n_ctx=2048, fit=False)
     assert loaded == []
-    have(monkeypatch, 2048 * POSITION)
     LLM(path, n_ctx=2048, fit=False).close()
     have(monkeypatch, needed(path, 2048))
     LLM(path, n_ctx=2048).close()
@@ -192,14 +132,14 @@ def test_logits_are_cut(rows: float, most: int, tmp_path: Path, monkeypatch: pyt
     ids = np.random.default_rng(1).integers(0, 333, 40).tolist()
     with LLM(model, cache_type_k="f32", cache_type_v="f32") as llm:
         want = llm.logits(ids)
-    monkeypatch.setattr(engine_module, "_LOGITS_BYTES", int(rows * 4 * 333))
+    monkeypatch.setattr(usage, "LOGITS_BYTES", int(rows * 4 * 333))
     with LLM(model, n_ubatch=12, cache_type_k="f32", cache_type_v="f32") as llm:
         pipeline, sizes = llm._engine._pipeline, []
         original = pipeline.run
 
-        def run(batches: list[Batch]) -> list[np.ndarray]:
+        def run(batches: list[Batch], logits: np.ndarray) -> list[Scores]:
             sizes.extend((len(batch.tokens), batch.wanted) for batch in batches)
-            return original(batches)
+            return original(batches, logits)
 
         monkeypatch.setattr(pipeline, "run", run)
         assert distance(llm.logits(ids), want) < 1e-11
@@ -210,3 +150,60 @@ def test_logits_are_cut(rows: float, most: int, tmp_path: Path, monkeypatch: pyt
         last = llm._engine.decode(ids)  # of a prompt only the last are wanted: it is not cut smaller for that
         assert distance(last, want[-1:]) < 1e-11
         assert max(tokens for tokens, _ in sizes) == 12
+
+
+def test_logits_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Tiny(vocab=333, context=64).write(tmp_path / "model.gguf")
+    ids = np.random.default_rng(1).integers(0, 333, 40).tolist()
+    monkeypatch.setattr(usage, "LOGITS_BYTES", 7 * 4 * 333)
+    with LLM(model, cache_type_k="f32", cache_type_v="f32") as llm:
+        want = llm.logits(ids)
+        pieces = list(llm.logits_by_piece(ids))
+        assert [len(piece) for piece in pieces] == [7] * 5 + [5]
+        assert distance(np.concatenate(pieces), want) < 1e-11
+        with pytest.raises(UsageError, match="65 tokens"):
+            llm.logits_by_piece([1] * 65)
+        begun = llm.logits_by_piece(ids)
+        next(begun)
+        llm.logits([1])
+        with pytest.raises(GgrunError, match="another text"):
+            next(begun)
+
+
+def test_more_logits_than_there_is_memory_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are refused before anything is computed; to take them by the piece is none the worse."""
+    with LLM(path, n_ctx=64) as llm:
+        vocab = llm.config.vocab
+        monkeypatch.setattr(usage, "LOGITS_BYTES", 8 * 4 * vocab)
+        llm._engine.most_outputs = 8
+        want = llm.logits([1] * 20)
+        have(monkeypatch, 20 * 4 * vocab - 1)
+        monkeypatch.setattr(llm._engine._pipeline, "run", None)
+        with pytest.raises(GgrunError, match=rf"^the logits of 20 tokens take {80 * vocab} bytes, .* free"):
+            llm.logits([1] * 20)
+        monkeypatch.undo()
+        have(monkeypatch, 0)
+        np.testing.assert_array_equal(np.concatenate(list(llm.logits_by_piece([1] * 20))), want)
+        assert llm._engine.decode([1]).shape == (1, vocab)
+
+
+def test_logits_are_held_once(tmp_path: Path) -> None:
+    model = Tiny(vocab=50_000, layers=1, context=512).write(tmp_path / "model.gguf")
+    with LLM(model, n_ctx=512, n_ubatch=16) as llm:
+        llm.logits([1])
+        tracemalloc.start()
+        nbytes = llm.logits([1] * 512).nbytes
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert nbytes == 512 * 4 * 50_000 < most < 1.1 * nbytes
+
+
+def test_perplexity_holds_one_runs_logits(tmp_path: Path) -> None:
+    model = Tiny(vocab=50_000, layers=1, context=512).write(tmp_path / "model.gguf")
+    with LLM(model, n_ctx=512, n_ubatch=16) as llm:
+        llm.logits([1])
+        tracemalloc.start()
+        list(llm.perplexity([1, 2, 3, 4] * 256, window=512, chunks=1))
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert most < 1.5 * 16 * 4 * 50_000

@@ -10,9 +10,9 @@ import pytest
 
 from ggrun import LLM, UsageError
 from ggrun.bundled import demo_model
-from ggrun.engine import perplexity as module
 from ggrun.engine.cache import KVCache
 from ggrun.engine.generate import Context
+from ggrun.engine.outputs import Scores
 from ggrun.engine.perplexity import Estimate, perplexity
 from tests.shared import corpus
 
@@ -28,8 +28,8 @@ def by_chance(seen: list[int]) -> np.ndarray:
 class FakeEngine:
     """Foretells from all the tokens of its sequence; remembers what it was asked."""
 
-    def __init__(self, foretell: Foretell = by_chance, n_ctx: int = 64) -> None:
-        self.foretell, self.n_ctx = foretell, n_ctx
+    def __init__(self, foretell: Foretell = by_chance, n_ctx: int = 64, most_outputs: int = 64) -> None:
+        self.foretell, self.n_ctx, self.most_outputs = foretell, n_ctx, most_outputs
         self.config, self.cache = SimpleNamespace(vocab=VOCAB), KVCache(n_ctx)
         self.seen: list[int] = []
         self.windows: list[list[int]] = []
@@ -38,7 +38,9 @@ class FakeEngine:
     def resume(self) -> None:
         """It is never interrupted."""
 
-    def decode(self, tokens: Sequence[int], sequence: int = 0, all_logits: bool = False) -> np.ndarray:
+    def evaluate(
+        self, tokens: Sequence[int], sequence: int = 0, all_logits: bool = False, top: None = None
+    ) -> Scores:
         if self.cache.length(sequence) == 0:
             self.seen = []
             self.windows.append(self.seen)
@@ -48,7 +50,7 @@ class FakeEngine:
             self.seen.append(token)
             rows.append(self.foretell(self.seen))
         self.largest = max(self.largest, len(rows) if all_logits else 1)
-        return np.array(rows if all_logits else rows[-1:])
+        return Scores(np.array(rows if all_logits else rows[-1:]))
 
 
 def estimates(engine: Any, tokens: list[int], window: int, chunks: int = -1, bos: int | None = None) -> list:
@@ -94,11 +96,10 @@ def test_windows(window: int, bos: int | None) -> None:
             agree(estimate, scored[: i * share])
 
 
-def test_bounded_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bounded_pieces_change_nothing() -> None:
     tokens = [int(t) for t in np.random.default_rng(1).integers(2, VOCAB, 96)]
-    whole, cut = FakeEngine(), FakeEngine()
+    whole, cut = FakeEngine(), FakeEngine(most_outputs=4)
     want = estimates(whole, tokens, 32)[-1]
-    monkeypatch.setattr(module, "_PIECE_BYTES", 4 * VOCAB * 4)
     got = estimates(cut, tokens, 32)[-1]
     assert (whole.largest, cut.largest) == (15, 4)
     assert (got.nll, got.nll2) == pytest.approx((want.nll, want.nll2), rel=1e-12)

@@ -14,10 +14,11 @@ from ggrun.devices.base import Device
 from ggrun.devices.emulated import COPY, LAUNCH, Emulated
 from ggrun.devices.exchange import Exchange
 from ggrun.devices.late import Late, Schedule
-from ggrun.engine.engine import Engine, EngineOptions
+from ggrun.engine.engine import Engine
 from ggrun.engine.pipeline import schedule
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan
+from ggrun.plan.usage import Sizes
 from tests.plans import Plans
 from tests.tiny import Tiny
 
@@ -36,7 +37,7 @@ class Cards:
     def __init__(self, model: GGUF, plan: Plan, seed: int = 0, sequences: int = 1) -> None:
         self.schedule = Schedule(seed)
         self.devices: dict[str, Device] = {name: Emulated(name, None, self.schedule) for name in NAMES}
-        options = EngineOptions(64 * sequences, 8, sequences)
+        options = Sizes(64 * sequences, 8, sequences)
         self.engine = Engine(model, Config.from_gguf(model), plan, self.devices, options)
         self.settle()
 
@@ -93,10 +94,10 @@ def test_sequences_overlap(model: GGUF) -> None:
             token = np.array(text[-1:], np.int32)
             batches.append(engine._batch(token, slots, wanted, sequence, len(text) - 1, slice(0, 1)))
         begin = both.settle()
-        logits = engine._pipeline.run(batches)
+        scores = engine._pipeline.run(batches)
         assert both.settle() - begin < 3.2 * LAUNCH  # and not 4
     for sequence in texts:
-        np.testing.assert_array_equal(logits[sequence], want[sequence])
+        np.testing.assert_array_equal(scores[sequence].logits, want[sequence])
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 7])

@@ -3,6 +3,7 @@
 import random
 import struct
 import tracemalloc
+from datetime import timedelta
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from ggrun.gguf import FORMATS, GGUF, GGUFError, Source, write_gguf
 from tests.gguf.build import gguf
 
+NO_HANG = timedelta(seconds=60)
 METADATA = {
     "general.architecture": "llama",
     "general.alignment": 32,
@@ -99,7 +101,7 @@ def test_every_number_of_the_header_made_hostile(path, model):
         survives(path, model[:at] + struct.pack("<Q", number) + model[at + 8 :])
 
 
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=300, deadline=NO_HANG)
 @given(st.data())
 def test_many_changes_at_once(path, model, data):
     raw = bytearray(model)
@@ -112,7 +114,7 @@ def test_many_changes_at_once(path, model, data):
     survives(path, bytes(raw[:cut]) + data.draw(st.binary(max_size=40)) + bytes(raw[cut:]))
 
 
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=300, deadline=NO_HANG)
 @given(
     st.lists(st.binary(max_size=60), max_size=4), st.lists(st.binary(max_size=60), max_size=4), st.binary()
 )
@@ -120,7 +122,7 @@ def test_arbitrary_headers(path, pairs, infos, data):
     survives(path, gguf(tuple(pairs), tuple(infos), data))
 
 
-@settings(max_examples=100, deadline=2000)
+@settings(max_examples=100, deadline=NO_HANG)
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes(path, raw):
     survives(path, raw)

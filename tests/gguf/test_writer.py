@@ -48,7 +48,7 @@ def plain(value):
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-@settings(max_examples=100, deadline=2000)
+@settings(max_examples=100)
 @given(
     st.dictionaries(
         NAMES.filter(lambda k: not k.startswith(("split.", "general.alignment"))), VALUES, max_size=5

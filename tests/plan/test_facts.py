@@ -1,19 +1,23 @@
 """What models weigh and their KV cache takes, by their files and by hand; what the engine really takes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 
 from ggrun import LLM
+from ggrun.devices import best
 from ggrun.devices.cpu import Cpu
-from ggrun.engine import cache, engine
+from ggrun.devices.cuda import grids
 from ggrun.gguf import GGUF, GGUFError, Outline
 from ggrun.kernels import load_cpu
 from ggrun.plan import single
-from ggrun.plan.facts import PAGE, ModelFacts, cache_row
+from ggrun.plan.facts import ModelFacts, cache_row
 from ggrun.plan.mixes import outline
-from ggrun.plan.usage import LOGITS_BYTES, Sizes, plan_use
+from ggrun.plan.options import CACHE_TYPES
+from ggrun.plan.usage import SLICE, TOP_K, Sizes, plan_use
 from tests.tiny import Tiny
 
 TINIES = [
@@ -66,10 +70,9 @@ def test_the_cache_of_70b_at_8k_by_hand() -> None:
     assert small == by_hand // 4 * 34 // 32 + by_hand
 
 
-def test_what_the_engine_knows_too_is_the_same_here() -> None:
-    assert cache.PAGE == PAGE
-    assert engine._LOGITS_BYTES == LOGITS_BYTES
-    for kind in engine.CACHE_KINDS:
+def test_what_devices_say_is_the_same_here() -> None:
+    assert (best.MOST_K, grids.SLICE) == (TOP_K, SLICE)
+    for kind in CACHE_TYPES:
         for dim in (1, 20, 32, 64, 80, 128, 576):
             assert cache_row(kind, dim) == load_cpu(f"cache.{kind}").row_bytes(dim)
 
@@ -95,3 +98,42 @@ def test_a_run_takes_what_was_said(
         said = plan_use(facts, llm.plan, Sizes(512, n_ubatch), 0)["cpu"].working
         assert taken > 0
         assert taken <= said <= 2.5 * taken + 200_000
+
+
+# ---------------------------------------------------------------- what a token reads
+
+
+def facts_of(path: Path) -> ModelFacts:
+    return ModelFacts.from_outline(Outline.read(path))
+
+
+def test_what_a_token_reads_of_a_dense_model(tmp_path: Path) -> None:
+    shape = {"layers": 1, "width": 64, "heads": 4, "kv_heads": 2, "ff": 96, "vocab": 50}
+    layer = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64  # q and output; k and v; gate, up and down
+    norms = 3 * 64
+    output = 50 * 64
+    untied = facts_of(Tiny(**shape).write(tmp_path / "untied.gguf"))
+    assert untied.token_bytes == 4 * (layer + norms + output + 64)
+    tied = facts_of(Tiny(tied=True, **shape).write(tmp_path / "tied.gguf"))
+    assert tied.token_bytes == 4 * (layer + norms + output)
+    quantized = facts_of(Tiny(format=GGMLQuantizationType.Q8_0, **shape).write(tmp_path / "q8_0.gguf"))
+    assert quantized.token_bytes == (layer + output + 64) // 32 * 34 + 4 * norms
+    assert untied.position_bytes("f32", "f16") == 1 * 2 * 32 * (4 + 2)  # layers, heads, values of each
+
+
+def test_what_a_token_reads_of_experts(tmp_path: Path) -> None:
+    shape = Tiny("qwen3moe", layers=1, experts=8, experts_used=3, ff=32, head_norms=True)
+    shape.extra["expert_feed_forward_length"] = 32
+    attention, router, expert = 2 * 64 * 64 + 2 * 32 * 64, 8 * 64, 3 * 32 * 64
+    numbers = attention + router + 3 * expert + 50 * 64 + 64 + 3 * 64 + 2 * 16
+    assert facts_of(shape.write(tmp_path / "moe.gguf")).token_bytes == 4 * numbers
+
+
+def test_experts_of_a_model_that_has_none() -> None:
+    """A file may have tensors that are none of its model's: they are refused where they would be loaded."""
+    model = outline("tinyllama-1.1b", "Q4_K_M")
+    before = ModelFacts.from_outline(model).token_bytes
+    stray = replace(model.tensors["blk.0.ffn_up.weight"], name="blk.0.ffn_up_exps.weight")
+    tensors = {**model.tensors, stray.name: stray}
+    facts = ModelFacts.from_outline(Outline(model.path, model.metadata, tensors))
+    assert facts.token_bytes == before + stray.nbytes

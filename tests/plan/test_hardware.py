@@ -1,6 +1,8 @@
 """Devices that are written, and the speeds that are known of cards."""
 
+from dataclasses import replace
 from math import isclose
+from typing import Any
 
 import pytest
 
@@ -9,10 +11,19 @@ from ggrun.plan import Plan, Stage, single, whole
 from ggrun.plan.cards import CARDS
 from ggrun.plan.cost import HOP, Clock, Place, predict
 from ggrun.plan.facts import ModelFacts
-from ggrun.plan.hardware import Speeds, cpu_info, parse_devices
+from ggrun.plan.hardware import (
+    DeviceInfo,
+    Link,
+    Speeds,
+    card_info,
+    cpu_info,
+    parse_devices,
+    with_memory,
+)
 from ggrun.plan.mixes import outline
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planner import make_plan
+from ggrun.plan.rows import shared
 from ggrun.plan.usage import Sizes
 
 
@@ -133,7 +144,7 @@ def test_rows_read_at_once_and_pay_for_their_sums() -> None:
 
 
 def test_a_sum_costs_more_with_more_members() -> None:
-    """Each member sends to all others: twice as many bytes for three members as for two."""
+    """Two send each other what they have; more send a share to each of the others, and one of the sums."""
     facts, clocks = facts_of("llama-3-70b"), []
     for n in (2, 3, 8):
         planned = make_plan(facts, parse_devices(f"{n}x rtx3090"), PlanOptions(n_ctx=2048, split_mode="row"))
@@ -143,7 +154,63 @@ def test_a_sum_costs_more_with_more_members() -> None:
         alone = max(clock.batch(1, Place((device,), (member,))) for device, member in members)
         clocks.append(clock.batch(1, place) - alone)
     sent = 512 * 8192 * 4 / place.devices[0].link * 1e12
-    assert clocks == pytest.approx([HOP * 1e12 + k * sent for k in (1, 2, 7)], rel=1e-9)
+    hop = HOP * 1e12
+    assert clocks == pytest.approx([hop + sent, 2 * hop + 4 / 3 * sent, 2 * hop + 7 / 4 * sent], rel=1e-9)
+
+
+def linked(devices: list[DeviceInfo], **links: Link) -> list[DeviceInfo]:
+    """Devices with links by their numbers: _01 is the one from the first to the second."""
+
+    def peers(i: int) -> tuple[tuple[str, Link], ...]:
+        return tuple((f"cuda:{name[2]}", link) for name, link in links.items() if name[1] == str(i))
+
+    return [replace(device, peers=peers(i)) for i, device in enumerate(devices)]
+
+
+def test_links_that_were_measured_count() -> None:
+    facts = facts_of("llama-3-70b")
+    fast, slow = Link(True, 50e9, 8e-6), Link(False, 4e9, 60e-6, "bytes came wrong")
+    a, b, c = linked(parse_devices("3x rtx3090"), _01=fast, _10=slow, _02=Link(True))
+    clock, row = Clock(facts, Sizes(2048)), 4 * facts.config.width
+    assert clock.move([a], [b], 7) == approx_ps(8e-6 + 7 * row / 50e9)
+    assert clock.move([b], [a], 7) == approx_ps(60e-6 + 7 * row / 4e9)
+    for other in (c, replace(c, name="cpu")):  # what was not measured is guessed
+        assert clock.move([a], [other], 7) == approx_ps(HOP + 7 * row / a.link)
+    assert clock.move([a, b], [a]) == 0
+    parts = [replace(a, name=name) for name in ("cuda:0.0", "cuda:0.1:8GB")]  # of one card
+    assert clock.move(parts[:1], parts[1:], 7) == approx_ps(HOP + 2 * 7 * row / a.bandwidth)
+    assert clock.move(parts[1:], [b]) == clock.move([a], [b])
+    assert clock.move([a], [a, b]) == clock.move([a], [b])
+
+
+def test_a_sum_takes_as_long_as_its_slowest_member() -> None:
+    """Of three cards each sends to two, one copy after the other."""
+    facts = facts_of("llama-3-70b")
+    quick, slow = Link(True, 50e9, 8e-6), Link(False, 4e9, 60e-6)
+    names = ("_01", "_10", "_02", "_20", "_12", "_21")
+    devices = linked(parse_devices("3x rtx3090"), **dict.fromkeys(names, quick) | {"_21": slow})
+    members = shared(facts, [device.name for device in devices], [1, 1, 1])
+    place = Place(tuple(devices), members)
+    clock, row = Clock(facts, Sizes(2048)), 4 * facts.config.width
+    alone = max(clock.share(1, member, device) for member, device in zip(members, devices, strict=True))
+    assert clock.token(1, place) - alone == approx_ps(60e-6 + row / 4e9 + row / 50e9)
+
+
+def test_predictions_follow_links() -> None:
+    """Two sums a layer in mode row, one copy in mode layer."""
+    facts, found = facts_of("llama-3-70b"), []
+    for link in (Link(True, 50e9, 8e-6), Link(False, 4e9, 60e-6)):
+        devices = linked(parse_devices("2x rtx3090"), _01=link, _10=link)
+        for mode in ("row", "layer"):
+            found.append(make_plan(facts, devices, PlanOptions(n_ctx=2048, split_mode=mode)).speed.token)
+    sums, row = 2 * facts.config.layers, 4 * facts.config.width
+    once = (60e-6 + row / 4e9) - (8e-6 + row / 50e9)
+    assert found[2] - found[0] == pytest.approx(sums * once * 1e12, rel=1e-6)
+    assert found[3] - found[1] == pytest.approx(once * 1e12, rel=1e-6)
+
+
+def approx_ps(seconds: float) -> Any:
+    return pytest.approx(seconds * 1e12, rel=1e-9, abs=1)
 
 
 def test_float_weights_have_a_rate_of_their_own() -> None:
@@ -155,3 +222,49 @@ def test_float_weights_have_a_rate_of_their_own() -> None:
     f16, q8_0 = facts_of("llama-3-8b", "F16"), facts_of("llama-3-8b", "Q8_0")
     assert [p.floats for p in q8_0.parts[:2]] == [{"heads": 0, "kv_heads": 0}, {"ff": 0}]
     assert [p.floats for p in f16.parts[:2]] == [p.weights for p in f16.parts[:2]]
+
+
+# ---------------------------------------------------------------- logical devices
+
+
+def card(index: int) -> DeviceInfo:
+    return card_info(f"cuda:{index}", "H200", 40 << 30, 30 << 30, Speeds(4e12, 1e15, 5e14, 5e10))
+
+
+def seen(text: str) -> list[tuple[str, int, bool]]:
+    """Names, free GiB, and whether a margin is left."""
+    return [(d.name, d.free >> 30, d.shared) for d in parse_devices(text, card_here=card)]
+
+
+def test_a_card_named_twice_is_two_devices_that_share_its_memory() -> None:
+    assert seen("cuda:0") == [("cuda:0", 30, True)]
+    assert seen("cuda:0,cuda:1") == [("cuda:0", 30, True), ("cuda:1", 30, True)]
+    assert seen("cuda:0,cuda:0") == [("cuda:0.0", 15, True), ("cuda:0.1", 15, True)]
+    assert seen("cuda:0:24GB,cuda:0") == [("cuda:0.0:24GB", 24, False), ("cuda:0.1", 6, True)]
+    assert seen("cuda:0.1:8GB,cuda:1,cuda:0.0") == [
+        ("cuda:0.1:8GB", 8, False), ("cuda:1", 30, True), ("cuda:0.0", 22, True),
+    ]  # fmt: skip
+    assert seen("cuda:10,cuda:10:1GB")[1] == ("cuda:10.1:1GB", 1, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("cuda:0:16GB,cuda:0:16GB", "cuda:0 has 30720 MiB free, its logical devices are to take 32768 MiB"),
+        ("cuda:0.1,cuda:0.1:8GB", "cuda:0.1 is there twice"),
+        ("cpu:0.1:8GB", "unknown device 'cpu:0.1'"),
+    ],
+)
+def test_logical_devices_that_cannot_be(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse_devices(text, card_here=card)
+
+
+def test_the_memory_of_cards() -> None:
+    assert with_memory("cuda:0, cuda:0,cpu", "24GB") == "cuda:0:24GB,cuda:0:24GB,cpu"
+    assert with_memory("cuda:0,cuda:1:8GB,2x rtx3090@900GB/s", "1GB, 2 GiB") == (
+        "cuda:0:1GB,cuda:1:8GB,2x rtx3090:2 GiB@900GB/s"
+    )
+    for sizes, said in (("1GB,2GB,3GB", "3 sizes for 2 cards"), ("24", "'24' is no size"), ("", "'' is no")):
+        with pytest.raises(UsageError, match=said):
+            with_memory("cuda:0,cuda:1,cpu", sizes)

@@ -10,7 +10,7 @@ from ggrun.plan import Member, Plan, Stage, single, whole
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.hardware import parse_devices
 from ggrun.plan.mixes import outline
-from ggrun.plan.options import PlanOptions, parse_layers, parse_overrides, parse_ratios
+from ggrun.plan.options import PlanOptions, parse_layers, parse_margin, parse_overrides, parse_ratios
 from ggrun.plan.planned import Planned
 from ggrun.plan.planner import largest_context, make_plan
 from ggrun.plan.report import DoesNotFit, bottleneck, flags, notes, remedy, require_fit, with_plan
@@ -173,6 +173,11 @@ def test_keys_and_values_on_the_host() -> None:
         ({"tensor_split": "3,1"}, "tensor_split is '3,1': it must be a list of numbers"),
         ({"n_ctx": "512"}, "n_ctx is '512': it must be a whole number"),
         ({"n_cpu_ffn": 1.5}, "n_cpu_ffn is 1.5: it must be a whole number"),
+        ({"fit_margin": "1024"}, "fit_margin is '1024': it must be a whole number, or a list of them"),
+        ({"fit_margin": []}, "fit_margin"),
+        ({"fit_margin": [1, 2.5]}, "fit_margin"),
+        ({"fit_margin": [1, -2]}, "0 or more"),
+        ({"fit_margin": [1, 2, 3, 4]}, "-fitt gives 4 numbers for 3 devices"),
         ({"kv_offload": "no"}, "kv_offload is 'no': it must be True or False"),
         ({"split_mode": None}, "split_mode is None: it must be text"),
         ({"split_mode": "none", "main_gpu": 2}, "-mg 2"),
@@ -215,8 +220,6 @@ def test_texts_of_flags() -> None:
     [
         ("llama-3-70b", f"rtx4090,{CPU}", {"n_gpu_layers": "all"}, "-ngl auto"),
         ("llama-3-70b", f"rtx4090,rtx3090,{CPU}", {"split_mode": "none", "n_gpu_layers": 81}, "-ngl auto"),
-        ("llama-3.1-8b", "rtx3070", {"n_ctx": 131072}, "-c 17920"),
-        ("llama-3.1-8b", "rtx3070", {"n_ctx": 30000}, "-c 17920"),
         ("llama-3-70b", "rtx4090", {}, "cpu:64GB"),
         ("llama-3-70b", "2x rtx3090", {"tensor_split": (1, 9), "n_ctx": 4096}, "no -ts"),
         ("llama-3-70b", "2x rtx3090", {"n_ctx": 4096, "split_mode": "none"}, "-sm layer"),
@@ -235,6 +238,14 @@ def test_the_message_names_the_flag_that_helps(
     assert error.value.exit_status == 1
     assert "\n" not in str(error.value)
     assert remedy(planned) in str(error.value)
+
+
+@pytest.mark.parametrize("n_ctx", [131072, 30000])
+def test_the_context_that_the_message_names_fits_and_no_more_does(n_ctx: int) -> None:
+    said = remedy(plan("llama-3.1-8b", "rtx3070", n_ctx=n_ctx))
+    assert (match := re.fullmatch(r"give -c (\d+)", said))
+    assert plan("llama-3.1-8b", "rtx3070", n_ctx=int(match[1])).fits
+    assert not plan("llama-3.1-8b", "rtx3070", n_ctx=int(match[1]) + 64).fits
 
 
 def test_without_fitting_nothing_is_adjusted() -> None:
@@ -335,6 +346,30 @@ def test_notes_on_what_flags_do() -> None:
 def test_ratios_of_rows_can_be_read() -> None:
     found = flags(plan("llama-3-70b", "2x rtx3090", split_mode="row", n_ctx=4096))
     assert found[found.index("-ts") + 1] == "1,1"
+
+
+@pytest.mark.parametrize(
+    ("margin", "want"),
+    [
+        (512, [512, 512, 512]),
+        ([512], [512, 512, 512]),
+        ((1, 2, 3), [1, 2, 3]),
+        ([0, 3000], [0, 3000, 1024]),
+    ],
+)
+def test_each_device_keeps_its_margin(margin: object, want: list[int]) -> None:
+    planned = plan("llama-3-8b", f"2x rtx3090, {CPU}", n_ctx=512, fit_margin=margin)
+    kept = [device.free - planned.limits[device.name] for device in planned.devices]
+    assert kept == [mib << 20 for mib in want]
+    given = " ".join(flags(planned)).partition("-fitt ")[2].partition(" ")[0]
+    assert PlanOptions(fit_margin=parse_margin(given)).fit_margin == planned.options.fit_margin
+
+
+@pytest.mark.parametrize(("margins", "used"), [([0, 23_000], "cuda:0"), ([23_000, 0], "cuda:1")])
+def test_a_card_that_must_stay_free_is_not_used(margins: list[int], used: str) -> None:
+    planned = plan("llama-3-8b:Q8_0", "2x rtx3090", n_ctx=512, fit_margin=margins)
+    assert planned.fits
+    assert set(planned.uses) == {used}
 
 
 def test_the_largest_context_is_that_of_any_layout() -> None:

@@ -20,7 +20,7 @@ from ggrun.plan.report import flags, require_fit
 from tests.plan.models import Model, machines, models, with_more
 
 EXAMPLES = int(os.environ.get("GGRUN_EXAMPLES", "300"))
-MANY = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 
 
 @st.composite
@@ -54,6 +54,7 @@ def cases(draw: Any) -> tuple[Model, list[DeviceInfo], PlanOptions]:
         [r"blk\.0\.ffn_", r"blk\.[01]\.", "attn_q", "output.weight|output_norm", "token_embd"]
     )
     maybe("overrides", st.lists(st.tuples(pattern, st.sampled_from(names)), min_size=1, max_size=2))
+    maybe("fit_margin", st.lists(st.integers(0, 64), min_size=1, max_size=len(names)))
     fields["n_ctx"] = draw(st.sampled_from([0, 64, 500, 5000]))
     fields["n_ubatch"] = draw(st.sampled_from([1, 32, 512]))
     fields["cache_type_k"] = draw(st.sampled_from(["f16", "q8_0", "f32"]))
@@ -122,8 +123,7 @@ def test_never_over_a_limit_and_everything_placed_once(case: Any) -> None:
         assert largest_context(planned) >= planned.sizes.n_ctx
     for name, nbytes in own.items():
         use = planned.uses[name]
-        assert use.weights + use.kv >= nbytes  # more where cards have a tied embedding twice
-        assert planned.facts.tied or use.weights + use.kv == nbytes
+        assert use.weights + use.kv == nbytes
 
 
 @MANY
@@ -207,7 +207,8 @@ def test_the_flags_give_the_same_plan(case: Any) -> None:
     for name in ("model", "as_json", "threads", "n_batch"):
         given_again.pop(name)
     placement = taken(given_again)
-    placement.pop("hardware"), placement.pop("plan"), placement.pop("rpc")
+    for name in ("hardware", "plan", "p2p", "rpc"):
+        placement.pop(name)
     again = make_plan(model.facts, devices, PlanOptions(**given_again, **placement))
     assert again.plan == planned.plan
 

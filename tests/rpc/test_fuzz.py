@@ -15,6 +15,7 @@ import pytest
 from google.protobuf.message import Message
 
 from ggrun.devices.base import Limits
+from ggrun.devices.best import TopK
 from ggrun.engine.batch import Batch
 from ggrun.engine.runner import CacheSpec
 from ggrun.errors import GgrunError
@@ -69,7 +70,8 @@ class Script:
         slots = np.arange(n, dtype=np.int32)
         outputs = np.array([rng.random() < 0.5 for _ in range(n)])
         pages = np.arange(2, dtype=np.int32)
-        return Batch(slots, slots, np.zeros(n, np.int32), slots, outputs, {0: pages})
+        top = rng.choice([None, TopK(4, 40)])
+        return Batch(slots, slots, np.zeros(n, np.int32), slots, outputs, {0: pages}, top)
 
     def forward(self, rng: random.Random, number: int) -> pb.Forward:
         batch = self.batch(rng)
@@ -275,8 +277,9 @@ def test_a_hostile_worker(path: Path, messages: int) -> None:
             batch = script.batch(rng)
             pending = remote.expect(hop, batch, number, True)
             values = bytes(4 * pending.rows * pending.width)
+            ids = values if batch.top else b""
             replies: list[dict[str, Message]] = [
-                *[{"result": pb.Result(run=1, batch=number, values=values)}] * 4,
+                *[{"result": pb.Result(run=1, batch=number, values=values, ids=ids)}] * 4,
                 {"failed": pb.Failed(kind=3, text="no\x1b[2J\nmore", run=1)},
                 {"received": pb.Received(bytes=1)},
                 {"missing": pb.Missing(wants=[pb.Want(tensor=3, offset=7)])},

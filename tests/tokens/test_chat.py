@@ -329,11 +329,11 @@ DOUBLING = "{% set n = namespace(s='ab') %}" + LOOP
     ],
 )
 def test_templates_that_run_away_are_stopped(text):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(TemplateError) as caught:
         chat(text).render([])
     assert "\n" not in str(caught.value)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ggrun.tokens import Tokenizer, TokenizerError, pre
@@ -43,7 +43,7 @@ def use(values):
     tokenizer.token_text(tokenizer.bos)
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(st.sampled_from(sorted(GOOD)), st.data())
 def test_mangled_metadata_is_an_error_or_works(kind, data):
     values = dict(GOOD[kind])
@@ -62,7 +62,7 @@ def test_mangled_metadata_is_an_error_or_works(kind, data):
         assert "\n" not in str(error)  # noqa: PT017
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(sorted(GOOD)), st.data())
 def test_any_tokens_of_any_type(kind, data):
     texts = st.text(st.characters(exclude_categories=()), max_size=4)
@@ -124,14 +124,14 @@ def test_numpy_ids_are_ids():
 
 
 def test_very_long_pieces_do_not_take_forever():
-    start = time.perf_counter()
+    start = time.process_time()
     tokenizer = Tokenizer.from_metadata(
         spm(("<|" + "y" * 100_000, CONTROL), words={"x" * 100_000: -1.0, "x": -2.0, "▁": -1.0})
     )
     assert len(tokenizer.encode("x" * 100, add_special=False)) == 101
     values = bpe(("z" * 100_000, CONTROL), words=["ab"])
     assert Tokenizer.from_metadata(values).encode("ab", add_special=False)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 LONG = 30_000
@@ -145,14 +145,14 @@ def test_long_runs_take_no_quadratic_time(name):
     """Measured are up to 0.6 s for 100,000 characters; quadratic ones took minutes."""
     tokenizer = Tokenizer.from_metadata(bpe(pre=name))
     for text in PATHOLOGICAL:
-        start = time.perf_counter()
+        start = time.process_time()
         tokenizer.encode(text)
-        assert time.perf_counter() - start < 3
+        assert time.process_time() - start < 3
 
 
 def test_a_long_word_in_spm_is_not_quadratic():
     tokenizer = Tokenizer.from_metadata(spm(words=WORDS | {"b▁a": -3.0, "aa": -1.0, "aaaa": -0.5}))
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(tokenizer.encode("a" * LONG)) > LONG / 8
     tokenizer.encode(" " * LONG)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

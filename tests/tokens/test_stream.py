@@ -1,6 +1,6 @@
 """Streaming gives the text of a batch, and never half a character."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ggrun.tokens import Tokenizer
@@ -12,7 +12,6 @@ TOKENIZERS = [
 ]
 
 
-@settings(deadline=None)
 @given(st.sampled_from(TOKENIZERS), st.data(), st.booleans())
 def test_any_ids_give_the_text_of_the_batch(tokenizer, data, skip):
     ids = data.draw(st.lists(st.integers(0, tokenizer.n_vocab - 1), max_size=40))
@@ -21,7 +20,6 @@ def test_any_ids_give_the_text_of_the_batch(tokenizer, data, skip):
     assert "".join(pieces) + stream.flush() == tokenizer.decode(ids, skip_special=skip)
 
 
-@settings(deadline=None)
 @given(st.sampled_from(TOKENIZERS), st.text(max_size=30))
 def test_any_text_streams_in_whole_characters(tokenizer, text):
     stream = tokenizer.stream()

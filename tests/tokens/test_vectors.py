@@ -59,7 +59,7 @@ def test_only_falcon_lacks_bytes():
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(text=st.text(max_size=40))
 def test_any_text_comes_back(name, text):
     """Only ▁ is lost, where it stands for a space, and the bytes that falcon has no tokens for."""

@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from ggrun.gguf import FORMATS, GGUF
 from ggrun.gguf.types import tensor_nbytes
 from ggrun.plan.mixes import ALIASES, MIXES, PURE, find_mix
 from ggrun.plan.shapes import SHAPES, slots
+from tests.waiting import PATIENCE, until
 
 TOOLS = Path(__file__).parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
@@ -62,7 +62,7 @@ PARAMETERS = {
 
 def tool(*args: object, **options) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(TOOLS / "make_model.py"), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100, **options)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, **options)
 
 
 def complaint(done: subprocess.CompletedProcess[str], status: int) -> str:
@@ -274,12 +274,9 @@ def test_a_missing_folder_is_one_line(tmp_path):
 def test_ctrl_c_leaves_nothing(tmp_path):
     command = [sys.executable, TOOLS / "make_model.py", "llama-3-70b", "Q8_0", tmp_path / "m.gguf"]
     process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE)
-    until = time.monotonic() + 30
-    while not any(path.stat().st_size > 1 << 20 for path in tmp_path.iterdir()):
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    until(lambda: any(path.stat().st_size > 1 << 20 for path in tmp_path.iterdir()))
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=30) == (None, b"")
+    assert process.communicate(timeout=PATIENCE) == (None, b"")
     assert process.returncode == 130
     assert os.listdir(tmp_path) == []
 

@@ -1,28 +1,67 @@
 """An emulated card: the Driver of ggrun/devices/cuda/driver.py on the CPU.
 
 Work is done late, in an order that the schedule draws among the streams that share it, so that an event that
-is missing shows. Memory is counted, and has an end. What lies on one card is out of reach for another, and
-what was freed for all.
+is missing shows. Memory is counted, and has an end. What lies on one card is out of reach for another one
+without peer access, and what was freed for all.
 """
 
 import ctypes
 from bisect import bisect_right, insort
 from collections.abc import Callable, Sequence
-from functools import partial
+from enum import Enum
+from functools import cached_property, partial
+from itertools import count
 from typing import Any
 from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggrun.devices.cuda.driver import Driver
-from ggrun.devices.late import Late, Schedule
+from ggrun.devices.cuda.driver import Driver, Gemm
+from ggrun.devices.late import Late, LateEvent, Schedule
 from ggrun.errors import GgrunError
 from tools.cuda_emulator.kernels import FORWARD, Kernel, KernelError, load_kernel
 from tools.cuda_emulator.memory import Memory
 
 LAUNCH, COPY = 1.0, 0.01
 """What a kernel and a copy take of the stream's virtual time."""
+
+
+class Peers(Enum):
+    """What becomes of copies that go directly from a card to another one."""
+
+    WORK = "work"
+    NONE = "none"  # there is no peer access
+    CORRUPT = "corrupt"  # bytes get lost now and then, and nobody says so
+    HANG = "hang"  # they never end
+
+
+_CORRUPTED = 7
+"""Of so many copies one comes out wrong."""
+_numbers = count()
+
+
+class _Arrays:
+    """Where allocations lie."""
+
+    def __init__(self) -> None:
+        self._all: list[tuple[int, int]] = []  # addresses and bytes, in order
+
+    def add(self, memory: Memory) -> None:
+        insort(self._all, (memory.address, memory.nbytes))
+
+    def remove(self, address: int, nbytes: int) -> None:
+        self._all.remove((address, nbytes))
+
+    def hold(self, address: int, nbytes: int) -> bool:
+        """Whether these bytes are all in one of them."""
+        index = bisect_right(self._all, (address, 1 << 62)) - 1
+        begin, size = self._all[index] if index >= 0 else (0, 0)
+        return address + nbytes <= begin + size
+
+
+_PINNED = _Arrays()
+"""What all cards reach."""
 
 
 class EmulatedDriver:
@@ -38,12 +77,19 @@ class EmulatedDriver:
         schedule: Schedule | None = None,
         order: int = FORWARD,
         name: str = "emulated CUDA",
+        peers: Peers = Peers.WORK,
     ) -> None:
         self.name, self.arch, self.order = name, arch, order
+        self.identity = f"{name} {next(_numbers)}"
         self.stream = Late(schedule or Schedule())
-        self._limit, self._used = limit, 0
-        self._arrays: list[tuple[int, int]] = []  # addresses and bytes, in order
+        self._limit, self._used, self._arrays = limit, 0, _Arrays()
+        self._peers, self._reached, self._sent = peers, set[Driver](), 0
         self._recorded: list[tuple[Callable[[], None], float]] | None = None  # for a graph
+
+    @cached_property
+    def transfers(self) -> Late:
+        """A second stream, which is in the schedule once it is needed."""
+        return self.stream.beside()
 
     def free_memory(self) -> tuple[int, int]:
         """Free and all bytes."""
@@ -53,17 +99,17 @@ class EmulatedDriver:
         """Memory that is full of NaNs; GgrunError when there is not so much."""
         if nbytes > self._limit - self._used:
             raise GgrunError(f"{self.name}: {nbytes} bytes are wanted, {self._limit - self._used} are free")
+        memory = Memory(nbytes)
         self._used += nbytes
-        return self._array(nbytes, nbytes)
+        self._arrays.add(memory)
+        finalize(memory, self._give_back, memory.address, nbytes).atexit = False
+        return memory
 
     def allocate_on_host(self, nbytes: int) -> Memory:
         """Memory that takes nothing of the card's."""
-        return self._array(nbytes, 0)
-
-    def _array(self, nbytes: int, counted: int) -> Memory:
         memory = Memory(nbytes)
-        insort(self._arrays, (memory.address, nbytes))
-        finalize(memory, self._give_back, memory.address, nbytes, counted).atexit = False
+        _PINNED.add(memory)
+        finalize(memory, _PINNED.remove, memory.address, nbytes).atexit = False
         return memory
 
     def kernel(self, file: str, name: str, **defines: str | int) -> Kernel:
@@ -82,6 +128,29 @@ class EmulatedDriver:
         kernel.max_dynamic_shared = max(kernel.max_dynamic_shared, shared)
         kernel.check(grid, block, args, shared)
         self.enqueue(partial(self._run, kernel, grid, block, tuple(args), shared), LAUNCH)
+
+    has_gemm = True
+
+    def gemm(self, product: Gemm) -> None:
+        """Enqueue a product, which numpy makes; as with CuPy, cuBLAS is in no graph."""
+        if self._recorded is not None:
+            raise KernelError("a matrix product cannot be in a graph")
+        self.enqueue(partial(self._multiply, product), LAUNCH)
+
+    def _multiply(self, p: Gemm) -> None:
+        x = self._matrix(p.x, np.float16, p.n, p.k, p.x_stride, "x of a matrix product")
+        w = self._matrix(p.w, np.float16, p.rows, p.k, p.k, "w of a matrix product")
+        y = self._matrix(p.y, np.float32, p.n, p.rows, p.y_stride, "y of a matrix product")
+        y[:] = np.float32(p.scale) * (x.astype(np.float32) @ w.astype(np.float32).T)
+
+    def _matrix(
+        self, address: int, kind: type[np.generic], rows: int, width: int, stride: int, what: str
+    ) -> NDArray[Any]:
+        """Rows that lie `stride` values apart; the last one ends with its values."""
+        count, size = (rows - 1) * stride + width, np.dtype(kind).itemsize
+        self._check(address, count * size, what)
+        flat = np.frombuffer((ctypes.c_uint8 * (count * size)).from_address(address), kind)
+        return np.lib.stride_tricks.as_strided(flat, (rows, width), (stride * size, size))
 
     def graph(self, record: Callable[[], None]) -> "_Graph":
         """What `record` enqueues now, to be enqueued again."""
@@ -121,16 +190,50 @@ class EmulatedDriver:
 
         self.enqueue(work, COPY)
 
+    def can_reach(self, card: Driver) -> bool:
+        """Whether there is peer access to another emulated card."""
+        return card is self or self._peers is not Peers.NONE
+
+    def reach(self, card: Driver) -> None:
+        """Enable it."""
+        if not self.can_reach(card):
+            raise GgrunError(f"{self.name}: there is no peer access to {card.name}")
+        self._reached.add(card)
+
     def copy(self, target: int, source: int, nbytes: int, card: Driver | None = None) -> None:
-        """Enqueue a copy within the card, or to another emulated one."""
+        """Enqueue a copy within the card, or to another emulated one that it has reached."""
         to = card if isinstance(card, EmulatedDriver) else self
+        if to is not self and to not in self._reached:
+            raise KernelError(f"a copy from {self.name} to {to.name}, without peer access")
 
         def work() -> None:
             self._check(source, nbytes, "a copy")
             to._check(target, nbytes, "a copy")
             ctypes.memmove(target, source, nbytes)
+            if to is not self and self._peers is Peers.CORRUPT:
+                self._corrupt(target, nbytes)
 
+        if to is not self and self._peers is Peers.HANG:
+            self.stream.wait(LateEvent(self.stream.schedule))
         self.enqueue(work, COPY)
+
+    def _corrupt(self, target: int, nbytes: int) -> None:
+        """Lose the last bytes of a copy now and then."""
+        self._sent += 1
+        if self._sent % _CORRUPTED == 0:
+            lost = min(nbytes, 64)
+            ctypes.memset(target + nbytes - lost, 0, lost)
+
+    def receive(self, target: int, source: int, nbytes: int) -> None:
+        """Enqueue a copy from the host in the second stream."""
+
+        def work() -> None:
+            self._check(target, nbytes, "a copy")
+            if not _PINNED.hold(source, nbytes):
+                raise KernelError(f"a copy: {nbytes} bytes at {source:#x} are in no pinned memory")
+            ctypes.memmove(target, source, nbytes)
+
+        self.transfers.enqueue(work, COPY)
 
     def close(self) -> None:
         """There is nothing to give back."""
@@ -149,15 +252,13 @@ class EmulatedDriver:
         kernel(*launch, self.order)
 
     def _check(self, address: int, nbytes: int, what: str) -> None:
-        """KernelError if these bytes are not all in one array of this card, or no longer."""
-        index = bisect_right(self._arrays, (address, self._limit)) - 1
-        begin, size = self._arrays[index] if index >= 0 else (0, 0)
-        if address + nbytes > begin + size:
+        """KernelError if these bytes are not all in one array of this card, or of the host, or no longer."""
+        if not (self._arrays.hold(address, nbytes) or _PINNED.hold(address, nbytes)):
             raise KernelError(f"{what}: {nbytes} bytes at {address:#x} are in no array of {self.name}")
 
-    def _give_back(self, address: int, nbytes: int, counted: int) -> None:
-        self._used -= counted
-        self._arrays.remove((address, nbytes))
+    def _give_back(self, address: int, nbytes: int) -> None:
+        self._used -= nbytes
+        self._arrays.remove(address, nbytes)
 
 
 class _Graph:

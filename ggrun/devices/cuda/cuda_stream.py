@@ -6,6 +6,11 @@ from typing import Any
 from ggrun.devices.streams import Event, Work
 from ggrun.errors import GgrunError
 
+_FAILED = (
+    "the card has lost what it had: start again, and without it (-dev) if that fails too; "
+    "ggrun doctor says whether it can still be used"
+)
+
 
 class CudaEvent:
     """A place in a stream of a card. Errors show where the host waits: cards tell them no earlier."""
@@ -23,6 +28,17 @@ class CudaEvent:
     def block(self) -> None:
         """Let the calling thread sleep until the stream has come there."""
         self.raw.synchronize()
+
+
+class CudaMark:
+    """A moment by the card's own clock, which plain events go without, to be cheaper."""
+
+    def __init__(self, cupy: Any, raw: Any) -> None:
+        self._cupy, self._raw = cupy, raw
+
+    def since(self, earlier: "CudaMark") -> float:
+        """The seconds from an earlier one."""
+        return float(self._cupy.cuda.get_elapsed_time(earlier._raw, self._raw)) / 1e3
 
 
 class CudaStream:
@@ -55,6 +71,14 @@ class CudaStream:
             event.record(self.raw)
         return CudaEvent(event)
 
+    def mark(self) -> CudaMark:
+        """An event that has a time."""
+        self._open()
+        with self._cupy.cuda.Device(self._device):
+            event = self._cupy.cuda.Event(block=True, disable_timing=False)
+            event.record(self.raw)
+        return CudaMark(self._cupy, event)
+
     def wait(self, event: Event) -> None:
         """Of another card's event, without the host; for another kind of device, the host waits."""
         self._open()
@@ -71,12 +95,16 @@ class CudaStream:
         while self._kept and self._kept[0][0].done:
             self._kept.popleft()
 
+    def fail(self, error: Exception) -> None:
+        """Let `synchronize` raise an error, unless it has another one; from any thread."""
+        self._error = self._error or error
+
     def synchronize(self) -> None:
         """Wait until all is done; raises the first error."""
         try:
             self.raw.synchronize()
         except (self._cupy.cuda.runtime.CUDARuntimeError, self._cupy.cuda.driver.CUDADriverError) as failed:
-            raise GgrunError(f"{self._name}: {str(failed).splitlines()[0]}") from None
+            raise GgrunError(f"{self._name}: {str(failed).splitlines()[0]}: {_FAILED}") from None
         self._kept.clear()
         error, self._error = self._error, None
         if error:

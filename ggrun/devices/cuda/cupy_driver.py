@@ -6,15 +6,16 @@ as it does not look into what a source includes.
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from typing import Any, NoReturn
 from weakref import finalize
 
 from numpy.typing import NDArray
 
+from ggrun.devices.cuda.cublas import Cublas
 from ggrun.devices.cuda.cuda_stream import CudaStream
-from ggrun.devices.cuda.driver import Driver
+from ggrun.devices.cuda.driver import Driver, Gemm
 from ggrun.devices.cuda.found import Cards
 from ggrun.devices.cuda.staging import Staging
 from ggrun.errors import GgrunError
@@ -22,6 +23,7 @@ from ggrun.kernels import CUDA_OPTIONS, cuda_source, cuda_state
 
 _STATIC_SHARED = 48 << 10
 """Bytes of shared memory that a block has without asking."""
+_ENABLED_BEFORE = 704  # cudaErrorPeerAccessAlreadyEnabled
 
 
 class _Memory:
@@ -54,7 +56,7 @@ class CupyDriver:
     def __init__(self, index: int, name: str = "") -> None:
         self.index, self._called = index, name or f"cuda:{index}"
         card = Cards.found().card(index)
-        self._cupy, self.name = Cards.found().cupy, card.name
+        self._cupy, self.name, self.identity = Cards.found().cupy, card.name, card.identity
         self.arch, self.multiprocessors = card.arch, card.multiprocessors
         self._modules: dict[tuple[Any, ...], Any] = {}
         self._kernels: dict[tuple[Any, ...], _Kernel] = {}
@@ -72,6 +74,12 @@ class CupyDriver:
                 yield
             except self._errors as error:
                 self._refuse(what, error)
+
+    @cached_property
+    def transfers(self) -> CudaStream:
+        """A second stream, made when it is needed."""
+        with self.on("a stream"):
+            return CudaStream(self._cupy, self._called, self.index)
 
     def free_memory(self) -> tuple[int, int]:
         """Free and all bytes of the card."""
@@ -122,6 +130,17 @@ class CupyDriver:
                 kernel.function.max_dynamic_shared_size_bytes = shared
             kernel.function(grid, block, tuple(args), shared_mem=shared)
 
+    @property
+    def has_gemm(self) -> bool:
+        """Whether cuBLAS can be used."""
+        return self._cublas is not None
+
+    def gemm(self, product: Gemm) -> None:
+        """By cublasGemmEx."""
+        assert self._cublas is not None
+        with self.on("a matrix product"):
+            self._cublas.gemm(product)
+
     def graph(self, record: Callable[[], None]) -> _Graph:
         """Launches, captured: none of them is done now."""
         with self.on("a graph"):
@@ -158,21 +177,63 @@ class CupyDriver:
             )  # fmt: skip
         self.stream.keep(data)
 
+    def can_reach(self, card: Driver) -> bool:
+        """As cudaDeviceCanAccessPeer says; a card reaches itself."""
+        with self.on("peer access"):
+            other = _index(card)
+            return other == self.index or bool(self._runtime.deviceCanAccessPeer(self.index, other))
+
+    def reach(self, card: Driver) -> None:
+        """By cudaDeviceEnablePeerAccess."""
+        if not self.can_reach(card):
+            raise GgrunError(
+                f"{self._called}: this machine has no peer access to cuda:{_index(card)}: leave out --p2p on"
+            )
+        if (other := _index(card)) == self.index:
+            return
+        with self.on("peer access"):
+            try:
+                self._runtime.deviceEnablePeerAccess(other)
+            except self._runtime.CUDARuntimeError as error:
+                if error.status != _ENABLED_BEFORE:
+                    raise
+
     def copy(self, target: int, source: int, nbytes: int, card: Driver | None = None) -> None:
-        """By cudaMemcpyPeerAsync, on this card's stream."""
-        to = card.index if isinstance(card, CupyDriver) else self.index
+        """By cudaMemcpyAsync and cudaMemcpyPeerAsync, on this card's stream."""
+        runtime, stream = self._runtime, self.stream.raw.ptr
         with self.on("a copy"):
-            self._runtime.memcpyPeerAsync(target, to, source, self.index, nbytes, self.stream.raw.ptr)
+            if card is None or (to := _index(card)) == self.index:
+                runtime.memcpyAsync(target, source, nbytes, runtime.memcpyDefault, stream)
+            else:
+                runtime.memcpyPeerAsync(target, to, source, self.index, nbytes, stream)
+
+    def receive(self, target: int, source: int, nbytes: int) -> None:
+        """By cudaMemcpyAsync."""
+        runtime, stream = self._runtime, self.transfers.raw.ptr
+        with self.on("a copy"):
+            runtime.memcpyAsync(target, source, nbytes, runtime.memcpyHostToDevice, stream)
 
     def close(self) -> None:
         """Forget kernels and buffers; memory is freed with what holds it."""
+        if transfers := self.__dict__.get("transfers"):
+            transfers.close()
         self._modules.clear()
         self._kernels.clear()
         self.__dict__.pop("_staging", None)
+        if cublas := self.__dict__.pop("_cublas", None):
+            with self.on("cuBLAS"):
+                cublas.close()
 
     @cached_property
     def _staging(self) -> Staging:
         return Staging(self._cupy, self.stream)
+
+    @cached_property
+    def _cublas(self) -> Cublas | None:
+        """None where it is missing, or does not work: then products go without it."""
+        with self.on("cuBLAS"), suppress(ImportError, RuntimeError):
+            return Cublas(self._cupy)
+        return None
 
     @property
     def _runtime(self) -> Any:
@@ -180,10 +241,10 @@ class CupyDriver:
 
     @property
     def _errors(self) -> tuple[type[Exception], ...]:
-        cuda = self._cupy.cuda
+        cuda, cublas = self._cupy.cuda, self.__dict__.get("_cublas")
         return (
             cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError, cuda.compiler.CompileException,
-            cuda.memory.OutOfMemoryError,
+            cuda.memory.OutOfMemoryError, *([cublas.error] if cublas else []),
         )  # fmt: skip
 
     def _refuse(self, what: str, error: Exception) -> NoReturn:
@@ -201,6 +262,12 @@ def _freeing(cupy: Any, index: int, address: int) -> Callable[[], None]:
             cupy.cuda.runtime.free(address)
 
     return free
+
+
+def _index(card: Driver) -> int:
+    """The number of another card."""
+    assert isinstance(card, CupyDriver), "cards of one kind only copy to each other"
+    return card.index
 
 
 def _drop(_: Any) -> None:

@@ -2,18 +2,23 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices.base import Device, Limits, Place
+from ggrun.devices.best import Best, TopK
 from ggrun.devices.budget import Budget
 from ggrun.devices.cuda import grids
 from ggrun.devices.cuda.attention import row_bytes
 from ggrun.devices.cuda.driver import Driver
+from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.cuda.memory import CudaMemory, CudaPlace, CudaWeight
 from ggrun.devices.cuda.recorder import CudaRecorder
+from ggrun.devices.cuda.relay import Relay
 from ggrun.devices.streams import Stream
+from ggrun.devices.wire import DTYPES
 from ggrun.errors import GgrunError, Interrupted
 from ggrun.gguf import Tensor
 
@@ -23,12 +28,18 @@ _PROBED, _PASSES = 1 << 30, 7  # bytes that the bandwidth is measured on, and ho
 class Cuda:
     """A card, or a part of it.
 
-    limit    bytes that may be taken of its memory; several devices may share a card
+    limit       bytes that may be taken of its memory; several devices may share a card
+    gemm_from   which products are cuBLAS's, where that is there
     """
 
-    def __init__(self, driver: Driver, name: str, limit: int | None = None) -> None:
+    def __init__(
+        self, driver: Driver, name: str, limit: int | None = None, gemm_from: GemmFrom | None = None
+    ) -> None:
         self.name, self.driver, self._budget = name, driver, Budget(name, limit)
+        # Asked now, before weights take what memory the library needs.
+        self.gemm_from = gemm_from if gemm_from and gemm_from.least and driver.has_gemm else GemmFrom()
         self._interrupted = False
+        self._relays: dict[Driver, Relay | None] = {driver: None}  # None: copies go direct
 
     @property
     def stream(self) -> Stream:
@@ -57,7 +68,7 @@ class Cuda:
 
     def recorder(self, limits: Limits) -> CudaRecorder:
         """A new recorder."""
-        return CudaRecorder(self.driver, limits, self.working_memory, self.check_interrupt)
+        return CudaRecorder(self.driver, limits, self.working_memory, self.check_interrupt, self.gemm_from)
 
     def working_memory(self, nbytes: int) -> CudaMemory:
         """Memory for buffers."""
@@ -99,35 +110,63 @@ class Cuda:
         """As kernels/cuda/cells.cuh lays them."""
         return row_bytes(kind, dim)
 
-    def write(self, place: CudaPlace, values: NDArray[np.float32]) -> None:
+    def part(self, place: CudaPlace, row: int) -> CudaPlace:
+        """An address further on."""
+        return place.part(row)
+
+    def write(self, place: CudaPlace, values: NDArray[Any]) -> None:
         """Copy into it, now."""
-        self.driver.write(place.address, np.ascontiguousarray(values, np.float32))
+        self.driver.write(place.address, np.ascontiguousarray(values, DTYPES[place.kind]))
+
+    def connect(self, other: "Cuda", direct: bool) -> None:
+        """Let copies to another card go direct, or through the host's memory, as they do before this call.
+
+        GgrunError where the machine cannot copy directly.
+        """
+        if direct:
+            self.driver.reach(other.driver)
+        self._relays[other.driver] = None if direct else Relay(self.driver, other.driver)
 
     def copy(self, source: CudaPlace, rows: int, device: Device, target: Place) -> None:
-        """From card to card; to another kind of device by way of the host's memory."""
-        nbytes = 4 * rows * source.width
+        """From card to card as they are connected; to another kind of device by way of the host's memory."""
         if isinstance(device, Cuda):
-            self.driver.copy(target.address, source.address, nbytes, device.driver)
+            nbytes = source.nbytes(rows)
+            if device.driver not in self._relays:
+                self.connect(device, direct=False)
+            if relay := self._relays[device.driver]:
+                relay.copy(target.address, source.address, nbytes)
+            else:
+                self.driver.copy(target.address, source.address, nbytes, device.driver)
             return
-        by_way_of = np.empty((rows, source.width), np.float32)
+        by_way_of = np.empty((rows, source.width), DTYPES[source.kind])
         self.driver.download(by_way_of, source.address)
         self.stream.enqueue(lambda: device.write(target, by_way_of))
 
+    def narrow(self, source: CudaPlace, rows: int, target: CudaPlace) -> None:
+        """A kernel."""
+        total = rows * source.width
+        args = source.address, target.address, np.int64(total)
+        self.driver.launch(self.driver.kernel("reduce.cu", "narrow"), *grids.elements(total), args)
+
     def sum(self, places: Sequence[CudaPlace], rows: int, target: CudaPlace) -> None:
         """A kernel that reads each place once; two or more of them where there are many places."""
-        total, kernel = rows * target.width, self.driver.kernel("reduce.cu", "sum")
-        left = [place.address for place in places]
-        while len(left) > 1 or left != [target.address]:
+        total, left = rows * target.width, list(places)
+        kernel = self.driver.kernel("reduce.cu", "sum_bf16" if places[0].kind == "bf16" else "sum")
+        while len(left) > 1 or left != [target]:
             taken, left = left[: grids.PLACES], left[grids.PLACES :]
-            addresses = taken + [0] * (grids.PLACES - len(taken))
-            into = taken[0] if left else target.address
-            args = (*addresses, np.int32(len(taken)), into, np.int64(total))
+            into = taken[0] if left else target
+            addresses = [place.address for place in taken] + [0] * (grids.PLACES - len(taken))
+            args = (*addresses, np.int32(len(taken)), into.address, np.int64(total))
             self.driver.launch(kernel, *grids.elements(total), args)
             left = [into, *left]
 
     def download(self, source: CudaPlace, rows: int, out: NDArray[np.float32]) -> None:
         """A copy that the stream makes."""
         self.driver.download(out, source.address)
+
+    def download_top_k(self, source: CudaPlace, rows: int, top: TopK, best: Best) -> None:
+        """One copy that the stream makes."""
+        self.driver.download(best.both.reshape(-1), source.address)
 
     def interrupt(self) -> None:
         """End the programs that come: a kernel that runs is done soon."""
@@ -145,6 +184,7 @@ class Cuda:
     def close(self) -> None:
         """Take no more work, and give back the card."""
         self.stream.close()
+        self._relays.clear()
         self.driver.close()
 
     def _take(self, nbytes: int, what: str) -> CudaMemory:

@@ -5,6 +5,7 @@ Addresses are plain numbers. All that is launched or copied goes to the driver's
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -32,6 +33,25 @@ class Graph(Protocol):
         """Enqueue them."""
 
 
+@dataclass(frozen=True)
+class Gemm:
+    """y[n, rows] = scale * x[n, k] . w[rows, k]^T: addresses of float16 and, for y, of float32.
+
+    x_stride, y_stride: values from one row to the next
+    """
+
+    x: int
+    w: int
+    y: int
+    n: int
+    rows: int
+    k: int
+    x_stride: int
+    y_stride: int
+    scale: float
+    name = "gemm"
+
+
 class Driver(Protocol):
     """One card, or a part of it."""
 
@@ -40,10 +60,16 @@ class Driver(Protocol):
     arch: int
     """The compute capability times ten: 75, 80, 90."""
     multiprocessors: int
+    identity: str
+    """Which card it is, the same for all drivers of one."""
 
     @property
     def stream(self) -> Stream:
         """Where the card's work is enqueued."""
+
+    @property
+    def transfers(self) -> Stream:
+        """A second stream, for what comes from other cards by way of the host."""
 
     def free_memory(self) -> tuple[int, int]:
         """Free and all bytes."""
@@ -67,6 +93,13 @@ class Driver(Protocol):
     ) -> None:
         """Enqueue a kernel. args: a pointer is an int, everything else a numpy scalar of the right type."""
 
+    @property
+    def has_gemm(self) -> bool:
+        """Whether there is what `gemm` needs: a library that may be missing."""
+
+    def gemm(self, product: Gemm) -> None:
+        """Enqueue a product, summed up in float32. It cannot be in a graph."""
+
     def graph(self, record: Callable[[], None]) -> Graph | None:
         """What `record` launches, as one thing to enqueue; None when the driver has no such thing."""
 
@@ -82,8 +115,18 @@ class Driver(Protocol):
     def download(self, data: NDArray[Any], address: int) -> None:
         """Enqueue a copy to the host."""
 
+    def can_reach(self, card: "Driver") -> bool:
+        """Whether the machine has peer access from this card to another one's memory."""
+
+    def reach(self, card: "Driver") -> None:
+        """Enable it, for as long as the process lives; GgrunError where there is none."""
+
     def copy(self, target: int, source: int, nbytes: int, card: "Driver | None" = None) -> None:
-        """Enqueue a copy within the card, or to another one."""
+        """Enqueue a copy within the card or between it and the host's pinned memory; or directly to another
+        card, which it must `reach`."""
+
+    def receive(self, target: int, source: int, nbytes: int) -> None:
+        """Enqueue in `transfers` a copy from the host's pinned memory."""
 
     def close(self) -> None:
         """Give back what the driver has of the card."""

@@ -1,8 +1,11 @@
 """Which cards there are; and when there are none, one line that says what to install or to change."""
 
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from ggrun.errors import GgrunError, UsageError
@@ -11,6 +14,8 @@ OLDEST = 75
 """The compute capability, times ten, that kernels need: Turing's, the first with int8 tensor cores."""
 
 _NO_DEVICE, _OLD_DRIVER = 100, 35  # cudaErrorNoDevice, cudaErrorInsufficientDriver
+_DRIVER = Path("/proc/driver/nvidia/version")
+_VERSION = re.compile(r"Kernel Module.*?\s(\d+(?:\.\d+)+)")
 _INSTALL = "pip install 'ggrun[cuda13]' (driver 580 or newer) or 'ggrun[cuda12]'"
 
 
@@ -21,6 +26,7 @@ class Card:
     name: str
     arch: int
     multiprocessors: int
+    identity: str  # which card it is, and in which slot
 
 
 class Cards:
@@ -56,7 +62,9 @@ class Cards:
                 f"cuda:{index} ({name}): its compute capability is {arch / 10}, "
                 f"ggrun needs {OLDEST / 10} (RTX 20, T4) or newer"
             )
-        return Card(name, arch, properties["multiProcessorCount"])
+        slot = self.cupy.cuda.runtime.deviceGetPCIBusId(index)
+        identity = f"{name} {properties.get('uuid', b'').hex()} {slot}"
+        return Card(name, arch, properties["multiProcessorCount"], identity)
 
 
 def _cupy() -> Any:
@@ -85,14 +93,23 @@ def _count(cupy: Any) -> int:
             raise GgrunError("CUDA: no NVIDIA driver is loaded: install it; nvidia-smi must list the card")
         needed = runtime.runtimeGetVersion()
         raise GgrunError(
-            f"CUDA: the driver is for CUDA {_version(driver)}, this CuPy needs {_version(needed)}: "
+            f"CUDA: the driver is for CUDA {version(driver)}, this CuPy needs {version(needed)}: "
             "update the driver, or take 'ggrun[cuda12]' instead of 'ggrun[cuda13]'"
         )
     raise GgrunError(f"CUDA: {line}")
 
 
-def _version(number: int) -> str:
+def version(number: int) -> str:
+    """A version of CUDA in words: 13.1 for 13010."""
     return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def nvidia_driver() -> str:
+    """The version of the NVIDIA driver that is loaded; "" for none."""
+    with suppress(OSError):
+        found = _VERSION.search(_DRIVER.read_text(errors="replace"))
+        return found[1] if found else ""
+    return ""
 
 
 def count_cards() -> int:

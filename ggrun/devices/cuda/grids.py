@@ -37,7 +37,7 @@ def _threads(work: int, most: int) -> int:
 
 
 def elements(total: int) -> Shape:
-    """add, activate, activate_gated, sum, sum_bf16, narrow, widen: four of `total` floats a thread."""
+    """add, activate, activate_gated, sum, sum_bf16, narrow: four of `total` floats a thread."""
     return Shape((_ceil(total, 4 * 256),), (256,))
 
 
@@ -67,10 +67,15 @@ def rope(n: int, heads: int, head_dim: int, dims: int) -> Shape:
 
 
 def rows(n: int, width: int) -> Shape:
-    """pick, combine: a vector of a row a thread, four floats or, in odd widths, one."""
+    """pick, combine, finish: a vector of a row a thread, four floats or, in odd widths, one."""
     vectors = width // 4 if width % 4 == 0 else width
     threads = _threads(vectors, 256)
     return Shape((max(1, n), _ceil(vectors, threads)), (threads,))
+
+
+def to_halves(n: int) -> Shape:
+    """to_halves: a block a row."""
+    return Shape((max(1, n),), (256,))
 
 
 def route(n: int) -> Shape:

@@ -9,6 +9,7 @@ from weakref import finalize
 from ggrun.devices.base import Rows
 from ggrun.devices.cuda.driver import Allocation
 from ggrun.devices.cuda.program import Step
+from ggrun.devices.wire import DTYPES
 
 ALIGNMENT = 256
 """Bytes: where allocations begin."""
@@ -43,10 +44,19 @@ class CudaWeight:
 
 @dataclass(frozen=True)
 class CudaPlace:
-    """Where a buffer's rows lie, whatever becomes of the buffer."""
+    """Where a buffer's rows lie, whatever becomes of the buffer. kind: see wire.DTYPES."""
 
     address: int
     width: int
+    kind: str = "f32"
+
+    def nbytes(self, rows: int) -> int:
+        """The bytes of so many rows."""
+        return rows * self.width * DTYPES[self.kind].itemsize
+
+    def part(self, row: int) -> "CudaPlace":
+        """The rows from this one on."""
+        return replace(self, address=self.address + self.nbytes(row))
 
 
 class Pool:
@@ -81,6 +91,8 @@ class CudaBuffer:
         self.address = memory.address
         self.quantized: CudaBuffer | None = None
         """Its columns, for as long as it is not written to."""
+        self.halves: CudaBuffer | None = None
+        """The same as float16."""
         self.step: Step | None = None
         """What has written it, where a later operation may want to change that."""
         self.source: CudaBuffer | None = None

@@ -1,4 +1,4 @@
-"""Which kernels multiply weights with rows: those of decoding for a few, those of prompts for many."""
+"""What multiplies weights with rows: kernels of decoding for a few, tiles for more, cuBLAS for very many."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +9,9 @@ import numpy as np
 from ggrun.devices.base import Rows
 from ggrun.devices.cuda import grids, matvec
 from ggrun.devices.cuda.driver import Driver, Kernel
+from ggrun.devices.cuda.gemm import ByGemm
 from ggrun.devices.cuda.memory import CudaWeight
-from ggrun.devices.cuda.program import FEW, Counts, Launch
+from ggrun.devices.cuda.program import FEW, Counts, Launch, Work
 from ggrun.devices.cuda.tiles import Tiles, expert_tiles, float_tiles, matmul_tiles
 from ggrun.kernels.code_books import format_defines
 
@@ -36,7 +37,10 @@ def scratch_bytes(w: CudaWeight, most: int, multiprocessors: int) -> int:
 
 @dataclass(frozen=True)
 class Linear:
-    """A step: y = x . w^T * scale + bias (+ residual). x: columns as w wants them; 0: there is none."""
+    """A step: y = x . w^T * scale + bias (+ residual). x: columns as w wants them; 0: there is none.
+
+    by_gemm    what cuBLAS needs, where it is ever the faster one
+    """
 
     driver: Driver
     over: Rows
@@ -46,12 +50,18 @@ class Linear:
     scale: float
     bias: int
     scratch: int
+    by_gemm: ByGemm | None = None
     residual: int = 0
 
-    def __call__(self, counts: Counts) -> Sequence[Launch]:
+    def __call__(self, counts: Counts) -> Sequence[Work]:
         """The launches."""
         n = counts.rows(self.over)
-        return [self._few(n)] if n <= FEW else self._many(n)
+        if n <= FEW:
+            return [self._few(n)]
+        if self.by_gemm and n >= self.by_gemm.least:
+            after = self.scale, self.bias, self.residual
+            return self.by_gemm.works(self.driver, self.w, self.y, n, *after)
+        return self._many(n)
 
     def onto(self, residual: int) -> "Linear":
         """The same, added to what lies at `residual` and written there."""
@@ -124,7 +134,7 @@ class SwiGLU:
     gate: Linear | Experts
     up: Linear | Experts
 
-    def __call__(self, counts: Counts) -> Sequence[Launch]:
+    def __call__(self, counts: Counts) -> Sequence[Work]:
         """The launches: one for a few tokens, which never writes the products."""
         if counts.tokens <= FEW:
             return [self._few(counts)]

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ggrun.devices.base import Rows
-from ggrun.devices.cuda.driver import Driver, Graph, Kernel
+from ggrun.devices.best import TopK
+from ggrun.devices.cuda.driver import Driver, Gemm, Graph, Kernel
 
 FEW = 8
 """As many tokens are a decode: products take kernels of their own, and what was launched twice is a graph."""
@@ -16,6 +18,7 @@ class Counts:
     """What launches depend on; all else is in the card's memory.
 
     context    the most positions that a token may look at: rounded up, so that a graph lasts a while
+    top        what is enough of the outputs; None: all logits are wanted
     """
 
     tokens: int
@@ -23,6 +26,7 @@ class Counts:
     pairs: int
     sequences: int
     context: int
+    top: TopK | None = None
 
     def rows(self, over: Rows) -> int:
         """How many rows of a kind there are."""
@@ -39,8 +43,25 @@ class Launch:
     args: tuple[Any, ...]
     shared: int = 0
 
+    @property
+    def name(self) -> str:
+        """The kernel's."""
+        return self.kernel.name
 
-Step = Callable[[Counts], Sequence[Launch]]
+
+Work = Launch | Gemm
+"""What a card is given to do."""
+
+Step = Callable[[Counts], Sequence[Work]]
+
+
+def enqueue(driver: Driver, works: Sequence[Work]) -> None:
+    """Give all of it to the driver's stream."""
+    for work in works:
+        if isinstance(work, Gemm):
+            driver.gemm(work)
+        else:
+            driver.launch(work.kernel, work.grid, work.block, work.args, work.shared)
 
 
 class CudaProgram:
@@ -60,7 +81,7 @@ class CudaProgram:
     ) -> None:
         self._driver, self._steps, self._counts, self._begin = driver, tuple(steps), counts, begin
         self._keep = keep
-        self._launches: dict[Counts, list[Launch]] = {}
+        self._launches: dict[Counts, list[Work]] = {}
         self._graphs: dict[Counts, Graph | None] = {}
 
     def run(self) -> None:
@@ -68,26 +89,23 @@ class CudaProgram:
         counts = self._counts()
         self._driver.stream.enqueue(self._begin)
         if counts.tokens > FEW:
-            self._launch(self.launches(counts))
+            enqueue(self._driver, self.launches(counts))
         elif counts not in self._launches:
             self._launches[counts] = self.launches(counts)
-            self._launch(self._launches[counts])
+            enqueue(self._driver, self._launches[counts])
         else:
             self._replay(counts)
 
-    def launches(self, counts: Counts) -> list[Launch]:
+    def launches(self, counts: Counts) -> list[Work]:
         """What is launched for so many rows; kernels that were never needed are compiled."""
         return [launch for step in self._steps for launch in step(counts)]
 
     def _replay(self, counts: Counts) -> None:
         launches = self._launches[counts]
         if counts not in self._graphs:
-            self._graphs[counts] = self._driver.graph(lambda: self._launch(launches)) if launches else None
+            record = partial(enqueue, self._driver, launches)
+            self._graphs[counts] = self._driver.graph(record) if launches else None
         if graph := self._graphs[counts]:
             graph.launch()
         else:
-            self._launch(launches)
-
-    def _launch(self, launches: Sequence[Launch]) -> None:
-        for launch in launches:
-            self._driver.launch(launch.kernel, launch.grid, launch.block, launch.args, launch.shared)
+            enqueue(self._driver, launches)

@@ -6,24 +6,28 @@ dropped buffer can be used by what is recorded later.
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ggrun.devices.base import Cells, Inputs, Limits, Rows
-from ggrun.devices.cuda import grids, matvec
+from ggrun.devices.cuda import gemm, grids, matvec, top_k
 from ggrun.devices.cuda.attention import Shape, bucket
 from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.cuda.flash import Attention
+from ggrun.devices.cuda.gemm import ByGemm, GemmFrom, ToHalves
 from ggrun.devices.cuda.memory import CudaBuffer, CudaMemory, CudaPlace, CudaWeight, Pool, address_of
+from ggrun.devices.cuda.norm import Norm
 from ggrun.devices.cuda.products import Experts, Linear, SwiGLU, column_bytes, quantized, scratch_bytes
 from ggrun.devices.cuda.program import Counts, CudaProgram, Launch, Step
 from ggrun.devices.streams import Event
+from ggrun.devices.wire import DTYPES
 from ggrun.kernels.code_books import format_defines
 
 _AHEAD = 4
 """Batches that are enqueued at most: so soon a stream ends that was interrupted."""
+_NEVER = GemmFrom()
 
 
 @dataclass(frozen=True)
@@ -54,41 +58,12 @@ class N:
         return self.kind(self.times * n)
 
 
-@dataclass(frozen=True)
-class _Norm:
-    """A step: the RMS norm of rows, or of each of `groups` equal parts of one."""
-
-    driver: Driver
-    over: Rows
-    x: int
-    weight: int
-    y: int
-    width: int
-    groups: int
-    eps: float
-    columns: int = 0  # where the rows go as quantized columns too
-
-    def with_columns(self, columns: int) -> "_Norm":
-        """The same, which quantizes what it has."""
-        return replace(self, columns=columns)
-
-    def __call__(self, counts: Counts) -> Sequence[Launch]:
-        n, width, eps = counts.rows(self.over), np.int32(self.width // self.groups), np.float32(self.eps)
-        read = self.x, self.weight, self.y
-        if self.columns:
-            kernel = self.driver.kernel("columns.cu", "rms_norm_quantize")
-            shape = matvec.norm_quantize_shape(n)
-            return [Launch(kernel, *shape, (*read, self.columns, width, np.int32(n), eps))]
-        kernel, rows = self.driver.kernel("norm.cu", "rms_norm"), self.groups * n
-        shape = grids.norm(rows, int(width))
-        return [Launch(kernel, *shape, (*read, np.int32(rows), width, np.int32(1), eps))]
-
-
 class CudaRecorder:
     """See base.Recorder for what the operations mean.
 
     allocate    gives memory for buffers
     check       raises Interrupted when the device is
+    gemm_from   which products are cuBLAS's
     """
 
     def __init__(
@@ -97,8 +72,9 @@ class CudaRecorder:
         limits: Limits,
         allocate: Callable[[int], CudaMemory],
         check: Callable[[], None],
+        gemm_from: GemmFrom = _NEVER,
     ) -> None:
-        self._driver, self._limits, self._check = driver, limits, check
+        self._driver, self._limits, self._check, self._gemm_from = driver, limits, check, gemm_from
         self._memory = Pool(allocate)
         self._steps: list[Step] = []
         self._begun = 0  # steps before this one are in programs
@@ -115,7 +91,7 @@ class CudaRecorder:
 
     def _add(self, step: Step, *written: CudaBuffer) -> None:
         for buffer in written:
-            buffer.quantized, buffer.step, buffer.source = None, step, None
+            buffer.quantized, buffer.halves, buffer.step, buffer.source = None, None, step, None
         self._steps.append(step)
 
     def _last(self, x: CudaBuffer, back: int = 1) -> Step | None:
@@ -177,9 +153,10 @@ class CudaRecorder:
         """Where a buffer's rows lie."""
         return CudaPlace(x.address, x.width)
 
-    def mailbox(self, width: int) -> CudaPlace:
+    def mailbox(self, width: int, kind: str = "f32") -> CudaPlace:
         """Rows of tokens that no operation touches."""
-        return CudaPlace(self._memory.new(4 * width * self._limits.tokens).address, width)
+        size = DTYPES[kind].itemsize * width * self._limits.tokens
+        return CudaPlace(self._memory.new(size).address, width, kind)
 
     def feed(self, write: Callable[[Inputs], None]) -> None:
         """Enqueue the copy of inputs, which are written now: the host has to know the counts."""
@@ -193,7 +170,7 @@ class CudaRecorder:
         n, outputs, pairs = (int(inputs.counts[rows]) for rows in Rows)
         longest = int(inputs.positions[:n].max(initial=0)) + 1
         sequences = len(np.unique(inputs.sequences[:n]))
-        self._counts = Counts(n, outputs, pairs, sequences, bucket(longest))
+        self._counts = Counts(n, outputs, pairs, sequences, bucket(longest), inputs.top)
 
     # ---------------------------------------------------------------- rows in and out
 
@@ -227,6 +204,13 @@ class CudaRecorder:
         )
         return y
 
+    def top_k(self, logits: CudaBuffer, first: int) -> CudaPlace:
+        """The best logits of each row, in runs that want no more."""
+        found, width = self._buffer(Rows.OUTPUTS, top_k.WORDS), logits.width
+        scratch = self._scratch(self._limits.outputs * top_k.scratch_bytes(width))
+        self._add(top_k.BestLogits(self._driver, logits.address, width, first, found.address, scratch), found)
+        return self.place(found)
+
     # ---------------------------------------------------------------- products
 
     def linear(
@@ -237,10 +221,21 @@ class CudaRecorder:
         self._keep += [w.memory, bias]
         limit = self._limits.outputs if x.rows == Rows.OUTPUTS else self._limits.tokens
         columns = self._columns(x, w)  # before the scratch, which must not be the same memory
+        by_gemm = self._by_gemm(x, w, limit)
         scratch = self._scratch(scratch_bytes(w, limit, self._driver.multiprocessors))
-        step = Linear(self._driver, x.rows, columns, w, y.address, scale, address_of(bias), scratch)
+        step = Linear(self._driver, x.rows, columns, w, y.address, scale, address_of(bias), scratch, by_gemm)
         self._add(step, y)
         return y
+
+    def _by_gemm(self, x: CudaBuffer, w: CudaWeight, limit: int) -> ByGemm | None:
+        """What cuBLAS needs, where there may be rows enough for it."""
+        if not 0 < (least := self._gemm_from.of(w.format)) <= limit:
+            return None
+        if x.halves is None:
+            x.halves = self._buffer(x.rows, x.width, gemm.halves_bytes(x.width))
+            there = x.address, x.width, x.halves.address
+            self._add(ToHalves(self._driver, x.rows, *there, self._gemm_from.least))
+        return ByGemm(least, x.halves.address, self._scratch(gemm.scratch_bytes(w)))
 
     def experts(
         self, x: CudaBuffer, w: CudaWeight, routing: _Routing, scales: CudaMemory | None = None
@@ -263,7 +258,7 @@ class CudaRecorder:
     def _quantized(self, x: CudaBuffer) -> CudaBuffer:
         columns, k = self._buffer(x.rows, x.width, column_bytes(x.width)), x.width
         norm = self._last(x)
-        if isinstance(norm, _Norm) and norm.groups == 1:
+        if isinstance(norm, Norm) and norm.groups == 1:
             self._steps[-1] = norm.with_columns(columns.address)
             x.source = None
         else:
@@ -279,7 +274,7 @@ class CudaRecorder:
         """RMS norm of each of `groups` equal parts of a row, times weight."""
         y = self._buffer(x.rows, x.width)
         self._keep.append(weight)
-        step = _Norm(self._driver, x.rows, x.address, weight.address, y.address, x.width, groups, eps)
+        step = Norm(self._driver, x.rows, x.address, weight.address, y.address, x.width, groups, eps)
         self._add(step, y)
         y.source = x
         return y

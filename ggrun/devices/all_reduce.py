@@ -1,0 +1,75 @@
+"""Which way a stage's devices sum what they have: by copies, by NCCL, or by the faster one for the size."""
+
+from collections.abc import Callable, Sequence
+
+from ggrun.devices.base import Device
+from ggrun.devices.cuda.cupy_driver import CupyDriver
+from ggrun.devices.cuda.device import Cuda
+from ggrun.devices.cuda.kept import tell
+from ggrun.devices.cuda.nccl import NcclExchange
+from ggrun.devices.cuda.reductions import Reductions, reductions_of
+from ggrun.devices.exchange import AllReduce, Exchange, Members, Part, Wire
+from ggrun.devices.wire import DTYPES
+from ggrun.errors import GgrunError, UsageError
+
+WAYS = ("auto", "nccl", "copy")
+"""auto: NCCL for the sizes at which a self-test of these cards has found it right, and faster."""
+
+
+def check_sums(way: str, wire: str) -> None:
+    """UsageError for what is no way, or cannot travel."""
+    if way not in WAYS:
+        raise UsageError(f"all_reduce {way!r:.40}: it must be one of {', '.join(WAYS)}")
+    if wire not in tuple(DTYPES):
+        raise UsageError(f"wire {wire!r:.40}: it must be one of {', '.join(DTYPES)}")
+
+
+def tested_sums(devices: Sequence[Device], way: str) -> Reductions:
+    """What is known of sums over these devices, where the way depends on it: cards are tested, once.
+
+    Before a model is loaded there is room for that. GgrunError where cards cannot sum in any way.
+    """
+    drivers = [device.driver for device in devices if isinstance(device, Cuda)]
+    cards = [driver.index for driver in drivers if isinstance(driver, CupyDriver)]
+    if way != "auto" or len(cards) < len(devices) or len(set(cards)) < len(cards):
+        return Reductions()
+    return reductions_of(sorted(cards))
+
+
+def open_all_reduce(members: Members, width: int, way: str = "auto", wire: str = "f32") -> AllReduce:
+    """Sums over the members' devices, of rows of `width`.
+
+    way     one of WAYS; nccl: GgrunError where it cannot be used
+    wire    what travels: f32, or bf16, which is half of it and rounds
+    """
+    check_sums(way, wire)
+    travels = Wire(members, width, wire)
+    copies = Exchange(members, width, travels)
+    if way == "nccl":
+        return BySize(copies, NcclExchange(members, width, travels), lambda rows: True)
+    found = tested_sums([device for device, _ in members], way)
+    if not found.ever_by_nccl:
+        return copies
+    try:
+        nccl = NcclExchange(members, width, travels)
+    except GgrunError as refused:
+        tell(f"sums over cards go by copies: {refused}")
+        return copies
+    return BySize(copies, nccl, lambda rows: found.by_nccl(4 * rows * width))
+
+
+class BySize:
+    """Two ways, of which one is taken by the rows that there are; copies alone when NCCL was lost."""
+
+    def __init__(self, copies: AllReduce, nccl: NcclExchange, by_nccl: Callable[[int], bool]) -> None:
+        self._copies, self._nccl, self._by_nccl = copies, nccl, by_nccl
+
+    def all_reduce(self, parts: Sequence[Part], rows: int) -> None:
+        """Enqueue that the first rows of each part become the sum of all parts."""
+        way = self._nccl if not self._nccl.lost and self._by_nccl(rows) else self._copies
+        way.all_reduce(parts, rows)
+
+    def forget(self) -> None:
+        """Begin anew, when all devices are at rest after an error."""
+        self._copies.forget()
+        self._nccl.forget()

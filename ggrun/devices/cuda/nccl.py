@@ -1,0 +1,179 @@
+"""Sums over cards by NCCL, as CuPy calls it: one communicator a card, all from one thread.
+
+NCCL's rings and trees add in an order that the cards and the size decide, not time, and hand one result to
+all: the same bits on every card and in every run, though others than devices/exchange.py has.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from ggrun.devices.base import Place
+from ggrun.devices.cuda.cupy_driver import CupyDriver
+from ggrun.devices.cuda.device import Cuda
+from ggrun.devices.cuda.watch import Watch, within
+from ggrun.devices.exchange import Members, Part, Wire
+from ggrun.errors import GgrunError
+
+OLDEST = 21000
+"""NCCL's number for 2.10, the first that knows bfloat16."""
+_SHARED_CARD = 23000
+"""2.30, the first that takes a card twice, where the environment says that it may."""
+_ALLOW_SHARED = "NCCL_MULTI_RANK_GPU_ENABLE"
+_BFLOAT16 = 9
+"""NCCL's number for it: not all of CuPy's versions have a name."""
+_INSTEAD = "--all-reduce copy sums without it"
+START = 8.0
+"""Seconds that NCCL may take to connect the cards."""
+
+
+class NcclExchange:
+    """Sums by NCCL on the cards' own streams. GgrunError when it cannot be used here, or does not start.
+
+    A reduction that does not end is given up, and `lost` says why: the run ends with that error, and later
+    sums have to go another way.
+    """
+
+    def __init__(self, members: Members, width: int, wire: Wire | None = None) -> None:
+        self._wire = wire or Wire(members, width)
+        self._cards = [_card(device) for device, _ in members]
+        self._drivers = [_driver(card) for card in self._cards]
+        self._nccl = library()
+        _refuse_twins(self._nccl, self._drivers)
+        self._kind = _BFLOAT16 if self._wire.kind == "bf16" else self._nccl.NCCL_FLOAT32
+        self._communicators: list[Any] = []
+        self.lost: str | None = None
+        try:
+            within(START, self._start, "NCCL did not connect the cards")
+        except GgrunError as error:
+            self.lost = str(error)
+            self._abort()
+            raise
+        self._watch = Watch([driver.stream for driver in self._drivers], self._give_up)
+
+    def all_reduce(self, parts: Sequence[Part], rows: int) -> None:
+        """Enqueue that the first rows of each part become the sum of all parts."""
+        if self.lost:
+            raise GgrunError(self.lost)
+        places = [self._outgoing(rank, part, rows) for rank, part in enumerate(parts)]
+        with self._watch.one():
+            self._reduce([place.address for place in places], rows * places[0].width, f": {_INSTEAD}")
+        for card, place, part in zip(self._cards, places, parts, strict=True):
+            if place is not part.place:
+                card.sum([place], rows, part.place)
+
+    def forget(self) -> None:
+        """Nothing is kept from one sum to the next."""
+
+    def _outgoing(self, rank: int, part: Part, rows: int) -> Any:
+        """What is added, where NCCL adds it: nothing is zeros."""
+        if not part.empty:
+            return self._wire.outgoing(rank, part.place, rows)
+        place: Place = self._wire.room(rank, part.place)
+        self._drivers[rank].fill(place.address, 0, place.nbytes(rows))
+        return place
+
+    def _reduce(self, addresses: Sequence[int], count: int, hint: str = "") -> None:
+        with self._errors(hint), self._group():
+            for communicator, driver, address in zip(
+                self._communicators, self._drivers, addresses, strict=True
+            ):
+                stream, add = driver.stream.raw.ptr, self._nccl.NCCL_SUM
+                communicator.allReduce(address, address, count, self._kind, add, stream)
+
+    def _start(self) -> None:
+        """Connect the cards, and see one sum arrive: what comes later finds all ways open."""
+        cupy = import_module("cupy")
+        ranks, made = len(self._drivers), []
+        with self._errors():
+            unique = self._nccl.get_unique_id()
+            with self._group():
+                for rank, driver in enumerate(self._drivers):
+                    with cupy.cuda.Device(driver.index):
+                        made.append(self._nccl.NcclCommunicator(ranks, unique, rank))
+        self._communicators = made  # only what is connected can be aborted
+        if self.lost:  # too late: nobody waits any more
+            self._abort()
+            return
+        memory = [driver.allocate(4) for driver in self._drivers]
+        for driver, number in zip(self._drivers, memory, strict=True):
+            driver.fill(number.address, 0, 4)
+        self._reduce([number.address for number in memory], 1)
+        for driver in self._drivers:
+            driver.stream.synchronize()
+
+    @contextmanager
+    def _group(self) -> Iterator[None]:
+        """Calls for all cards, which NCCL makes together: one by one they would wait for each other."""
+        self._nccl.groupStart()
+        try:
+            yield
+        finally:
+            self._nccl.groupEnd()
+
+    @contextmanager
+    def _errors(self, hint: str = "") -> Iterator[None]:
+        """NCCL's errors become GgrunErrors."""
+        try:
+            yield
+        except self._nccl.NcclError as error:
+            names = ", ".join(card.name for card in self._cards)
+            raise GgrunError(f"NCCL over {names}: {str(error).splitlines()[0]}{hint}") from None
+
+    def _give_up(self, why: str) -> None:
+        self.lost = f"NCCL: {why}: it was given up; {_INSTEAD}"
+        self._drivers[0].stream.fail(GgrunError(self.lost))
+        self._abort()
+
+    def _abort(self) -> None:
+        """End what runs on the cards. CuPy holds the interpreter while NCCL does it: mostly an instant."""
+        for communicator in self._communicators:
+            communicator.abort()
+
+
+def library() -> ModuleType:
+    """CuPy's module; GgrunError, with what to install, when there is no NCCL or it is too old."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # CuPy's own words for what is told here
+        nccl: ModuleType | None
+        try:
+            nccl = import_module("cupy.cuda.nccl")
+        except ImportError:
+            nccl = None
+    if nccl is None or not getattr(nccl, "available", False):
+        raise GgrunError("NCCL is not installed: pip install nvidia-nccl-cu13 (or -cu12, as your CuPy is)")
+    if (version := int(nccl.get_version())) < OLDEST:
+        raise GgrunError(f"NCCL {version_text(version)} is too old: {version_text(OLDEST)} is needed")
+    return nccl
+
+
+def version_text(number: int) -> str:
+    """NCCL's number of a version as people write it: 22703 is 2.27.3."""
+    thousands = 10_000 if number >= 10_000 else 1_000
+    return f"{number // thousands}.{number % thousands // 100}.{number % 100}"
+
+
+def _card(device: Any) -> Cuda:
+    if not isinstance(device, Cuda):
+        raise GgrunError(f"NCCL sums over CUDA devices alone, {device.name} is none")
+    return device
+
+
+def _driver(card: Cuda) -> CupyDriver:
+    if not isinstance(card.driver, CupyDriver):
+        raise GgrunError(f"NCCL needs real cards, {card.name} is emulated")
+    return card.driver
+
+
+def _refuse_twins(nccl: ModuleType, drivers: Sequence[CupyDriver]) -> None:
+    """GgrunError when a card comes twice, and NCCL would not take that: older ones may hang."""
+    if len({driver.index for driver in drivers}) == len(drivers):
+        return
+    if (version := int(nccl.get_version())) < _SHARED_CARD:
+        raise GgrunError(f"NCCL {version_text(version)} takes each card once, 2.30 may take one twice")
+    if os.environ.get(_ALLOW_SHARED, "0") in ("", "0"):
+        raise GgrunError(f"NCCL takes each card once, without {_ALLOW_SHARED}=1 in the environment")

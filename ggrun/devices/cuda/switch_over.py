@@ -1,0 +1,89 @@
+"""From how many rows on cuBLAS is faster on a card: measured once, kept by the card's name and our kernels.
+
+Not by its number: all cards of a kind compute alike, so that a model's text does not depend on where it runs.
+"""
+
+import json
+import platform
+from contextlib import suppress
+from dataclasses import asdict, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggrun.devices.base import Inputs, Limits, Rows
+from ggrun.devices.cuda.device import Cuda
+from ggrun.devices.cuda.driver import Driver
+from ggrun.devices.cuda.gemm import GemmFrom
+from ggrun.devices.cuda.memory import CudaWeight
+from ggrun.devices.cuda.program import FEW
+from ggrun.devices.cuda.recorder import CudaRecorder
+from ggrun.devices.speeds import kept_file, least_seconds
+from ggrun.gguf import FORMATS, Tensor
+from ggrun.kernels import cuda_state
+
+_ROWS = (64, 128, 256, 512, 1024, 2048)
+_MATRIX = 8192
+_KINDS = {"quantized": "Q4_K", "two_scales": "Q6_K", "floats": "F16"}
+"""A format for each field of GemmFrom: the one that most models have."""
+_TILES, _GEMM = GemmFrom(), GemmFrom(FEW + 1, FEW + 1, FEW + 1)
+_PRODUCTS, _TIMES = 4, 5  # one after the other, and how often that is timed
+_BYTES = 64
+"""Random bytes below this: a card is faster with zeros, but scales must be numbers."""
+
+
+def measured_gemm(device: Cuda) -> GemmFrom:
+    """Of a card that has cuBLAS. A few seconds, as kernels have to be compiled."""
+    return GemmFrom(**{field: _switch_over(device, kind) for field, kind in _KINDS.items()})
+
+
+def kept_gemm(driver: Driver) -> GemmFrom | None:
+    """What was measured before, if it makes sense."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(kept_file(_key(driver)).read_text())
+        found = [known[field.name] for field in fields(GemmFrom)]
+        if all(type(n) is int and n >= 0 for n in found):
+            return GemmFrom(*found)
+    return None
+
+
+def keep_gemm(driver: Driver, found: GemmFrom) -> None:
+    """Keep it, or measure again the next time."""
+    with suppress(OSError):
+        file = kept_file(_key(driver))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(asdict(found)))
+
+
+def _key(driver: Driver) -> str:
+    return f"{platform.node()}-{driver.name}-gemm-{cuda_state().hex()[:16]}"
+
+
+def _switch_over(device: Cuda, kind: str) -> int:
+    """The fewest rows from which on cuBLAS is always the faster one; 0: it is not for the most of them."""
+    rng, weights = np.random.default_rng(1), FORMATS[kind]
+    data = rng.integers(0, _BYTES, weights.nbytes(_MATRIX) * _MATRIX, np.uint8)
+    w = device.weight(Tensor("", (_MATRIX, _MATRIX), weights, data), (0, _MATRIX), (0, _MATRIX))
+    rows, found = rng.standard_normal((max(_ROWS), _MATRIX), np.float32), 0
+    for n in reversed(_ROWS):
+        if _seconds(device, w, rows[:n], _GEMM) >= _seconds(device, w, rows[:n], _TILES):
+            break
+        found = n
+    return found
+
+
+def _seconds(device: Cuda, w: CudaWeight, rows: NDArray[np.float32], by: GemmFrom) -> float:
+    """What products take, as they stand in a pass."""
+    n = len(rows)
+    ops = CudaRecorder(device.driver, Limits(n, 1, 1, 1), device.working_memory, device.check_interrupt, by)
+    x = ops.input(w.columns)
+    device.write(ops.place(x), rows)
+    for _ in range(_PRODUCTS):
+        ops.linear(x, w)
+    program = ops.finish()
+
+    def count(inputs: Inputs) -> None:
+        inputs.counts[Rows.TOKENS] = n
+
+    ops.feed(count)
+    return least_seconds(device, program.run, _TIMES)

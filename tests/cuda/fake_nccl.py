@@ -1,0 +1,150 @@
+"""What ggrun calls of cupy.cuda.nccl, on the memory of fake_cupy: sums in the order of a ring, and faults."""
+
+import ctypes
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tests.cuda.fake_cupy import FakeCupy
+from tests.cuda.test_reduce import from_bf16, to_bf16
+
+ADD, FLOAT32, BFLOAT16 = 0, 7, 9
+
+
+class NcclError(RuntimeError):
+    pass
+
+
+@dataclass
+class _Call:
+    """One card's part of an all-reduce."""
+
+    communicator: "_Communicator"
+    send: int
+    receive: int
+    count: int
+    kind: int
+    stream: int
+
+
+class _Communicator:
+    def __init__(self, nccl: "FakeNccl", ranks: int, unique: tuple[int, ...], rank: int) -> None:
+        assert len(unique) == 128
+        assert 0 <= rank < ranks
+        self.nccl, self.ranks, self.rank = nccl, ranks, rank
+        self.card = nccl.cupy.devices[-1]
+        self.ready = False
+        nccl.opened().append(self)
+
+    def allReduce(  # noqa: N802
+        self, send: int, receive: int, count: int, kind: int, op: int, stream: int
+    ) -> None:
+        assert self.ready
+        assert op == ADD
+        self.nccl.opened().append(_Call(self, send, receive, count, kind, stream))
+
+    def abort(self) -> None:
+        self.nccl.aborted.append(self.rank)
+        self.ready = False
+        self.nccl.held.set()
+
+
+class FakeNccl:
+    """The module `cupy.cuda.nccl`.
+
+    faults        a word, or None, for each group that comes to its end
+    reductions    how many values each has summed, and of what kind
+    """
+
+    available = True
+    NcclError = NcclError
+    NCCL_SUM, NCCL_FLOAT32 = ADD, FLOAT32
+
+    def __init__(self, cupy: FakeCupy, version: int = 22703) -> None:
+        self.cupy, self._version = cupy, version
+        self.faults = deque[str | None]()
+        self.reductions: list[tuple[int, str]] = []
+        self.aborted: list[int] = []
+        self.held, self.broken = threading.Event(), False
+        self._group: list[Any] | None = None
+
+    def get_version(self) -> int:
+        return self._version
+
+    def get_unique_id(self) -> tuple[int, ...]:
+        if self.broken:
+            raise NcclError("NCCL_ERROR_SYSTEM_ERROR: unhandled system error")
+        return (7,) * 128
+
+    def NcclCommunicator(self, *args: Any) -> _Communicator:  # noqa: N802
+        return _Communicator(self, *args)
+
+    def groupStart(self) -> None:  # noqa: N802
+        assert self._group is None
+        self._group = []
+
+    def groupEnd(self) -> None:  # noqa: N802
+        calls, self._group = self.opened(), None
+        fault = self.faults.popleft() if self.faults else None
+        if fault == "refuses":
+            raise NcclError("NCCL_ERROR_INVALID_USAGE: invalid usage\n(more)")
+        if fault == "blocks":
+            self.held.wait()
+        ranks = [call.rank if isinstance(call, _Communicator) else call.communicator.rank for call in calls]
+        assert ranks == list(range(len(ranks))), "one thread calls for all cards in one group"
+        if isinstance(calls[0], _Communicator):
+            assert all(c.ranks == len(calls) for c in calls)
+            for communicator in calls:
+                communicator.ready = True
+        else:
+            self._reduce(calls, fault)
+
+    def opened(self) -> list[Any]:
+        """The calls of the group that is open."""
+        assert self._group is not None, "one by one, calls would wait for each other"
+        return self._group
+
+    def _reduce(self, calls: list[_Call], fault: str | None) -> None:
+        count, kind = calls[0].count, calls[0].kind
+        assert {(c.count, c.kind) for c in calls} == {(count, kind)}
+        for call in calls:
+            assert self.cupy.card_of(call.stream) == call.communicator.card, "each on its own card's stream"
+        self.reductions.append((count, {FLOAT32: "f32", BFLOAT16: "bf16"}[kind]))
+        if fault == "hangs":
+            self.cupy.hold([call.stream for call in calls], self.held)
+            return
+        given = [self._at(call.send, count, kind).copy() for call in calls]
+        for rank, call in enumerate(calls):
+            there = self._at(call.receive, count, kind)
+            there[:] = _ring(given, kind)
+            if fault == "wrong":
+                there[-1] += 1000
+            if fault == "differs" and rank == 1:
+                there[-1] ^= 1
+            if fault == "changes":
+                there[-1] ^= len(self.reductions) % 2
+
+    def _at(self, address: int, count: int, kind: int) -> np.ndarray:
+        size = {FLOAT32: ctypes.c_uint32, BFLOAT16: ctypes.c_uint16}[kind]
+        return np.frombuffer((size * count).from_address(address), size)
+
+
+def _ring(given: list[np.ndarray], kind: int) -> np.ndarray:
+    """The bits of sums: each piece begins at another rank, and is rounded wherever it comes."""
+    pieces = []
+    for first in range(len(given)):
+        parts = [
+            np.array_split(given[(first + i) % len(given)], len(given))[first] for i in range(len(given))
+        ]
+        if kind == FLOAT32:
+            total = sum((part.view(np.float32) for part in parts[1:]), parts[0].view(np.float32))
+            pieces.append(total.view(np.uint32))
+        else:
+            narrow = parts[0]
+            for part in parts[1:]:
+                narrow = to_bf16(from_bf16(narrow) + from_bf16(part))
+            pieces.append(narrow)
+    return np.concatenate(pieces)

@@ -1,0 +1,385 @@
+"""Sums by NCCL, a fake one that adds on the emulator: what is called, given up, and chosen."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ggrun import GgrunError
+from ggrun.devices import exchange
+from ggrun.devices.all_reduce import open_all_reduce
+from ggrun.devices.base import Device, Limits
+from ggrun.devices.cpu import Cpu
+from ggrun.devices.cuda import nccl as module
+from ggrun.devices.cuda import reductions, selftest, sum_checks, watch
+from ggrun.devices.cuda.cupy_driver import CupyDriver
+from ggrun.devices.cuda.device import Cuda
+from ggrun.devices.cuda.found import Cards
+from ggrun.devices.cuda.nccl import NcclExchange, version_text
+from ggrun.devices.cuda.reductions import Reductions, Tried
+from ggrun.devices.cuda.selftest import Check, Outcome
+from ggrun.devices.cuda.sum_checks import check_reductions, try_copy, try_nccl
+from ggrun.devices.exchange import Exchange, Part, Wire
+from ggrun.gguf import GGUF
+from tests.cuda.fake_cupy import FakeCupy
+from tests.cuda.fake_nccl import FakeNccl
+from tests.cuda.models import cards, engine, logits
+from tests.engine.test_peer import distance
+from tests.plans import Plans
+from tests.tiny import Tiny
+from tools.cuda_emulator.driver import EmulatedDriver
+
+TOKENS = [i * 7 % 36 for i in range(30)]
+
+
+@pytest.fixture(autouse=True)
+def nccl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeNccl]:
+    """A machine with four cards and NCCL, of which nothing is known."""
+    cupy = FakeCupy(cards=4)
+    fake = FakeNccl(cupy)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", fake)  # type: ignore[arg-type]
+    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(reductions._KEPT, "_found", {})
+    Cards.found.cache_clear()
+    yield fake
+    fake.held.set()
+    Cards.found.cache_clear()
+
+
+def real(n: int) -> list[Cuda]:
+    """Cards by CuPy, connected."""
+    made = [Cuda(CupyDriver(i), f"cuda:{i}") for i in range(n)]
+    for one in made:
+        for other in made:
+            one.connect(other, direct=True)
+    return made
+
+
+def members(devices: Sequence[Device], rows: int = 20) -> list[tuple[Device, Any]]:
+    return [(device, device.recorder(Limits(rows, 1, 1, 1))) for device in devices]
+
+
+def told(work: Callable[[], Any]) -> str:
+    """The one line that a user sees."""
+    with pytest.raises(GgrunError) as error:
+        work()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ---------------------------------------------------------------- what is called
+
+
+@pytest.mark.parametrize("wire", ["f32", "bf16"])
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_sums(n: int, wire: str, nccl: FakeNccl) -> None:
+    """On all cards the same, near the true sum; who adds nothing has it too. Values of two and four bytes."""
+    devices, rng = real(n), np.random.default_rng(n)
+    made = members(devices)
+    places = [ops.mailbox(8) for _, ops in made]
+    way = NcclExchange(made, 8, Wire(made, 8, wire))
+    nccl.reductions.clear()
+    for rows, empty in ((1, ()), (20, (n - 1,)), (3, (0,))):
+        values = rng.standard_normal((n, rows, 8)).astype(np.float32)
+        for device, place, part in zip(devices, places, values, strict=True):
+            device.write(place, part)
+        way.all_reduce([Part(place, i in empty) for i, place in enumerate(places)], rows)
+        found = [np.empty((rows, 8), np.float32) for _ in devices]
+        for device, place, out in zip(devices, places, found, strict=True):
+            device.download(place, rows, out)
+        given = [part for i, part in enumerate(values) if i not in empty]
+        error = np.abs(found[0] - sum(part.astype(np.float64) for part in given))
+        assert (error <= n * (2.0**-23 if wire == "f32" else 2.0**-8) * np.abs(given).sum(0)).all()
+        assert all(np.array_equal(found[0], other) for other in found)
+    assert nccl.reductions == [(8, wire), (160, wire), (24, wire)]
+
+
+@pytest.mark.parametrize("wire", ["f32", "bf16"])
+@pytest.mark.parametrize("kind", ["row 2", "row 3", "row inside layer"])
+def test_models(kind: str, wire: str, nccl: FakeNccl, tmp_path: Path) -> None:
+    """Two sums a layer, with no host between them; the text is the one that a single card gives."""
+    path = Tiny(layers=3).write(tmp_path / "model.gguf")
+    want = logits(engine(path, cards(1)), TOKENS)
+    devices = {device.name: device for device in real(4)}
+    plan = Plans(GGUF(path), tuple(devices))[kind]
+    split = engine(path, devices, plan, all_reduce="nccl", wire=wire, n_ubatch=8)
+    nccl.reductions.clear()
+    got = logits(split, TOKENS)
+    assert len(nccl.reductions) == 2 * 3 * 4  # of four batches
+    assert distance(got, want) <= (1e-6 if wire == "f32" else 1e-3)
+    if wire == "f32":
+        np.testing.assert_array_equal(got.argmax(1), want.argmax(1))
+
+
+# ---------------------------------------------------------------- where it cannot be used
+
+
+def test_it_is_not_installed(nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = members(real(2))
+    nccl.available = False
+    assert told(lambda: NcclExchange(made, 8)).startswith(
+        "NCCL is not installed: pip install nvidia-nccl-cu13"
+    )
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", None)  # type: ignore[arg-type]
+    assert told(lambda: NcclExchange(made, 8)).startswith("NCCL is not installed")
+
+
+def test_it_is_too_old(nccl: FakeNccl) -> None:
+    nccl._version = 2708
+    assert told(lambda: NcclExchange(members(real(2)), 8)) == "NCCL 2.7.8 is too old: 2.10.0 is needed"
+
+
+def test_it_refuses(nccl: FakeNccl) -> None:
+    nccl.faults.append("refuses")
+    line = told(lambda: NcclExchange(members(real(2)), 8))
+    assert line == "NCCL over cuda:0, cuda:1: NCCL_ERROR_INVALID_USAGE: invalid usage"
+    nccl.faults += [None, None, "refuses"]
+    made = members(real(2))
+    way = NcclExchange(made, 8)
+    parts = [Part(ops.mailbox(8)) for _, ops in made]
+    line = told(lambda: way.all_reduce(parts, 1))
+    assert line.endswith("invalid usage: --all-reduce copy sums without it")
+    nccl.broken = True
+    assert told(lambda: NcclExchange(made, 8)).endswith("NCCL_ERROR_SYSTEM_ERROR: unhandled system error")
+
+
+def test_a_card_that_comes_twice(nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NCCL_MULTI_RANK_GPU_ENABLE", raising=False)
+    twins = members([Cuda(CupyDriver(0), "cuda:0"), Cuda(CupyDriver(0), "again")])
+    assert told(lambda: NcclExchange(twins, 8)) == "NCCL 2.27.3 takes each card once, 2.30 may take one twice"
+    nccl._version = 23003
+    assert "without NCCL_MULTI_RANK_GPU_ENABLE=1 in" in told(lambda: NcclExchange(twins, 8))
+    monkeypatch.setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1")
+    NcclExchange(twins, 8)
+
+
+def test_devices_that_are_no_cards() -> None:
+    cpu = Cpu(1)
+    mixed = members([*real(1), cpu])
+    line = told(lambda: open_all_reduce(mixed, 8, "nccl"))
+    assert line == "NCCL sums over CUDA devices alone, cpu is none"
+    emulated = members([Cuda(EmulatedDriver(), f"cuda:{i}") for i in range(2)])
+    assert told(lambda: NcclExchange(emulated, 8)) == "NCCL needs real cards, cuda:0 is emulated"
+    assert isinstance(open_all_reduce(mixed, 8), Exchange)
+    assert isinstance(open_all_reduce(emulated, 8), Exchange)
+    cpu.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(22703, "2.27.3"), (21000, "2.10.0"), (2708, "2.7.8"), (23011, "2.30.11")]
+)
+def test_versions(number: int, text: str) -> None:
+    assert version_text(number) == text
+
+
+# ---------------------------------------------------------------- what hangs
+
+
+@pytest.mark.parametrize(("faults", "aborted"), [(["blocks"], []), ([None, "hangs"], [0, 1])])
+def test_it_does_not_start(
+    faults: list[str | None], aborted: list[int], nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is connected is aborted, so that the cards' streams go on: sums by copies work then."""
+    monkeypatch.setattr(module, "START", 0.2)
+    nccl.faults += faults
+    devices = real(2)
+    assert told(lambda: NcclExchange(members(devices), 8)) == "NCCL did not connect the cards in 0 s"
+    assert nccl.aborted == aborted
+    for device in devices:
+        device.stream.synchronize()
+    nccl.held.set()  # what comes too late is aborted too, and uses the streams no more
+    while len(nccl.aborted) < 2:
+        time.sleep(0.01)
+    assert nccl.aborted == [0, 1]
+    assert len(nccl.reductions) == len(aborted) // 2
+
+
+def test_a_reduction_that_hangs_is_given_up(
+    nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The run ends with a line that says how to go on, and the next one sums by copies."""
+    monkeypatch.setattr(watch, "LOOK", 0.05)
+    monkeypatch.setattr(watch, "LONGEST", 0.3)
+    path = Tiny(layers=3).write(tmp_path / "model.gguf")
+    devices = {device.name: device for device in real(4)}
+    split = engine(path, devices, Plans(GGUF(path), tuple(devices))["row 2"], all_reduce="nccl")
+    want = logits(split, TOKENS)
+    nccl.faults += [None, "hangs"]
+    start = time.monotonic()
+    line = told(lambda: logits(split, TOKENS))
+    assert time.monotonic() - start < 3
+    assert line.startswith("NCCL: a reduction did not end in 0 s: it was given up; --all-reduce copy")
+    assert nccl.aborted == [0, 1]
+    nccl.reductions.clear()
+    np.testing.assert_allclose(logits(split, TOKENS), want, rtol=1e-4, atol=1e-5)
+    assert nccl.reductions == []
+
+
+def test_waiting_for_others_is_no_hang(nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card that has not come to the sum yet is not NCCL's fault, and may take as long as it does."""
+    monkeypatch.setattr(watch, "LOOK", 0.02)
+    monkeypatch.setattr(watch, "LONGEST", 0.1)
+    devices = real(2)
+    made = members(devices)
+    way = NcclExchange(made, 8)
+    streams = [device.driver.stream.raw.ptr for device in devices]  # type: ignore[attr-defined]
+    nccl.cupy.hold(streams[1:], nccl.held)
+    nccl.faults.append("hangs")
+    way.all_reduce([Part(ops.mailbox(8)) for _, ops in made], 1)
+    time.sleep(0.5)
+    assert way.lost is None
+    nccl.held.set()
+
+
+# ---------------------------------------------------------------- what is chosen
+
+
+def outcomes(patch: pytest.MonkeyPatch, copy: Any, by_nccl: Any, settled: bool = True) -> list[Check]:
+    """Let the self-test find timings, or reasons; the checks that were made."""
+    made: list[Check] = []
+
+    def run(checks: Sequence[Check], opener: str) -> list[Outcome]:
+        made.extend(checks)
+        found = zip(checks, (copy, by_nccl), strict=True)
+        return [
+            Outcome(check, reason=what, settled=settled) if isinstance(what, str) else Outcome(check, what)
+            for check, what in found
+        ]
+
+    patch.setattr(selftest, "run", run)
+    return made
+
+
+def ways(nccl: FakeNccl, rows: Sequence[int]) -> list[bool]:
+    """Whether sums of so many rows of 256 bytes go by NCCL."""
+    made = members(real(2))
+    way = open_all_reduce(made, 64)
+    parts = [Part(ops.mailbox(64)) for _, ops in made]
+    found = []
+    for n in rows:
+        nccl.reductions.clear()
+        way.all_reduce(parts, n)
+        found.append(bool(nccl.reductions))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("copy", "by_nccl", "expected"),
+    [
+        ([[256, 1.0], [1024, 2.0]], [[256, 2.0], [1024, 1.0]], [False, False, True, True]),
+        ([[256, 2.0], [1024, 1.0]], [[256, 1.0], [1024, 2.0]], [True, True, False, False]),
+        ([[256, 1.0], [1024, 1.0]], [[256, 2.0], [1024, 2.0]], [False] * 4),
+        ("bytes came wrong", [[256, 2.0]], [True] * 4),
+        ([[256, 1.0]], "no end after 5 s", [False] * 4),
+    ],
+)
+def test_the_faster_way_for_the_size(
+    copy: Any, by_nccl: Any, expected: list[bool], nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = outcomes(monkeypatch, copy, by_nccl)
+    assert ways(nccl, [1, 3, 4, 20]) == expected
+    assert made == [Check("sums by copies", (0, 1)), Check("sums by NCCL", (0, 1))]
+    reductions._KEPT._found.clear()  # as in a process that begins
+    assert ways(nccl, [1, 3, 4, 20]) == expected
+    assert len(made) == 2  # it was kept
+    nccl._version += 1
+    ways(nccl, [1])
+    assert len(made) == 4  # another NCCL
+
+
+def test_why_it_is_not_used(
+    nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes(monkeypatch, [[256, 1.0]], "no end after 5 s")
+    ways(nccl, [1])
+    assert capsys.readouterr().err == (
+        "ggrun: testing how cuda:0, cuda:1 sum what they have: once, some seconds\n"
+        "ggrun: cuda:0, cuda:1: sums go by copies, without NCCL (no end after 5 s)\n"
+    )
+    reductions._KEPT._found.clear()
+    outcomes(monkeypatch, [[256, 2.0]], [[256, 1.0]])
+    assert ways(nccl, [1]) == [False]
+    reductions.reductions_of([0, 1], anew=True)
+    nccl.faults.append("refuses")
+    assert ways(nccl, [1]) == [False]
+    assert "sums over cards go by copies: NCCL over cuda:0, cuda:1: NCCL_ERROR" in capsys.readouterr().err
+
+
+def test_cards_that_cannot_sum(nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes(monkeypatch, "sums of 7 rows are wrong", "it died of SIGSEGV")
+    assert told(lambda: ways(nccl, [1])) == (
+        "cards 0, 1 cannot share rows: sums by copies: sums of 7 rows are wrong; "
+        "by NCCL: it died of SIGSEGV: use -sm layer"
+    )
+    reductions._KEPT._found.clear()
+    outcomes(monkeypatch, "no room", "no room", settled=False)
+    reductions.reductions_of([0, 1], anew=True)
+    assert ways(nccl, [1]) == [False]
+    reductions._KEPT._found.clear()
+    made = outcomes(monkeypatch, "no room", "no room", settled=False)
+    ways(nccl, [1])
+    assert len(made) == 2  # what could not be tested is not kept
+
+
+def test_what_is_kept_may_be_anything(nccl: FakeNccl) -> None:
+    found = Reductions(Tried(((256, 1.0), (1024, 2.5))), Tried(reason="none"))
+    assert Reductions.from_json(found.to_json()) == found
+    for text in ("", "[]", "7", '{"copy": 1}', found.to_json().replace("2.5", "-1"), "[" * 100_000):
+        with pytest.raises(reductions.NONSENSE):
+            Reductions.from_json(text)
+
+
+# ---------------------------------------------------------------- what the self-test looks at
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_good_cards_pass(n: int, nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Few enough for the emulator, and worth sharing.
+    monkeypatch.setattr(sum_checks, "SIZES", (4096, 8192))
+    monkeypatch.setattr(sum_checks, "_CHECKED", (1, 30))
+    monkeypatch.setattr(sum_checks, "_WIDTH", 64)
+    monkeypatch.setattr(exchange, "_COPY", 1000)
+    drivers = [CupyDriver(i) for i in range(n)]
+    for wire in ("f32", "bf16"):
+        check_reductions(drivers, "copy", wire)
+        check_reductions(drivers, "nccl", wire)
+    for found in (try_copy(drivers), try_nccl(drivers)):
+        assert Tried.of(found).seconds(4096) > 0
+    with pytest.raises(GgrunError, match="emulated"):
+        check_reductions([EmulatedDriver(), EmulatedDriver()], "nccl")
+
+
+@pytest.mark.parametrize(
+    ("opener", "copy"),
+    [("works", ""), ("loses_bytes", "sums of 1 rows are"), ("never_receives", "no end after 3 s")],
+)
+def test_the_self_test_tries_sums(opener: str, copy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a real process, on emulated cards; NCCL comes last, and is tried whatever became of copies."""
+    monkeypatch.setattr(selftest, "LIMIT", 3.0 if opener == "never_receives" else 60.0)
+    checks = [Check(name, (0, 1, 2)) for name in ("sums by copies", "sums by NCCL")]
+    by_copies, by_nccl = selftest.run(checks, f"tests.cuda.openers:{opener}")
+    assert by_nccl.reason == "NCCL needs real cards, cuda:0 is emulated"
+    if copy:
+        assert by_copies.reason.startswith(copy)
+    else:
+        assert [size for size, _ in Tried.of(by_copies.result).timed] == [4096, 8192]
+    assert by_copies.settled
+    assert by_nccl.settled
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("wrong", "sums of 1 rows are wrong"),
+        ("differs", "sums of 1 rows are not the same on all cards"),
+        ("changes", "sums of 1 rows are not the same the second time"),
+    ],
+)
+def test_bad_sums_are_seen(fault: str, words: str, nccl: FakeNccl) -> None:
+    nccl.faults += [None, None, *[fault] * 4]
+    assert told(lambda: check_reductions([CupyDriver(0), CupyDriver(1)], "nccl")) == words

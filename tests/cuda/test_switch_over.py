@@ -1,0 +1,138 @@
+"""From how many rows on cuBLAS is taken: measured once a kind of card, kept, measured again if damaged."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ggrun.devices import local, open_devices
+from ggrun.devices.base import Device
+from ggrun.devices.cuda import switch_over
+from ggrun.devices.cuda.device import Cuda
+from ggrun.devices.cuda.found import Cards
+from ggrun.devices.cuda.gemm import GemmFrom
+from ggrun.devices.cuda.switch_over import kept_gemm, measured_gemm
+from ggrun.plan.hardware import Speeds
+from tests.cuda.fake_cupy import FakeCupy
+from tools.cuda_emulator.driver import EmulatedDriver
+
+FOUND = GemmFrom(512, 0, 64)
+
+
+@pytest.mark.parametrize(
+    ("gemm", "tiles", "found"),
+    [
+        ((4, 4, 4, 4), (1, 2, 3, 5), 64),  # seconds for 16, 24, 32 and 64 rows
+        ((4, 4, 4, 4), (1, 5, 3, 5), 64),  # once more than it should
+        ((4, 4, 4, 4), (5, 5, 5, 5), 16),
+        ((4, 4, 4, 4), (1, 5, 5, 5), 24),
+        ((4, 4, 4, 4), (5, 5, 5, 4), 0),  # it is not faster where it matters most
+    ],
+)
+def test_the_fewest_rows_from_which_on_it_is_always_faster(
+    gemm: tuple[int, ...], tiles: tuple[int, ...], found: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = (16, 24, 32, 64)
+    monkeypatch.setattr(switch_over, "_ROWS", rows)
+    monkeypatch.setattr(switch_over, "_MATRIX", 256)
+    device = Cuda(EmulatedDriver(), "card")
+    launched: list[str] = []
+    launch, product = device.driver.launch, device.driver.gemm
+    monkeypatch.setattr(device.driver, "launch", lambda k, *a: (launched.append(k.name), launch(k, *a)))
+    monkeypatch.setattr(device.driver, "gemm", lambda p: (launched.append(f"gemm {p.n}"), product(p)))
+
+    def seconds(device: Device, work: Callable[[], None], times: int) -> float:
+        launched.clear()
+        work()
+        device.stream.synchronize()
+        if products := [name for name in launched if name.startswith("gemm")]:
+            rows_now.append(int(products[0].split()[1]))
+            return gemm[rows.index(rows_now[-1])]
+        return tiles[rows.index(rows_now[-1])]
+
+    rows_now: list[int] = []
+    monkeypatch.setattr(switch_over, "least_seconds", seconds)
+    assert measured_gemm(device) == GemmFrom(found, found, found)
+    assert len(rows_now) == 3 * (len(rows) - rows.index(found or 64) + (found not in (0, 16)))
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """What was measured of a fake card."""
+    done: list[str] = []
+
+    def gemm(device: Cuda) -> GemmFrom:
+        done.append("gemm")
+        return FOUND
+
+    def speeds(device: Cuda) -> Speeds:
+        done.append("speeds" if device.gemm_from == GemmFrom() else "speeds with cuBLAS")
+        return Speeds(1e9, 1e10, 1e10, 1e9)
+
+    monkeypatch.setattr(local, "measured_gemm", gemm)
+    monkeypatch.setattr(local, "measured_card", speeds)
+    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path))
+    return done
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
+    fake = FakeCupy()
+    monkeypatch.setitem(sys.modules, "cupy", fake)  # type: ignore[arg-type]
+    Cards.found.cache_clear()
+    monkeypatch.setattr(Cards, "found", lambda: Cards())
+    return fake
+
+
+def opened(name: str = "cuda:0") -> GemmFrom:
+    """What a device of a model takes."""
+    device = open_devices([name])[name]
+    assert isinstance(device, Cuda)
+    device.close()
+    return device.gemm_from
+
+
+def test_measured_once_for_all_cards_of_a_kind(cupy: FakeCupy, measured: list[str]) -> None:
+    assert opened() == GemmFrom()
+    local.local_card(0)
+    local.local_card(0)
+    assert measured == ["gemm", "speeds with cuBLAS"]
+    local.local_card(1)
+    assert measured == ["gemm", "speeds with cuBLAS", "speeds with cuBLAS"]
+    assert opened("cuda:0") == opened("cuda:1") == FOUND
+    assert cupy.cuda.library.handles == 0
+
+
+def test_cublas_comes_later_and_goes_again(cupy: FakeCupy, measured: list[str]) -> None:
+    library, cupy.cuda.library = cupy.cuda.library, None
+    local.local_card(0)
+    local.local_card(0)
+    assert measured == ["speeds"]
+    cupy.cuda.library = library
+    local.local_card(0)
+    assert measured == ["speeds", "gemm", "speeds with cuBLAS"]
+    cupy.cuda.library = None
+    local.local_card(0)
+    assert opened() == GemmFrom()
+    assert len(measured) == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"quantized": 1, "two_scales": -1, "floats": 0}', '{"quantized": true}']
+)
+def test_what_was_kept_may_be_damaged(text: str, cupy: FakeCupy, measured: list[str], tmp_path: Path) -> None:
+    local.local_card(0)
+    (file,) = (tmp_path / "hardware").glob("*-gemm-*.json")
+    file.write_text(text)
+    assert opened() == GemmFrom()
+    local.local_card(0)
+    assert measured.count("gemm") == 2
+    assert opened() == FOUND
+
+
+def test_a_cache_that_cannot_be_written(cupy: FakeCupy, measured: list[str], tmp_path: Path) -> None:
+    (tmp_path / "hardware").write_text("a file")
+    local.local_card(0)
+    assert measured == ["gemm", "speeds with cuBLAS"]
+    assert kept_gemm(EmulatedDriver()) is None
