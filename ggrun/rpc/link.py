@@ -39,7 +39,8 @@ class Link:
         self._requests: SimpleQueue[pb.Request | None] = SimpleQueue()
         self._handlers: dict[str, Callable[[Any], None]] = {"pong": self._pong}
         self._ended: list[Callable[[GgrunError], None]] = []
-        self._heard, self._ping, self._pongs = time.monotonic(), 0, SimpleQueue[int]()
+        self._heard, self._ping, self._awaited = time.monotonic(), 0, 0
+        self._ponged = threading.Event()
         self._lock = threading.Lock()
         self._channel = open_channel(host, key.fingerprint if key else None, own)
         self._call = self._channel.stream_stream(
@@ -86,6 +87,7 @@ class Link:
             self.error = error
             told = list(self._ended)
         self._requests.put(None)
+        self._ponged.set()
         self._call.cancel()
         self._channel.close()
         for tell in told:
@@ -156,18 +158,20 @@ class Link:
             time.sleep(BEAT / 2)
 
     def _pong(self, pong: "pb.Pong") -> None:
-        if pong.number:
-            self._pongs.put(pong.number)
+        if pong.number == 0:  # of a heartbeat
+            return
+        if pong.number != self._awaited:
+            raise ProtocolError(f"{self.host}: the worker answers a ping that was not sent")
+        self._awaited = 0
+        self._ponged.set()
 
     def _round(self, ballast: bytes) -> float:
         """Seconds until a ping is answered."""
         self._ping += 1
+        self._awaited = self._ping
+        self._ponged.clear()
         start = time.perf_counter()
         self.send(ping=pb.Ping(number=self._ping, ballast=ballast))
-        while (deadline := start + TIMEOUT - time.perf_counter()) > 0:
-            try:
-                if self._pongs.get(timeout=deadline) == self._ping:
-                    return time.perf_counter() - start
-            except Exception:  # queue.Empty
-                break
+        if self._ponged.wait(TIMEOUT) and self.error is None:
+            return time.perf_counter() - start
         raise self.error or HostLost(self.host, "the worker does not answer")

@@ -94,7 +94,8 @@ class RemoteHop:
         self.part = part
         self._remote, self._first, self._last = remote, first, last
         self._coming: Coming | None = None
-        self._under_way: deque[Pending] = deque()  # a batch waits for the one that was `slots` before it
+        # A batch waits for the one that was `slots` before it.
+        self._under_way: deque[Pending] = deque(maxlen=remote.slots)
         self.pushes_to: RemoteHop | None = None
 
     def accept(self, senders: Sequence[Sender], batch: Batch, slot: int) -> None:
@@ -109,9 +110,10 @@ class RemoteHop:
         sender.download(len(batch.tokens), values)
         number = self._remote.number()
         message = forward(batch, self._remote.run, number, self.part, False)
+        pending = self._expect(batch, number)
         sender.stream.enqueue(partial(self._send, message, values))
         self.stream.wait(sender.stream.record())  # an error there is one here
-        self._expect(batch, number)
+        self._wait(pending)
 
     def run(self, batch: Batch) -> None:
         """The first part begins with tokens; the others when activations have come."""
@@ -145,6 +147,7 @@ class RemoteHop:
             self.stream.wait(pushed.stream.record())  # an error there is one here
         number = self._remote.number()
         pending = self._expect(batch, number, pushed)
+        self._wait(pending)
         message = forward(batch, self._remote.run, number, self.part, self._first)
         if pushed:
             message.pushed = pushed.number
@@ -165,15 +168,18 @@ class RemoteHop:
 
     def _oldest(self) -> Pending | None:
         """What has to be done before another batch may be sent: neither side holds more than a few."""
-        return self._under_way.popleft() if len(self._under_way) >= self._remote.slots else None
+        return self._under_way[0] if len(self._under_way) == self._under_way.maxlen else None
 
     def _expect(self, batch: Batch, number: int, pushed: Coming | None = None) -> Pending:
+        """What the batch gives, before anything is sent: the answer may come at once."""
         pending = self._remote.expect(self, batch, number, self._last)
         self._coming = Coming(self, number, pending, pushed)
+        return pending
+
+    def _wait(self, pending: Pending) -> None:
         if self.pushes_to is None:
             self._under_way.append(pending)
             self.stream.wait(pending.event)
-        return pending
 
     def _send(self, message: "pb.Forward", values: NDArray[np.float32]) -> None:
         message.activations = encode(values, self._remote.form)

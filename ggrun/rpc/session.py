@@ -80,6 +80,7 @@ class Session:
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._heard, self._greeted = time.monotonic(), False
         self._opening: Opening | None = None
+        self._reserved: dict[str, int] = {}  # bytes of devices
         self._intake: Intake | None = None
         self._work: Work | None = None
         self._devices: dict[str, Device] = {}
@@ -164,8 +165,9 @@ class Session:
         if self._opening:
             raise ProtocolError("a session loads stages once")
         opening = read(message, [d.name for d in self._shop.devices])
-        self._shop.ledger.take(needs := opening.needs())
-        self._opening = opening
+        needs = opening.needs()
+        self._shop.ledger.take(needs)
+        self._opening, self._reserved = opening, needs
         names = ", ".join(f"{name} {nbytes >> 20} MiB" for name, nbytes in needs.items())
         log.info("%s: loads stages %s (%s)", self._peer, opening.stages, names)
         self._jobs.put(self._look_for_weights)
@@ -186,6 +188,7 @@ class Session:
         if message.run < self._run:
             return
         self._hold(message.ByteSize())
+        self._check_held()
         self._jobs.put(partial(self._forward, message, batch))
 
     def _take_interrupt(self, message: "pb.Interrupt") -> None:
@@ -289,9 +292,10 @@ class Session:
             result = pb.Result(run=message.run, batch=message.batch, part=message.part, values=data)
             if ids is not None:
                 result.ids = ids.astype("<i4", copy=False).tobytes()
+            self._hold(len(data))
             self._replies.put(pb.Reply(result=result))
             try:
-                self._hold(len(data))
+                self._check_held()
             except ProtocolError as error:  # the thread may be a stream's, which has no use for it
                 self._end(error)
 
@@ -299,10 +303,13 @@ class Session:
         self._replies.put(_failed(error, message.run))
 
     def _hold(self, nbytes: int) -> None:
-        """Count bytes; ProtocolError when a client sends without end, or does not read."""
-        assert self._opening
+        """Count what is under way."""
         with self._lock:
             self._held += nbytes
+
+    def _check_held(self) -> None:
+        """ProtocolError when a client sends without end, or does not read."""
+        assert self._opening
         batch = self._opening.config.width * self._opening.limits.tokens * 4
         if self._held > _MOST_HELD + 4 * self._opening.slots * len(self._opening.parts) * batch:
             raise ProtocolError(f"{self._held >> 20} MiB of batches are under way: more than were announced")
@@ -340,8 +347,7 @@ class Session:
             self._intake.close()
         self._work = self._intake = None
         self._devices = {}
-        if self._opening:
-            self._shop.ledger.give(self._opening.needs())
+        self._shop.ledger.give(self._reserved)
 
 
 class _Version(ProtocolError):

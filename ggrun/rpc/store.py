@@ -88,10 +88,10 @@ class Store:
                     total -= status.st_size
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        busy = {digest.hex() for digest in self._coming}
         for path in self._folder.glob("??/*"):
-            busy = path.suffix and bytes.fromhex(path.name.partition(".")[0]) in self._coming
             with suppress(OSError):
-                if not busy:
+                if not (path.suffix and path.stem.partition(".")[0] in busy):
                     yield path, path.stat()
 
     def _path(self, digest: bytes) -> Path:

@@ -66,25 +66,25 @@ class Proxy:
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 for source, target, up in ((client, worker, True), (worker, client, False)):
                     way: Way = SimpleQueue()
-                    threading.Thread(target=self._read, args=(source, way, up), daemon=True).start()
-                    threading.Thread(target=self._write, args=(target, way), daemon=True).start()
+                    threading.Thread(target=self._read, args=(source, way), daemon=True).start()
+                    threading.Thread(target=self._write, args=(target, way, up), daemon=True).start()
 
-    def _read(self, source: socket.socket, way: "Way", up: bool) -> None:
+    def _read(self, source: socket.socket, way: "Way") -> None:
         with suppress(OSError):
             while data := source.recv(1 << 16):
                 way.put((time.perf_counter() + self._delay, data))
-                with self._lock:
-                    self.up += len(data) if up else 0
-                    self.down += 0 if up else len(data)
-                if self._break_at is not None and self.up > self._break_at:
-                    self.close()
         way.put(None)
 
-    def _write(self, target: socket.socket, way: "Way") -> None:
+    def _write(self, target: socket.socket, way: "Way", up: bool) -> None:
         with suppress(OSError):
             while item := way.get():
                 while (left := item[0] - time.perf_counter()) > 0:
                     time.sleep(max(0.0, left - 1e-4))
                 target.sendall(item[1])
+                with self._lock:
+                    self.up += len(item[1]) if up else 0
+                    self.down += 0 if up else len(item[1])
+                if self._break_at is not None and self.up > self._break_at:
+                    self.close()
             target.shutdown(socket.SHUT_RDWR)
         target.close()

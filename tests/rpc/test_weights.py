@@ -127,14 +127,16 @@ def test_three_clients_at_once_and_room(start: Start, want: str) -> None:
     assert errors == []
     with ExitStack() as stack:
         models = [stack.enter_context(LLM(MODEL, n_ctx=256, threads=1, plan=plan, rpc=rpc)) for _ in range(3)]
-        with pytest.raises(GgrunError, match=r": \d+ MiB are needed, \d+ MiB are left \(--max-memory\)$"):
+        with pytest.raises(GgrunError, match=f"does not fit: {worker.device()} needs 17 MiB"):
             LLM(MODEL, n_ctx=256, threads=1, plan=plan, rpc=rpc)
+        with pytest.raises(GgrunError, match=r"1GB: 1\d MiB are needed, \d+ MiB are left"):
+            LLM(MODEL, n_ctx=256, threads=1, plan=plan, rpc=rpc, fit=False)
         for model in models:
             assert "".join(model.generate(PROMPT, temp=0.0, max_tokens=20)) == want
     deadline = time.monotonic() + 10
-    while worker.text.count("has gone") < 7 and time.monotonic() < deadline:
+    while worker.text.count("has gone") < 8 and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert worker.text.count("has gone") == worker.text.count("has come") == 7
+    assert worker.text.count("has gone") == worker.text.count("has come") == 8
 
 
 # ---------------------------------------------------------------- the store
