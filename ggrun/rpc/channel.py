@@ -73,10 +73,14 @@ def open_channel(
             f"{address}: its certificate is not the one that was joined: somebody else answers there, or the "
             "worker has made a new one; if so, paste the join line that it printed"
         )
-    check_valid(certificate, address)
     pair = (own.private_key, own.certificate) if own else (None, None)
     credentials = grpc.ssl_channel_credentials(certificate, *pair)
     return grpc.secure_channel(address, credentials, [*OPTIONS, ("grpc.ssl_target_name_override", NAME)])
+
+
+def check_certificate(address: str, timeout: float = TIMEOUT) -> None:
+    """GgrunError when what is shown there is not valid any more, or not yet: TLS says less clearly why."""
+    check_valid(_certificate(address, timeout), address)
 
 
 def _certificate(address: str, timeout: float) -> bytes:

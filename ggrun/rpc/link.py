@@ -13,7 +13,7 @@ from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError
 from ggrun.rpc import PROTOCOL
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc.channel import TIMEOUT, Certificates, open_channel
+from ggrun.rpc.channel import TIMEOUT, Certificates, check_certificate, open_channel
 from ggrun.rpc.keys import Key
 from ggrun.rpc.server import TOKEN
 from ggrun.rpc.wire import ProtocolError, parsed, shown
@@ -103,10 +103,7 @@ class Link:
         try:
             found = self._welcomed(parsed(pb.Reply, next(self._call)))
         except (grpc.RpcError, StopIteration) as error:
-            why = self._explained(error)
-            if self.key is None and isinstance(why, HostLost):
-                why = GgrunError(f"{why} (--insecure is for workers that were started with it)")
-            self.fail(why)
+            self.fail(self._refused(self._explained(error)))
         except GgrunError as error:
             self.fail(error)
         finally:
@@ -114,6 +111,18 @@ class Link:
         if self.error:
             raise self.error
         return found
+
+    def _refused(self, why: GgrunError) -> GgrunError:
+        """Why there was no answer to Hello, if more is known."""
+        if not isinstance(why, HostLost):
+            return why
+        if self.key is None:
+            return GgrunError(f"{why} (--insecure is for workers that were started with it)")
+        try:
+            check_certificate(self.host)
+        except GgrunError as error:
+            return error
+        return why
 
     def _welcomed(self, reply: "pb.Reply") -> "pb.Welcome":
         if reply.HasField("failed"):

@@ -15,6 +15,7 @@ class Proxy:
     """Passes connections on to a worker.
 
     delay       seconds that bytes are on their way
+    pace        seconds that a piece of 64 KiB takes at least
     most        connections that are passed on; those that follow are cut
     up, down    bytes to the worker, and from it
     break_at    bytes to the worker after which all connections are cut, and no more taken; None: never
@@ -27,10 +28,12 @@ class Proxy:
         *,
         host: str = "127.0.0.1",
         delay: float = 0.0,
+        pace: float = 0.0,
         most: int = 1000,
     ) -> None:
         self.up = self.down = 0
         self._to, self._break_at, self._delay, self._left = (host, port), break_at, delay, most
+        self._pace = pace
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets = [self._listener]
         self._lock = threading.Lock()
@@ -81,6 +84,7 @@ class Proxy:
                 while (left := item[0] - time.perf_counter()) > 0:
                     time.sleep(max(0.0, left - 1e-4))
                 target.sendall(item[1])
+                time.sleep(self._pace)
                 with self._lock:
                     self.up += len(item[1]) if up else 0
                     self.down += 0 if up else len(item[1])

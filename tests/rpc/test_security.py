@@ -20,6 +20,12 @@ from ggrun import __version__
 from ggrun.errors import GgrunError, UsageError
 from ggrun.rpc import PROTOCOL, keys
 from ggrun.rpc import ggrun_pb2 as pb
+from ggrun.rpc.handoff import Doors
+from ggrun.rpc.ledger import Ledger
+from ggrun.rpc.link import Link
+from ggrun.rpc.server import Server
+from ggrun.rpc.session import Shop
+from ggrun.rpc.store import Library, Store
 from ggrun.rpc.workers import Workers, connect
 from tests.rpc.conftest import Start
 
@@ -81,7 +87,7 @@ def test_a_foreign_certificate(start: Start) -> None:
 
 
 def test_an_expired_certificate(start: Start, tmp_path: Path) -> None:
-    """The worker does not start with one; a client does not accept one."""
+    """The worker does not start with one; a client accepts none, and both say why."""
     folder = tmp_path / "old" / "worker"
     folder.mkdir(parents=True)
     certificate, private = self_made(days=(-20, -10))
@@ -93,6 +99,15 @@ def test_an_expired_certificate(start: Start, tmp_path: Path) -> None:
     with pytest.raises(GgrunError, match=r"^here: the certificate is valid from"):
         keys.check_valid(certificate, "here")
     keys.check_valid(shown.certificate, "here")
+    shop = Shop((), 1, Ledger({}), Store(tmp_path / "store", 0), Library(None), Doors())
+    token = bytes(range(32))
+    server = Server(shop, "127.0.0.1:0", keys.Identity(certificate, private, token), None, 1)
+    try:
+        address = f"127.0.0.1:{server.port}"
+        with pytest.raises(GgrunError, match=rf"^{address}: the certificate is valid from"):
+            Link(address, keys.Key(token, keys.fingerprint(certificate)))
+    finally:
+        server.close()
 
 
 def test_plain_text_on_the_tls_port(start: Start) -> None:

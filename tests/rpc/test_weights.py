@@ -85,7 +85,7 @@ def test_a_file_of_the_same_shape_is_not_taken_for_it(start: Start, tmp_path: Pa
 
 def test_a_broken_load_goes_on_where_it_was(start: Start, want: str) -> None:
     worker = start("--insecure")
-    with Proxy(worker.port, break_at=6 << 20) as proxy:
+    with Proxy(worker.port, break_at=6 << 20, pace=0.005) as proxy:
         plan = plan_of(MODEL, (f"{proxy.address}/cpu:0:1GB", HALVES))
         told: list[str] = []
         rpc = RpcOptions(proxy.address, insecure=1, tell=told.append)
