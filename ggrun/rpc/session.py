@@ -300,6 +300,8 @@ class Session:
                 self._end(error)
 
     def _fail(self, message: "pb.Forward", error: BaseException) -> None:
+        if not isinstance(error, Interrupted):
+            log.warning("%s: a batch failed: %s", self._peer, explained(error))
         self._replies.put(_failed(error, message.run))
 
     def _hold(self, nbytes: int) -> None:
