@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ggrun.cli.flags import TEXT, option
+from ggrun.cli.rpc import rpc_options, taken_rpc
 from ggrun.errors import GgrunError, UsageError
 
 Command = Callable[..., Any]
@@ -80,6 +81,7 @@ _AS_THEY_ARE = (
 
 def placement_options(command: Command) -> Command:
     """Where a model's layers run; see taken."""
+    command = rpc_options(command)
     for added in reversed(_OPTIONS):
         command = added(command)
     return command
@@ -100,7 +102,8 @@ def sums_taken(options: dict[str, Any]) -> dict[str, Any]:
 def taken(options: dict[str, Any]) -> dict[str, Any]:
     """Take the placement options out of `options`, as LLM and PlanOptions want them.
 
-    Three are no fields of PlanOptions: `plan`, a Plan or None, `hardware`, a text or None, and `p2p`, a text.
+    Four are no fields of PlanOptions: `plan`, a Plan or None, `hardware`, a text or None, `p2p`, a text, and
+    `rpc`, RpcOptions or None.
     """
     from ggrun.plan.options import parse_layers, parse_margin, parse_overrides, parse_ratios
 
@@ -113,6 +116,7 @@ def taken(options: dict[str, Any]) -> dict[str, Any]:
         "fit": options.pop("fit") == "on",
         "fit_margin": parse_margin(options.pop("fit_margin")),
         "plan": _plan(options.pop("plan_file")),
+        "rpc": taken_rpc(options),
         "hardware": _hardware(options.pop("hardware"), options.pop("device_memory")),
     }
 

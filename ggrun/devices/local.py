@@ -14,7 +14,7 @@ from ggrun.devices.host_memory import host_memory
 from ggrun.devices.names import DeviceName, refuse_twins
 from ggrun.devices.speeds import card_key, cpu_key, forget, keep, kept, measured_card, measured_cpu
 from ggrun.errors import GgrunError, UsageError
-from ggrun.plan import Plan
+from ggrun.plan import Plan, host_of
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.hardware import (
     DeviceInfo,
@@ -93,13 +93,18 @@ def planned_here(
     options: PlanOptions,
     plan: Plan | None = None,
     p2p: str = "auto",
+    remote: Sequence[DeviceInfo] = (),
 ) -> Planned:
-    """The plan for the devices of this machine, or the user's own, checked: DoesNotFit, or UsageError."""
+    """The plan for the devices of this machine, or the user's own, checked: DoesNotFit, or UsageError.
+
+    remote    devices of other machines, which come before this one's: so the logits are made here
+    """
     if plan is None:
-        planned = make_plan(facts, shared_out(local_devices(devices, threads, p2p), options), options)
+        there = [*remote, *shared_out(local_devices(devices, threads, p2p), options)]
+        planned = make_plan(facts, there, options)
     else:
-        there = devices_of(plan, threads, p2p) if devices is None else local_devices(devices, threads, p2p)
-        planned = planned_as_written(facts, shared_out(there, options), options, plan)
+        own = devices_of(plan, threads, p2p) if devices is None else local_devices(devices, threads, p2p)
+        planned = planned_as_written(facts, [*remote, *shared_out(own, options)], options, plan)
     if options.fit:
         require_fit(planned)
     return planned
@@ -128,8 +133,9 @@ def shared_out(devices: Sequence[DeviceInfo], options: PlanOptions) -> list[Devi
 
 
 def devices_of(plan: Plan, threads: int | None = None, p2p: str = "auto") -> list[DeviceInfo]:
-    """The devices of a plan that a user wrote, here."""
-    names = dict.fromkeys(member.device for stage in plan.stages for member in stage.members)
+    """The devices of a plan that a user wrote, of this machine."""
+    every = (member.device for stage in plan.stages for member in stage.members)
+    names = dict.fromkeys(name for name in every if not host_of(name))
     if plan.kv_on_host:
         names["cpu"] = None
     return named_devices(names, threads, p2p)
