@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
@@ -13,24 +13,20 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ggrun.devices import open_devices
 from ggrun.devices.all_reduce import check_sums
-from ggrun.devices.base import Device
 from ggrun.devices.cuda.links import check_p2p
-from ggrun.devices.local import planned_here
 from ggrun.engine.engine import Engine
 from ggrun.engine.generate import Context, StopStrings, Timings, generate
 from ggrun.engine.grammar import Grammar, GrammarVocabulary
 from ggrun.engine.meter import Meter
 from ggrun.engine.perplexity import Estimate, perplexity
 from ggrun.engine.sampler import Sampler, SamplingOptions
-from ggrun.engine.split_trial import with_mode
 from ggrun.errors import UsageError
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan
-from ggrun.plan.facts import ModelFacts
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planned import Planned
+from ggrun.rpc.placed import Placed, RpcOptions, Where
 from ggrun.tokens import Tokenizer, TokenizerError
 
 
@@ -52,6 +48,8 @@ class LLM:
     plan          where every layer runs, instead of devices and what follows
     p2p           how cards copy to each other: "on": directly; "off": through the host's memory; "auto":
                   directly where the self-test, run once, found that such copies come right
+    rpc           workers on other machines: "host:port,host:port", or RpcOptions that say more. When one is
+                  lost, the model is loaded without it, and the text goes on
     placement     what is left of ggrun.plan.options.PlanOptions: split_mode, n_gpu_layers, tensor_split,
                   overrides, n_cpu_moe, op_offload, fit and others, with llama.cpp's meanings
 
@@ -74,6 +72,7 @@ class LLM:
         metered: bool = False,
         plan: Plan | None = None,
         p2p: str = "auto",
+        rpc: str | RpcOptions | None = None,
         **placement: Any,
     ) -> None:
         start = time.perf_counter()
@@ -88,31 +87,16 @@ class LLM:
         }
         wishes = _plan_options(sizes | placement)
         self._model = GGUF(path)
-
-        def make(facts: ModelFacts, options: PlanOptions) -> Planned:
-            return planned_here(facts, devices, threads, options, plan, p2p)
-
-        def opened(names: Iterable[str]) -> dict[str, Device]:
-            return open_devices(names, threads, p2p)
-
-        if plan is None:
-            wishes = with_mode(self._model, wishes, make, opened, (all_reduce, wire))
-        self.planned = make(ModelFacts.from_outline(self._model), wishes)
-        self.config, self.plan = self.planned.facts.config, self.planned.plan
         self.meter = Meter() if metered else None
-        names = {member.device for stage in self.plan.stages for member in stage.members}
-        self._devices = opened(names)
+        where = Where(devices, threads, plan, p2p, (all_reduce, wire), self.meter)
         try:
-            self._engine = Engine(
-                self._model, self.config, self.plan, self._devices, self.planned.sizes,
-                meter=self.meter, sums=(all_reduce, wire), offloads=self.planned.offloads,
-            )  # fmt: skip
+            workers = RpcOptions(rpc) if isinstance(rpc, str) else rpc
+            self._placed = Placed(self._model, wishes, where, workers)
         except BaseException:
-            for device in self._devices.values():
-                device.stream.abandon()  # what was to be loaded
-            self.close()
+            self._model.close()
             raise
-        self._context = Context(self._engine)
+        self.config = self.planned.facts.config
+        self._context = Context(self._placed.engine, replace=self._placed.without)
         self._tokenizer = _tokenizer(self._model, self.config.vocab)
         self._load_time = time.perf_counter() - start
         self.timings = Timings(load=self._load_time)
@@ -121,6 +105,20 @@ class LLM:
     def n_ctx(self) -> int:
         """The positions in the KV cache."""
         return self._engine.n_ctx
+
+    @property
+    def planned(self) -> Planned:
+        """The plan, and what is predicted of it; another one, when a worker was lost."""
+        return self._placed.planned
+
+    @property
+    def plan(self) -> Plan:
+        """Where every layer runs."""
+        return self.planned.plan
+
+    @property
+    def _engine(self) -> Engine:
+        return self._placed.engine
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -253,8 +251,7 @@ class LLM:
 
     def close(self) -> None:
         """Let go of the model, its threads and its memory."""
-        for device in self._devices.values():
-            device.close()
+        self._placed.close()
         self._model.close()
 
     def __enter__(self) -> Self:

@@ -74,7 +74,7 @@ def test_a_forked_process_is_told_and_does_not_hang(llm: LLM) -> None:
 def test_a_late_job_is_not_missed(tmp_path: Path) -> None:
     # A caller may be held up between waking the threads and posting the job, for longer than they wait.
     with LLM(Tiny().write(tmp_path / "model.gguf"), threads=3) as model:
-        crew = model._devices["cpu"].pool._crew
+        crew = model._placed.devices["cpu"].pool._crew
         wake = crew.wake
         crew.wake = lambda: (wake(), time.sleep(0.05))
         for _ in range(3):

@@ -14,6 +14,7 @@ FILES = sorted(
     p
     for folder in ("ggrun", "kernels", "tests", "tools", "benchmarks")
     for p in (ROOT / folder).rglob("*.py")
+    if not p.stem.endswith("_pb2")  # generated
 )
 PRODUCT = [p for p in FILES if p.relative_to(ROOT).parts[0] in ("ggrun", "kernels")]
 CPP = sorted(

@@ -354,6 +354,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     """Compare, and print; exits with status 1 and one line when that cannot be done."""
+    if "--rpc" in (words := sys.argv[1:] if argv is None else argv):
+        import compare_rpc
+
+        return compare_rpc.main([word for word in words if word != "--rpc"])
     o = arguments(argv)
     if find_spec("llama_cpp") is None:
         sys.exit(f"{TOOL}: llama.cpp is missing: pip install llama-cpp-python")

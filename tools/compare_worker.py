@@ -20,6 +20,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -46,6 +47,9 @@ class Settings:
     cache_k: str = "f16"
     cache_v: str = "f16"
     flash: str = "auto"
+    rpc: str = ""  # the address of a worker, which has the last `layers`: see compare_rpc.py
+    layers: int = 0
+    library: str = ""
 
 
 class Engine(Protocol):
@@ -71,7 +75,10 @@ class Ggrun:
         from ggrun import LLM, __version__
         from ggrun.kernels import load_cpu
 
-        llm = LLM(s.model, n_ctx=s.n_ctx, threads=s.threads, cache_type_k=s.cache_k, cache_type_v=s.cache_v)
+        where = {"rpc": s.rpc, "n_gpu_layers": s.layers, "devices": "cpu"} if s.rpc else {}
+        llm = LLM(
+            s.model, n_ctx=s.n_ctx, threads=s.threads, cache_type_k=s.cache_k, cache_type_v=s.cache_v, **where
+        )
         self._engine = llm._engine
         self.vocab = llm.config.vocab
         self.about = f"{__version__}, instructions: {load_cpu('llvm_ir').ISA}"
@@ -92,7 +99,10 @@ class LlamaCpp:
     def __init__(self, s: Settings) -> None:
         self._api = api = _llama_api()
         api.llama_backend_init()
-        self._model = api.llama_model_load_from_file(os.fsencode(s.model), _model_params(api, s))
+        params = _model_params(api, s)
+        if s.rpc:
+            params.n_gpu_layers, params.devices = s.layers, llama_rpc(s.library).devices(s.rpc)
+        self._model = api.llama_model_load_from_file(os.fsencode(s.model), params)
         if not self._model:
             raise RuntimeError(f"llama.cpp cannot load {s.model}")
         params = _context_params(api, s)
@@ -140,6 +150,7 @@ class LlamaCpp:
         self._length += n
 
 
+@cache
 def _llama_api() -> ModuleType:
     """The ctypes half of llama-cpp-python; importing the package whole would cost its start some 100 ms."""
     spec = importlib.util.find_spec("llama_cpp")
@@ -149,6 +160,43 @@ def _llama_api() -> ModuleType:
     package.__path__ = list(spec.submodule_search_locations or ())
     sys.modules["llama_cpp"] = package
     return importlib.import_module("llama_cpp.llama_cpp")
+
+
+class LlamaRpc:
+    """llama.cpp's RPC, client and server: ggml's own C interface, of a library that is loaded beside it."""
+
+    def __init__(self, library: str) -> None:
+        _llama_api().llama_backend_init()
+        folder = Path(sys.modules["llama_cpp"].__path__[0]) / "lib"
+        self._ggml = ctypes.CDLL(str(folder / "libggml.so"))
+        self._base = ctypes.CDLL(str(folder / "libggml-base.so"))
+        for api, name in ((self._ggml, "ggml_backend_load"), (self._ggml, "ggml_backend_dev_by_type")):
+            getattr(api, name).restype = ctypes.c_void_p
+        if not self._ggml.ggml_backend_load(os.fsencode(library)):
+            raise RuntimeError(f"{library}: llama.cpp cannot load it")
+        self._rpc = ctypes.CDLL(library)
+        self._rpc.ggml_backend_rpc_add_server.restype = ctypes.c_void_p
+
+    def devices(self, address: str) -> Any:
+        """The devices of a server, as llama_model_params has them."""
+        registry = ctypes.c_void_p(self._rpc.ggml_backend_rpc_add_server(address.encode()))
+        self._base.ggml_backend_reg_dev_get.restype = ctypes.c_void_p
+        self._list = (ctypes.c_void_p * 2)(
+            self._base.ggml_backend_reg_dev_get(registry, ctypes.c_size_t(0)), None
+        )
+        return ctypes.cast(self._list, ctypes.c_void_p)
+
+    def serve(self, address: str, threads: int, cache: str) -> None:
+        """Serve this machine's CPU, without end."""
+        cpu = (ctypes.c_void_p * 1)(self._ggml.ggml_backend_dev_by_type(0))
+        size = ctypes.c_size_t
+        self._rpc.ggml_backend_rpc_start_server(address.encode(), cache.encode(), size(threads), size(1), cpu)
+
+
+@cache
+def llama_rpc(library: str) -> LlamaRpc:
+    """One is enough: what it gives must stay."""
+    return LlamaRpc(library)
 
 
 def _model_params(api: ModuleType, s: Settings) -> Any:

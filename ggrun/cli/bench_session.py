@@ -1,7 +1,7 @@
 """Models as tests need them: loaded in some way, their memory's speed measured, tests run on one engine."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import closing
 from functools import cache, lru_cache
 from pathlib import Path
@@ -11,19 +11,15 @@ import numpy as np
 
 from ggrun.cli.bench_model import model_bytes, model_parameters, model_type
 from ggrun.cli.bench_tests import Case, ModelFacts, Setup
-from ggrun.devices import open_devices
-from ggrun.devices.base import Device
 from ggrun.devices.cpu import Cpu
-from ggrun.devices.local import everything, planned_here, remember
-from ggrun.engine.engine import Engine
+from ggrun.devices.local import everything, remember
 from ggrun.engine.loaded import Sums
-from ggrun.engine.split_trial import with_mode
 from ggrun.errors import GgrunError
 from ggrun.gguf import GGUF
 from ggrun.plan.facts import PAGE, pages
 from ggrun.plan.facts import ModelFacts as PlanFacts
 from ggrun.plan.options import PlanOptions
-from ggrun.plan.planned import Planned
+from ggrun.rpc.placed import Placed, Where
 
 
 class Session:
@@ -35,20 +31,22 @@ class Session:
 
     def __init__(self, setup: Setup, placement: dict[str, Any], sums: dict[str, Any]) -> None:
         self._model, self._setup = _opened(setup.model), setup
-        self._sums: Sums = sums["all_reduce"], sums["wire"]
+        how: Sums = sums["all_reduce"], sums["wire"]
         self._plan_facts = PlanFacts.from_outline(self._model)
         self._config = self._plan_facts.config
         self._placement = dict(placement)
         hardware = self._placement.pop("hardware")
         self._hardware = everything() if hardware is None else hardware
-        self._own_plan, self._p2p = self._placement.pop("plan"), self._placement.pop("p2p")
+        own = {name: self._placement.pop(name) for name in ("plan", "p2p")}
+        self._rpc = self._placement.pop("rpc")
+        self._where = Where(self._hardware, setup.n_threads, sums=how, **own)
         self.device = Cpu(setup.n_threads)
-        self._devices: dict[str, Device] = {"cpu": self.device}
+        self._placed: Placed | None = None
         self.facts = self._facts()
 
     def check(self, case: Case) -> None:
         """GgrunError when there is no room for the context of a test."""
-        if self._hardware != "cpu" or self._own_plan:
+        if self._hardware != "cpu" or self._where.plan or self._rpc:
             return  # several memories: the planner asks them
         needed = pages(case.positions) * PAGE * self.facts.cell_bytes
         if needed > (free := self.device.available()):
@@ -62,23 +60,8 @@ class Session:
         s, n_ubatch = self._setup, min(self._setup.n_ubatch, self._setup.n_batch)
         cache: dict[str, Any] = {"cache_type_k": s.type_k, "cache_type_v": s.type_v}
         wishes = PlanOptions(n_ctx=positions, n_ubatch=n_ubatch, **cache, **self._placement)
-
-        def make(facts: PlanFacts, options: PlanOptions) -> Planned:
-            return planned_here(facts, self._hardware, s.n_threads, options, self._own_plan, self._p2p)
-
-        def opened(names: Iterable[str]) -> dict[str, Device]:
-            return open_devices(names, s.n_threads, self._p2p)
-
-        if self._own_plan is None:
-            wishes = with_mode(self._model, wishes, make, opened, self._sums)
-        planned = make(self._plan_facts, wishes)
-        names = {m.device for stage in planned.plan.stages for m in stage.members}
-        if names != {"cpu"}:
-            self._devices = opened(names)
-        self._engine = Engine(
-            self._model, self._config, planned.plan, self._devices, planned.sizes, sums=self._sums,
-            offloads=planned.offloads,
-        )  # fmt: skip
+        self._placed = Placed(self._model, wishes, self._where, self._rpc)
+        self._engine = self._placed.engine
         random = np.random.default_rng(1)
         self._tokens: list[int] = random.integers(self._config.vocab, size=positions).tolist()
 
@@ -94,7 +77,8 @@ class Session:
             self._engine.cache.truncate(0, case.n_depth)
             self._compute(case.n_prompt, self._setup.n_batch)
             self._compute(min(case.n_gen, 1), 1)
-        cpu = self._devices.get("cpu", self.device)
+        assert self._placed, "load comes first"
+        cpu = self._placed.devices.get("cpu", self.device)
         pool = cpu.pool if isinstance(cpu, Cpu) else self.device.pool
         pool.mean_threads()  # those of what was before
         samples = []
@@ -105,13 +89,14 @@ class Session:
 
     def interrupt(self) -> None:
         """End what is being computed; from any thread."""
-        for device in self._devices.values():
-            device.interrupt()
+        if self._placed:
+            self._placed.engine.interrupt()
 
     def close(self) -> None:
         """End the threads."""
-        for device in (self.device, *self._devices.values()):
-            device.close()
+        self.device.close()
+        if self._placed:
+            self._placed.close()
 
     def _facts(self) -> ModelFacts:
         model, setup = self._model, self._setup

@@ -15,6 +15,8 @@ COMMANDS = {
     "plan": "Say what would run where, whether it fits, and how fast it will be.",
     "bench": "Measure how fast models read prompts and generate.",
     "perplexity": "Measure how well a model foretells a text.",
+    "worker": "Lend this machine's devices and memory to ggrun on other machines.",
+    "join": "Remember the key of a worker on another machine.",
     "doctor": "Look this machine over: what ggrun finds, what is broken, what to install.",
 }
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}

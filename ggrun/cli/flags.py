@@ -10,7 +10,7 @@ import click
 _LLAMA_CPP = """
     -hf -hfr --hf-repo -hff --hf-file -hft --hf-token -mu --model-url -lm --load-mode --offline
     --no-mmap --mmap --mlock -a --alias --check-tensors -fa --flash-attn -tb --threads-batch --numa
-    --prio --poll -C --cpu-mask --rpc --no-host --no-repack --repack --override-kv -cnv
+    --prio --poll -C --cpu-mask --no-host --no-repack --repack --override-kv -cnv
     --conversation -no-cnv --no-conversation -st --single-turn -sys --system-prompt -sysf
     --system-prompt-file -i --interactive -if --interactive-first -mli --multiline-input --in-prefix
     --in-suffix --chat-template --chat-template-file --chat-template-kwargs --jinja --no-jinja

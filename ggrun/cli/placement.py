@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ggrun.cli.flags import TEXT, option
+from ggrun.cli.rpc import rpc_options, taken_rpc
 from ggrun.errors import GgrunError, UsageError
 
 Command = Callable[..., Any]
@@ -46,8 +47,8 @@ _OPTIONS = [
     option("-kvo/-nkvo", "--kv-offload/--no-kv-offload", "kv_offload", default=True, show_default=False,
            help="-nkvo: keys and values stay in the host's memory."),
     option("--op-offload/--no-op-offload", default=True,
-           help="Where a batch is large, cards compute the CPU's feed-forwards, if that is faster and they have "
-                "room: the weights come for it."),
+           help="For large batches the weights of feed-forwards on the CPU come to a card, which computes them, "
+                "where that is faster and there is room."),
     option("-fit", "--fit", default="on", type=click.Choice(["on", "off"]),
            help="Adjust what is left open to the memory; off: refuse nothing either."),
     option("-fitt", "--fit-target", "fit_margin", default="1024", type=TEXT, metavar="MIB,...",
@@ -84,6 +85,7 @@ _AS_THEY_ARE = (
 
 def placement_options(command: Command) -> Command:
     """Where a model's layers run; see taken."""
+    command = rpc_options(command)
     for added in reversed(_OPTIONS):
         command = added(command)
     return command
@@ -104,7 +106,8 @@ def sums_taken(options: dict[str, Any]) -> dict[str, Any]:
 def taken(options: dict[str, Any]) -> dict[str, Any]:
     """Take the placement options out of `options`, as LLM and PlanOptions want them.
 
-    Three are no fields of PlanOptions: `plan`, a Plan or None, `hardware`, a text or None, and `p2p`, a text.
+    Four are no fields of PlanOptions: `plan`, a Plan or None, `hardware`, a text or None, `p2p`, a text, and
+    `rpc`, RpcOptions or None.
     """
     from ggrun.plan.options import parse_layers, parse_margin, parse_overrides, parse_ratios
 
@@ -117,6 +120,7 @@ def taken(options: dict[str, Any]) -> dict[str, Any]:
         "fit": options.pop("fit") == "on",
         "fit_margin": parse_margin(options.pop("fit_margin")),
         "plan": _plan(options.pop("plan_file")),
+        "rpc": taken_rpc(options),
         "hardware": _hardware(options.pop("hardware"), options.pop("device_memory")),
     }
 

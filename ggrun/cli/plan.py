@@ -103,6 +103,13 @@ def _is_elsewhere(hardware: str) -> bool:
     return True
 
 
+def _of_workers(rpc: Any) -> list[Any]:
+    """Devices of other machines, asked and measured now."""
+    workers = rpc.connect()
+    workers.close()
+    return list(workers.devices)
+
+
 def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
     from ggrun.cli.terminal import compile_progress
     from ggrun.devices.local import (
@@ -119,7 +126,7 @@ def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
 
     threads, n_batch = options.pop("threads"), options.pop("n_batch")
     placement = taken(options)
-    hardware, own, p2p = (placement.pop(name) for name in ("hardware", "plan", "p2p"))
+    hardware, own, p2p, rpc = (placement.pop(name) for name in ("hardware", "plan", "p2p", "rpc"))
     options["n_ubatch"] = min(options["n_ubatch"], n_batch)
     wishes = PlanOptions(**options, **placement)
     # Speeds of this machine are only measured where they count.
@@ -130,6 +137,8 @@ def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
     devices = devices_of(own, threads, p2p) if own_here else local_devices(hardware, threads, p2p)
     if hardware is None or pretends(devices):
         devices = shared_out(devices, wishes)
+    if rpc is not None:
+        devices = [*_of_workers(rpc), *devices]
     return (
         make_plan(facts, devices, wishes) if own is None else planned_as_written(facts, devices, wishes, own)
     )

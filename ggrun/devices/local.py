@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import fields, replace
 from fractions import Fraction
 
@@ -13,8 +13,8 @@ from ggrun.devices.cuda.switch_over import keep_gemm, kept_gemm, measured_gemm
 from ggrun.devices.host_memory import host_memory
 from ggrun.devices.names import DeviceName, refuse_twins
 from ggrun.devices.speeds import card_key, cpu_key, forget, keep, kept, measured_card, measured_cpu
-from ggrun.errors import UsageError
-from ggrun.plan import Plan
+from ggrun.errors import GgrunError, UsageError
+from ggrun.plan import Plan, host_of
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.hardware import (
     DeviceInfo,
@@ -94,12 +94,16 @@ def planned_here(
     options: PlanOptions,
     plan: Plan | None = None,
     p2p: str = "auto",
+    remote: Sequence[DeviceInfo] = (),
 ) -> Planned:
-    """The plan for the devices of this machine, or the user's own, checked: DoesNotFit, or UsageError."""
-    planned = _planned_here(facts, devices, threads, options, plan, p2p)
+    """The plan for the devices of this machine, or the user's own, checked: DoesNotFit, or UsageError.
+
+    remote    devices of other machines, which come before this one's: so the logits are made here
+    """
+    planned = _planned_here(facts, devices, threads, options, plan, p2p, remote)
     if planned.offloads and not here_is_known(threads):
         local_cpu(threads, measure=True)  # when the CPU leaves work to cards is not to be guessed
-        planned = _planned_here(facts, devices, threads, options, plan, p2p)
+        planned = _planned_here(facts, devices, threads, options, plan, p2p, remote)
     if options.fit:
         require_fit(planned)
     return planned
@@ -112,11 +116,13 @@ def _planned_here(
     options: PlanOptions,
     plan: Plan | None,
     p2p: str,
+    remote: Sequence[DeviceInfo],
 ) -> Planned:
     if plan is None:
-        return make_plan(facts, shared_out(local_devices(devices, threads, p2p), options), options)
-    there = devices_of(plan, threads, p2p) if devices is None else local_devices(devices, threads, p2p)
-    return planned_as_written(facts, shared_out(there, options), options, plan)
+        there = [*remote, *shared_out(local_devices(devices, threads, p2p), options)]
+        return make_plan(facts, there, options)
+    own = devices_of(plan, threads, p2p) if devices is None else local_devices(devices, threads, p2p)
+    return planned_as_written(facts, [*remote, *shared_out(own, options)], options, plan)
 
 
 def shared_out(devices: Sequence[DeviceInfo], options: PlanOptions) -> list[DeviceInfo]:
@@ -142,8 +148,9 @@ def shared_out(devices: Sequence[DeviceInfo], options: PlanOptions) -> list[Devi
 
 
 def devices_of(plan: Plan, threads: int | None = None, p2p: str = "auto") -> list[DeviceInfo]:
-    """The devices of a plan that a user wrote, here."""
-    names = dict.fromkeys(member.device for stage in plan.stages for member in stage.members)
+    """The devices of a plan that a user wrote, of this machine."""
+    every = (member.device for stage in plan.stages for member in stage.members)
+    names = dict.fromkeys(name for name in every if not host_of(name))
     if plan.kv_on_host:
         names["cpu"] = None
     return named_devices(names, threads, p2p)
@@ -191,9 +198,10 @@ def local_card(index: int) -> DeviceInfo:
 def _card_speeds(device: Cuda, index: int) -> Speeds:
     driver, key = device.driver, card_key(device.driver.name, index)
     if kept_gemm(driver) is None and driver.has_gemm:
-        device.gemm_from = measured_gemm(device)
-        keep_gemm(driver, device.gemm_from)
-        forget(key)  # the rates of prompts are others with it
+        with suppress(GgrunError):  # what fails here is not taken
+            device.gemm_from = measured_gemm(device)
+            keep_gemm(driver, device.gemm_from)
+            forget(key)  # the rates of prompts are others with it
     if (speeds := kept(key)) is None:
         speeds = measured_card(device)
         keep(key, speeds)

@@ -1,7 +1,7 @@
 """Generation: the prompt in, pieces of text out, one token at a time."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ggrun.devices.best import TopK
 from ggrun.devices.threads import ProcessLock
 from ggrun.engine.engine import Engine
+from ggrun.engine.hosts import HostLost
 from ggrun.engine.outputs import Scores
 from ggrun.engine.sampler import Sampler
 from ggrun.errors import GgrunError, Interrupted
@@ -54,10 +55,15 @@ class Context:
     """The tokens of one sequence that are in the KV cache. Texts take it in turn, from any thread.
 
     A text that begins takes the context away from the one before, which then cannot go on: GgrunError.
+
+    replace    gives another engine when a machine of the first is lost; the tokens are computed again there
     """
 
-    def __init__(self, engine: Engine, sequence: int = 0) -> None:
-        self._engine, self._sequence = engine, sequence
+    def __init__(
+        self, engine: Engine, sequence: int = 0, replace: Callable[[HostLost], Engine] | None = None
+    ) -> None:
+        self._engine, self._sequence, self._replace = engine, sequence, replace
+        self._lost: HostLost | None = None  # and there is no other engine yet
         self._lock = ProcessLock()
         self._tokens: list[int] = []
         self._interrupts = self._turn = 0
@@ -123,9 +129,25 @@ class Context:
         self._engine.resume()
         if text.interrupts != self._interrupts:
             raise Interrupted("the computation was interrupted")
-        scores = self._engine.evaluate(tokens, self._sequence, all_logits, top)
+        while True:
+            try:
+                self._recover()
+                scores = self._engine.evaluate(tokens, self._sequence, all_logits, top)
+                break
+            except HostLost as lost:
+                if self._replace is None:
+                    raise
+                self._lost = lost
         self._tokens.extend(tokens)
         return scores
+
+    def _recover(self) -> None:
+        """After a loss: another engine, with the tokens that are in the context. Its error is tried again."""
+        if self._lost and self._replace:
+            self._engine = self._replace(self._lost)
+            if self._tokens:
+                self._engine.decode(self._tokens, self._sequence)
+            self._lost = None
 
 
 def generate(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ggrun.errors import UsageError
+from ggrun.plan import host_of
 from ggrun.plan.facts import EMBEDDING, ModelFacts
 from ggrun.plan.hardware import DeviceInfo, short_name
 from ggrun.plan.options import PlanOptions
@@ -34,6 +35,13 @@ class Choice:
             given.setdefault(item, _needed(host, "-cmoe, -ncmoe and -ncffn"))
         if not options.kv_offload:
             _needed(host, "-nkvo")
+            if away := [card.name for card in cards if host_of(card.name)]:
+                raise UsageError(f"-nkvo keeps the KV cache on this machine, and {away[0]} is on another")
+        if options.rows and len(hosts := {host_of(card.name): card.name for card in cards}) > 1:
+            raise UsageError(
+                f"-sm {options.split_mode} shares each matrix, which needs one machine, and "
+                f"{' and '.join(hosts.values())} are on several: take -sm layer, or one machine's with -dev"
+            )
         if cards and isinstance(options.n_gpu_layers, int) and options.n_gpu_layers <= facts.config.layers:
             _needed(host, "-ngl")
         return cls(cards, host, given, idle, shadowed)

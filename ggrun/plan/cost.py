@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ggrun.plan import Member, Plan, whole
+from ggrun.plan import Member, Plan, host_of, whole
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.hardware import DeviceInfo, card_name
 from ggrun.plan.usage import Sizes
@@ -125,6 +125,10 @@ class Clock:
         n = min(len(source), len(target))
         return _ps(max(self._sends(source[i], target[i::n], tokens) for i in range(n)))
 
+    def back(self, source: DeviceInfo) -> int:
+        """Picoseconds of one token's logits on their way home, from another machine."""
+        return _ps(source.latency + 4 * self._facts.config.vocab / source.network) if source.network else 0
+
     def _all_reduce(self, devices: Sequence[DeviceInfo], tokens: int) -> int:
         """The faster of the two ways of devices/exchange.py: each sends what it has to all others; or a share
         to each, and then its share of the sums. The slowest device counts."""
@@ -143,7 +147,9 @@ class Clock:
     def _item(self, item: int, place: Place, tokens: int, depth: int) -> int:
         pairs = zip(place.members, place.devices, strict=True)
         longest = max(self._share(item, member, device, tokens, depth) for member, device in pairs)
-        if len(place.members) == 1 or item == len(self._facts.parts):  # the logits are not summed
+        if item == len(self._facts.parts):  # the logits are not summed
+            return longest + self.back(place.devices[0])
+        if len(place.members) == 1:
             return longest
         return longest + self._all_reduce(place.devices, tokens)
 
@@ -210,6 +216,9 @@ def _way(giver: DeviceInfo, taker: DeviceInfo) -> tuple[float, float]:
     """Seconds that a copy takes however short it is, and seconds a byte."""
     if card_name(giver.name) == card_name(taker.name):  # a copy within it reads and writes
         return HOP, 2 / giver.bandwidth
+    if host_of(giver.name) != host_of(taker.name):  # by way of both machines' hosts, and the network
+        links = (giver.link, taker.link, *(d.network for d in (giver, taker) if d.network))
+        return HOP + giver.latency + taker.latency, 1 / min(links)
     if link := giver.link_to(taker):
         return link.latency, 1 / link.bandwidth
     return HOP, 1 / min(giver.link, taker.link)

@@ -56,6 +56,8 @@ class DeviceInfo:
     shared: bool = True  # others take from its memory too: a margin is left
     float_operations: float = 0.0  # of products with F32, F16 and BF16 weights; 0: as many
     unpacked: float = 0.0  # weights a second of formats that it unpacks to floats first; 0: any number
+    network: float = 0.0  # bytes a second to the machine that it is in, where that is another one
+    latency: float = 0.0  # seconds that a message takes there
     peers: tuple[tuple[str, Link], ...] = ()  # links to other cards, by card_name
 
     def link_to(self, other: "DeviceInfo") -> Link | None:
@@ -202,7 +204,8 @@ def card_name(name: str) -> str:
 
 def short_name(name: str) -> str:
     """A device's name without the limit of what pretends to be a card: cpu:0 of cpu:0:2GB."""
-    return ":".join(name.split(":")[:2])
+    host, slash, device = name.rpartition("/")
+    return host + slash + ":".join(device.split(":")[:2])
 
 
 def _memory(match: re.Match[str]) -> int:

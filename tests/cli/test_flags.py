@@ -67,7 +67,9 @@ def test_the_command_line_outdoes_the_environment(tmp_path: Path) -> None:
     assert (given.returncode, given.stdout) == (0, "a\n")
 
 
-@pytest.mark.parametrize("args", ["-no-cnv", "-fa", "-fa on", "--rpc a:1", "-hf a/b", "-sys x", "-np 2"])
+@pytest.mark.parametrize(
+    "args", ["-no-cnv", "-fa", "-fa on", "--numa distribute", "-hf a/b", "-sys x", "-np 2"]
+)
 def test_flags_that_are_not_built_are_named(args: str) -> None:
     line = complaint(ggrun("run", "-p", "x", *args.split()), 2)
     assert f" {args.split()[0]}: not built yet" in line

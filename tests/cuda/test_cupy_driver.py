@@ -83,7 +83,7 @@ def test_logical_devices_of_one_card(
         want = cpu.logits(TOKENS)
     options: dict[str, Any] = {"split_mode": mode, "tensor_split": (1.0, 1.0), "n_ctx": 64}
     with LLM(path, devices="cuda:0:96MB,cuda:0:96MB", **options) as llm:
-        cards = {name: device for name, device in llm._devices.items() if isinstance(device, Cuda)}
+        cards = {name: device for name, device in llm._placed.devices.items() if isinstance(device, Cuda)}
         assert cards.keys() == {"cuda:0.0:96MB", "cuda:0.1:96MB"}
         for card in cards.values():
             assert isinstance(card.driver, CupyDriver)

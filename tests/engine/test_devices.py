@@ -94,7 +94,7 @@ def test_interrupting_a_prompt(kind: str, tmp_path: Path, monkeypatch: pytest.Mo
                 done.append(None)
 
             with monkeypatch.context() as patch:
-                for device in slow._devices.values():
+                for device in slow._placed.devices.values():
                     patch.setattr(device.pool, "run", partial(interrupted, device.pool.run))
                 with pytest.raises(Interrupted):
                     slow.logits(tokens)
@@ -105,7 +105,7 @@ def test_interrupting_a_prompt(kind: str, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_second_ctrl_c_while_the_devices_come_to_rest(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with LLM(path, plan=plan(path, "layer 2", "cpu"), n_ubatch=8) as llm:
         want = llm.logits(TOKENS)
-        stream = llm._devices["cpu:0"].stream
+        stream = llm._placed.devices["cpu:0"].stream
 
         def pressed() -> None:
             raise KeyboardInterrupt

@@ -207,7 +207,7 @@ def test_the_flags_give_the_same_plan(case: Any) -> None:
     for name in ("model", "as_json", "threads", "n_batch"):
         given_again.pop(name)
     placement = taken(given_again)
-    for name in ("hardware", "plan", "p2p"):
+    for name in ("hardware", "plan", "p2p", "rpc"):
         placement.pop(name)
     again = make_plan(model.facts, devices, PlanOptions(**given_again, **placement))
     assert again.plan == planned.plan

@@ -1,0 +1,109 @@
+"""Ways to workers: a gRPC channel to exactly the one whose fingerprint is known, or one in plain text."""
+
+import ipaddress
+import socket
+import ssl
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from ggrun.engine.hosts import HostLost
+from ggrun.errors import GgrunError, UsageError
+from ggrun.rpc.keys import NAME, check_valid, fingerprint
+from ggrun.rpc.wire import LARGEST_MESSAGE
+
+TIMEOUT = 10.0
+"""Seconds to wait for a connection."""
+OPTIONS = [
+    ("grpc.max_send_message_length", LARGEST_MESSAGE),
+    ("grpc.max_receive_message_length", LARGEST_MESSAGE),
+    ("grpc.max_metadata_size", 8 << 10),
+    ("grpc.so_reuseport", 0),
+    ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.http2.lookahead_bytes", 4 << 20),
+]
+"""Of both sides."""
+
+
+class Unreachable(HostLost):
+    """There is no way to a worker now."""
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """A client's own, for workers that want one: PEM."""
+
+    certificate: bytes
+    private_key: bytes
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """The host and the port of host:port; UsageError."""
+    host, colon, port = address.rpartition(":")
+    plain = host.removeprefix("[").removesuffix("]")
+    if not (colon and plain and port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+        raise UsageError(f"{address!r:.60} is no address of a worker: write it as host:port")
+    return plain, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name can only be this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def open_channel(
+    address: str, expected: bytes | None, own: Certificates | None = None, timeout: float = TIMEOUT
+) -> Any:
+    """A grpc.Channel; expected: the SHA-256 of the worker's certificate, None: plain text.
+
+    Unreachable, or a GgrunError that says what is not as it should be.
+    """
+    if expected is None:
+        with _connected(address, timeout):
+            pass
+        return grpc.insecure_channel(address, OPTIONS)
+    certificate = _certificate(address, timeout)
+    if fingerprint(certificate) != expected:
+        raise GgrunError(
+            f"{address}: its certificate is not the one that was joined: somebody else answers there, or the "
+            "worker has made a new one; if so, paste the join line that it printed"
+        )
+    pair = (own.private_key, own.certificate) if own else (None, None)
+    credentials = grpc.ssl_channel_credentials(certificate, *pair)
+    return grpc.secure_channel(address, credentials, [*OPTIONS, ("grpc.ssl_target_name_override", NAME)])
+
+
+def check_certificate(address: str, timeout: float = TIMEOUT) -> None:
+    """GgrunError when what is shown there is not valid any more, or not yet: TLS says less clearly why."""
+    check_valid(_certificate(address, timeout), address)
+
+
+def _certificate(address: str, timeout: float) -> bytes:
+    """The certificate that is shown there, as PEM. It is not trusted here: its fingerprint decides."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        with _connected(address, timeout) as raw, context.wrap_socket(raw) as secure:
+            der = secure.getpeercert(binary_form=True)
+    except ssl.SSLError:
+        raise GgrunError(
+            f"{address}: no TLS is spoken there: was the worker started with --insecure?"
+        ) from None
+    except OSError as error:
+        raise Unreachable(address, f"cannot be reached: {error.strerror or error}") from None
+    if der is None:
+        raise GgrunError(f"{address}: shows no certificate")
+    return ssl.DER_cert_to_PEM_cert(der).encode()
+
+
+def _connected(address: str, timeout: float) -> socket.socket:
+    try:
+        return socket.create_connection(split_address(address), timeout)
+    except OSError as error:
+        raise Unreachable(address, f"cannot be reached: {error.strerror or error}") from None

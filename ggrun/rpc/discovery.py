@@ -1,0 +1,101 @@
+"""Workers in this network, found by mDNS: who has joined one need not know its address."""
+
+import base64
+import ipaddress
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import psutil
+
+from ggrun.errors import GgrunError
+from ggrun.rpc import PROTOCOL
+from ggrun.rpc.channel import is_loopback
+from ggrun.rpc.keys import Key
+
+_TYPE = "_ggrun._tcp.local."
+_WAIT = 2.0
+"""Seconds that workers have to answer."""
+_FINGERPRINT, _PROTOCOL = "fingerprint", "protocol"
+
+
+class Announcement:
+    """Says in the network that there is a worker, until it is closed. Its token is not said."""
+
+    def __init__(self, host: str, port: int, fingerprint: bytes, interfaces: Any = None) -> None:
+        from zeroconf import InterfaceChoice, ServiceInfo, Zeroconf
+
+        name = f"{socket.gethostname().partition('.')[0]}-{port}"
+        self._info = ServiceInfo(
+            _TYPE,
+            f"{name}.{_TYPE}",
+            port=port,
+            parsed_addresses=_addresses(host),
+            properties={_FINGERPRINT: base64.b64encode(fingerprint), _PROTOCOL: str(PROTOCOL)},
+        )
+        try:
+            self._zeroconf = Zeroconf(interfaces or InterfaceChoice.All)
+            self._zeroconf.register_service(self._info, allow_name_change=True)
+        except Exception as error:  # of many kinds, where there is no network
+            raise GgrunError(f"cannot announce this worker in the network: {error}") from None
+
+    def close(self) -> None:
+        """Say that it is gone."""
+        with suppress(Exception):  # the network may be gone too
+            self._zeroconf.unregister_service(self._info)
+        self._zeroconf.close()
+
+
+def discovered(known: Mapping[str, Key], seconds: float = _WAIT, interfaces: Any = None) -> dict[str, Key]:
+    """The addresses of those workers in this network whose keys are known. GgrunError without a network."""
+    from zeroconf import InterfaceChoice, ServiceBrowser, ServiceListener, Zeroconf
+
+    names: dict[str, None] = {}
+
+    class Listener(ServiceListener):
+        def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
+            names[name] = None
+
+        def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
+            names[name] = None
+
+        def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:
+            names.pop(name, None)
+
+    try:
+        zeroconf = Zeroconf(interfaces or InterfaceChoice.All)
+    except OSError as error:
+        raise GgrunError(f"--rpc auto: no network to look into: {error.strerror}") from None
+    try:
+        ServiceBrowser(zeroconf, _TYPE, Listener())
+        time.sleep(seconds)
+        infos = [zeroconf.get_service_info(_TYPE, name) for name in list(names)]
+    finally:
+        zeroconf.close()
+    keys = {key.fingerprint: key for key in known.values()}
+    return {address: key for info in infos if info for address, key in _joined(info, keys)}
+
+
+def _joined(info: Any, keys: Mapping[bytes, Key]) -> Sequence[tuple[str, Key]]:
+    """The address of a worker that was joined. Anybody may have said so: its certificate will tell."""
+    try:
+        fingerprint = base64.b64decode(info.properties.get(_FINGERPRINT.encode()) or b"")
+    except ValueError:
+        return ()
+    addresses = sorted(info.parsed_addresses(), key=lambda a: ipaddress.ip_address(a).version)
+    key = keys.get(fingerprint)
+    if key is None or not addresses or not info.port:
+        return ()
+    host = f"[{addresses[0]}]" if ":" in addresses[0] else addresses[0]
+    return ((f"{host}:{info.port}", key),)
+
+
+def _addresses(host: str) -> list[str]:
+    """What a worker that listens at a host can be reached by."""
+    if host not in ("0.0.0.0", "::"):
+        return [socket.gethostbyname(host)]
+    every = (a for addresses in psutil.net_if_addrs().values() for a in addresses)
+    found = [a.address for a in every if a.family == socket.AF_INET and not is_loopback(a.address)]
+    return found or ["127.0.0.1"]

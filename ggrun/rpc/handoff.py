@@ -1,0 +1,111 @@
+"""From worker to worker: activations pushed into an inbox of the next one, without a way over the client."""
+
+import hmac
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from typing import Any
+
+from ggrun.errors import GgrunError
+from ggrun.rpc import ggrun_pb2 as pb
+from ggrun.rpc.channel import is_loopback, open_channel, split_address
+from ggrun.rpc.part import Inbox
+from ggrun.rpc.wire import ProtocolError
+
+log = logging.getLogger(__name__)
+KEY = "ggrun-inbox-bin"
+"""The name of the metadata with an inbox's key."""
+_TIMEOUT = 5.0
+_KEY_BYTES = 32
+
+
+class Doors:
+    """The inboxes that other workers may push to. A key opens one of them once."""
+
+    def __init__(self) -> None:
+        self._keys: dict[bytes, Inbox] = {}
+        self._lock = threading.Lock()
+
+    def open(self, inbox: Inbox) -> bytes:
+        """A new key for an inbox; an older one is of no use any more."""
+        self.close(inbox)
+        key = secrets.token_bytes(_KEY_BYTES)
+        with self._lock:
+            self._keys[key] = inbox
+        return key
+
+    def enter(self, key: bytes) -> Inbox | None:
+        """The inbox of a key, which then is used up."""
+        with self._lock:
+            found = [known for known in self._keys if hmac.compare_digest(known, key)]
+            return self._keys.pop(found[0]) if found else None
+
+    def close(self, inbox: Inbox) -> None:
+        """Let nobody in any more."""
+        with self._lock:
+            self._keys = {key: other for key, other in self._keys.items() if other is not inbox}
+
+
+class Handoff:
+    """The way of one part's results to the next worker.
+
+    lost    is told when it is broken, from any thread
+    """
+
+    def __init__(self, message: "pb.Handoff", insecure: bool, lost: Callable[[GgrunError], None]) -> None:
+        host, _ = split_address(message.address)
+        if len(message.key) != _KEY_BYTES or len(message.fingerprint) not in (0, 32):
+            raise ProtocolError("a key or a fingerprint of the wrong size")
+        if not message.fingerprint and not (insecure and is_loopback(host)):
+            raise ProtocolError("this worker pushes to others by TLS only")
+        self._address, self._lost = message.address, lost
+        self._key, self._expected = message.key, message.fingerprint or None
+        self._queue: SimpleQueue[pb.Push | None] = SimpleQueue()
+        self._channel: Any = None
+        self._closed = False
+
+    def connect(self) -> bool:
+        """Whether the other worker takes it; if not, there is no way to it from here, and all is closed."""
+        try:
+            self._channel = open_channel(self._address, self._expected, timeout=_TIMEOUT)
+            call = self._channel.stream_stream(
+                "/ggrun.Worker/Inbox",
+                request_serializer=pb.Push.SerializeToString,
+                response_deserializer=pb.Pushed.FromString,
+            )(iter(self._pushes()), metadata=[(KEY, self._key)])
+            timer = threading.Timer(_TIMEOUT, call.cancel)
+            timer.start()
+            next(call)  # the other side says that the key is good
+            timer.cancel()
+        except Exception as error:  # of many kinds; the client then has results sent to itself
+            log.info("no way to %s: %s", self._address, error)
+            self.close()
+            return False
+        threading.Thread(target=self._watch, args=(call,), daemon=True, name="ggrun-handoff").start()
+        return True
+
+    def push(self, batch: int, values: bytes) -> None:
+        """Send a batch's activations."""
+        self._queue.put(pb.Push(batch=batch, values=values))
+
+    def close(self) -> None:
+        """End it."""
+        self._closed = True
+        self._queue.put(None)
+        if self._channel:
+            self._channel.close()
+
+    def _pushes(self) -> Iterator["pb.Push"]:
+        while (push := self._queue.get()) is not None:
+            yield push
+
+    def _watch(self, call: Any) -> None:
+        try:
+            for _ in call:
+                pass
+        except Exception as error:  # gRPC's
+            log.info("%s: %s", self._address, error)
+        if not self._closed:
+            self._lost(GgrunError(f"the worker at {self._address} takes no more activations"))

@@ -1,0 +1,95 @@
+"""The weights of a client's stages: from the worker's own files, from its cache, or from the client."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ggrun.gguf import Tensor
+from ggrun.rpc import ggrun_pb2 as pb
+from ggrun.rpc.opening import Declared, Opening
+from ggrun.rpc.store import Bytes, Incoming, Library, Store
+from ggrun.rpc.wire import ProtocolError
+
+MOST_CHUNK = 4 << 20
+"""Bytes of one chunk."""
+
+
+class Gathered:
+    """The tensors that a client's stages need: a Model for the engine."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        self.path, self.tensors = path, tensors
+
+
+class Intake:
+    """Finds tensors, and takes in those that are nowhere. Tensors of the same bytes come once."""
+
+    def __init__(self, opening: Opening, library: Library, store: Store) -> None:
+        self._opening, self._library, self._store = opening, library, store
+        self._needed = {i: t for i, t in enumerate(opening.tensors) if t.sha256}
+        sizes = {t.sha256: t.nbytes for t in self._needed.values()}
+        if any(t.nbytes != sizes[t.sha256] for t in self._needed.values()):
+            raise ProtocolError("tensors of two sizes have the same hash")
+        self._found: dict[bytes, Bytes] = {}
+        self._coming: dict[int, Incoming] = {}
+        self.received = self.total = 0
+
+    @property
+    def quarters(self) -> int:
+        """How many quarters of what was missing have come."""
+        return 4 * self.received // max(self.total, 1)
+
+    def look(self) -> list["pb.Want"]:
+        """What is missing; GgrunError when the disk has no room for it."""
+        of_digest: dict[bytes, int] = {}
+        for i, tensor in self._needed.items():
+            of_digest.setdefault(tensor.sha256, i)
+        missing = {i for i in of_digest.values() if not self._in_store(self._needed[i])}
+        here = self._library.find([self._needed[i] for i in missing])
+        self._found |= {
+            self._needed[i].sha256: here[t.name] for i in missing if (t := self._needed[i]).name in here
+        }
+        missing = {i for i in missing if self._needed[i].sha256 not in self._found}
+        self._store.check_room(sum(self._needed[i].nbytes for i in missing))
+        for i in sorted(missing):
+            self._coming[i] = self._store.begin(self._needed[i])
+        for i in [i for i, incoming in self._coming.items() if incoming.complete]:
+            self._arrived(i)  # all of it came before it was broken off
+        self.total = sum(c.tensor.nbytes - c.offset for c in self._coming.values())
+        return [pb.Want(tensor=i, offset=incoming.offset) for i, incoming in self._coming.items()]
+
+    def take(self, chunk: "pb.Chunk") -> bool:
+        """Take a chunk; whether it was the last of all. ProtocolError for one that nobody waits for."""
+        incoming = self._coming.get(chunk.tensor)
+        if incoming is None or chunk.offset != incoming.offset:
+            raise ProtocolError(f"a chunk of tensor {chunk.tensor} at {chunk.offset} is not what comes next")
+        left = incoming.tensor.nbytes - incoming.offset
+        if not 0 < len(chunk.data) <= min(left, MOST_CHUNK):
+            raise ProtocolError(
+                f"a chunk of {len(chunk.data)} bytes, where up to {min(left, MOST_CHUNK)} fit"
+            )
+        incoming.write(chunk.data)
+        self.received += len(chunk.data)
+        if incoming.complete:
+            self._arrived(chunk.tensor)
+        return not self._coming
+
+    def model(self) -> Gathered:
+        """All of them, when they are here."""
+        tensors = {
+            t.name: Tensor(t.name, t.shape, t.format, self._found[t.sha256]) for t in self._needed.values()
+        }
+        return Gathered(self._opening.outline.path, tensors)
+
+    def close(self) -> None:
+        """Let go of what has not come; it stays on the disk for another try."""
+        for incoming in self._coming.values():
+            incoming.close()
+
+    def _in_store(self, tensor: Declared) -> bool:
+        data = self._store.find(tensor)
+        if data is not None:
+            self._found[tensor.sha256] = data
+        return data is not None
+
+    def _arrived(self, i: int) -> None:
+        self._found[self._needed[i].sha256] = self._coming.pop(i).finish()

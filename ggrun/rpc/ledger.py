@@ -1,0 +1,52 @@
+"""How much of a worker's memory its clients have: each has its own reserved before anything is loaded."""
+
+import threading
+from collections.abc import Mapping
+
+from ggrun.errors import GgrunError
+
+
+class NoRoom(GgrunError):
+    """A client wants more memory than is left."""
+
+
+class Ledger:
+    """Bytes of each device, and of all together.
+
+    most    of all devices together; None: as much as they have
+    """
+
+    def __init__(self, capacity: Mapping[str, int], most: int | None = None) -> None:
+        self._capacity, self._most = dict(capacity), most
+        self._taken = dict.fromkeys(capacity, 0)
+        self._lock = threading.Lock()
+
+    def free(self, device: str) -> int:
+        """The bytes that a client could have of a device now."""
+        with self._lock:
+            return self._free(device)
+
+    def take(self, needs: Mapping[str, int]) -> None:
+        """Reserve bytes of devices, or NoRoom and nothing."""
+        with self._lock:
+            for device, nbytes in needs.items():
+                if nbytes > (free := self._free(device)):
+                    raise NoRoom(
+                        f"{device}: {nbytes >> 20} MiB are needed, {free >> 20} MiB are left of what this "
+                        "worker gives to its clients"
+                    )
+            total = sum(needs.values())
+            if self._most is not None and total > (free := self._most - sum(self._taken.values())):
+                raise NoRoom(f"{total >> 20} MiB are needed, {free >> 20} MiB are left (--max-memory)")
+            for device, nbytes in needs.items():
+                self._taken[device] += nbytes
+
+    def give(self, needs: Mapping[str, int]) -> None:
+        """Give back what was taken."""
+        with self._lock:
+            for device, nbytes in needs.items():
+                self._taken[device] -= nbytes
+
+    def _free(self, device: str) -> int:
+        free = self._capacity[device] - self._taken[device]
+        return free if self._most is None else min(free, self._most - sum(self._taken.values()))

@@ -1,0 +1,186 @@
+"""A client's stream to a worker: messages out, replies in, and whether the worker is still there."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from typing import Any
+
+import grpc
+
+from ggrun import __version__
+from ggrun.engine.hosts import HostLost
+from ggrun.errors import GgrunError
+from ggrun.rpc import PROTOCOL
+from ggrun.rpc import ggrun_pb2 as pb
+from ggrun.rpc.channel import TIMEOUT, Certificates, check_certificate, open_channel
+from ggrun.rpc.keys import Key
+from ggrun.rpc.server import TOKEN
+from ggrun.rpc.wire import ProtocolError, parsed, shown
+
+BEAT = 2.0
+"""Seconds of silence after which the worker is asked whether it is there."""
+SILENCE = 10.0
+"""Seconds of silence after which it is lost."""
+_BALLAST = 256 << 10
+_PINGS, _LOADED_PINGS = 8, 3
+
+
+class Link:
+    """One session with a worker. After an error or the worker's loss, `error` says why it is no more.
+
+    host    the worker's address (host:port), which is its name in plans
+    key     None: plain text
+    """
+
+    def __init__(self, host: str, key: Key | None, own: Certificates | None = None) -> None:
+        self.host, self.key = host, key
+        self.error: GgrunError | None = None
+        self._requests: SimpleQueue[pb.Request | None] = SimpleQueue()
+        self._handlers: dict[str, Callable[[Any], None]] = {"pong": self._pong}
+        self._ended: list[Callable[[GgrunError], None]] = []
+        self._heard, self._ping, self._awaited = time.monotonic(), 0, 0
+        self._ponged = threading.Event()
+        self._lock = threading.Lock()
+        self._channel = open_channel(host, key.fingerprint if key else None, own)
+        self._call = self._channel.stream_stream(
+            "/ggrun.Worker/Session",
+            request_serializer=pb.Request.SerializeToString,
+        )(iter(self._outgoing()), metadata=[(TOKEN, key.token)] if key else [])
+        self.welcome = self._hello()
+        threading.Thread(target=self._read, daemon=True, name=f"ggrun-{host}").start()
+        threading.Thread(target=self._watch, daemon=True, name=f"ggrun-{host}-beat").start()
+
+    def send(self, **kind: Any) -> None:
+        """Send a message, as in send(ping=pb.Ping()); raises the error of a link that is no more."""
+        if self.error:
+            raise self.error
+        self._requests.put(pb.Request(**kind))
+
+    def on(self, kind: str, handler: Callable[[Any], None]) -> None:
+        """Call this with each reply of a kind, in the thread that reads; a GgrunError ends the link."""
+        self._handlers[kind] = handler
+
+    def on_end(self, told: Callable[[GgrunError], None]) -> None:
+        """Call this once, with the error, when the link is no more."""
+        with self._lock:
+            self._ended.append(told)
+            error = self.error
+        if error:
+            told(error)
+
+    def measure(self) -> tuple[float, float]:
+        """Seconds of a message one way, and bytes a second, measured now."""
+        latency = min(self._round(b"") for _ in range(_PINGS)) / 2
+        loaded = min(self._round(bytes(_BALLAST)) for _ in range(_LOADED_PINGS))
+        return latency, _BALLAST / max(loaded - 2 * latency, 1e-6)
+
+    def close(self) -> None:
+        """End it."""
+        self.fail(GgrunError(f"{self.host}: the connection is closed"))
+
+    def fail(self, error: GgrunError) -> None:
+        """End it for a reason; the first one counts."""
+        with self._lock:
+            if self.error:
+                return
+            self.error = error
+            told = list(self._ended)
+        self._requests.put(None)
+        self._ponged.set()
+        self._call.cancel()
+        self._channel.close()
+        for tell in told:
+            tell(error)
+
+    # ---------------------------------------------------------------- inside
+
+    def _hello(self) -> "pb.Welcome":
+        self.send(hello=pb.Hello(protocol=PROTOCOL, version=__version__))
+        timer = threading.Timer(TIMEOUT, self._call.cancel)
+        timer.daemon = True
+        timer.start()
+        try:
+            found = self._welcomed(parsed(pb.Reply, next(self._call)))
+        except (grpc.RpcError, StopIteration) as error:
+            self.fail(self._refused(self._explained(error)))
+        except GgrunError as error:
+            self.fail(error)
+        finally:
+            timer.cancel()
+        if self.error:
+            raise self.error
+        return found
+
+    def _refused(self, why: GgrunError) -> GgrunError:
+        """Why there was no answer to Hello, if more is known."""
+        if not isinstance(why, HostLost):
+            return why
+        if self.key is None:
+            return GgrunError(f"{why} (--insecure is for workers that were started with it)")
+        try:
+            check_certificate(self.host)
+        except GgrunError as error:
+            return error
+        return why
+
+    def _welcomed(self, reply: "pb.Reply") -> "pb.Welcome":
+        if reply.HasField("failed"):
+            raise GgrunError(f"{self.host}: {shown(reply.failed.text)}")
+        if not reply.HasField("welcome") or reply.welcome.protocol != PROTOCOL:
+            raise ProtocolError(f"{self.host}: what answers there is no worker of ggrun")
+        return reply.welcome
+
+    def _outgoing(self) -> Iterator["pb.Request"]:
+        while (request := self._requests.get()) is not None:
+            yield request
+
+    def _read(self) -> None:
+        try:
+            for data in self._call:
+                self._heard, reply = time.monotonic(), parsed(pb.Reply, data)
+                kind = reply.WhichOneof("kind")
+                if (handler := self._handlers.get(kind)) is None:
+                    raise ProtocolError(f"{self.host}: the worker sent {kind}, which nobody waits for")
+                handler(getattr(reply, kind))
+            self.fail(HostLost(self.host, "the worker has ended the session"))
+        except grpc.RpcError as error:
+            self.fail(self._explained(error))
+        except GgrunError as error:
+            self.fail(error)
+
+    def _explained(self, error: Any) -> GgrunError:
+        if not isinstance(error, grpc.RpcError):
+            return HostLost(self.host, "the worker has ended the session")
+        code, details = error.code(), shown(error.details() or "")
+        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED):
+            return GgrunError(f"{self.host}: {details}")
+        return HostLost(self.host, f"the worker is lost: {details or code.name}")
+
+    def _watch(self) -> None:
+        while self.error is None:
+            silent = time.monotonic() - self._heard
+            if silent > SILENCE:
+                self.fail(HostLost(self.host, f"the worker has not answered for {SILENCE:.0f} seconds"))
+            elif silent > BEAT / 2:
+                self._requests.put(pb.Request(ping=pb.Ping()))
+            time.sleep(BEAT / 2)
+
+    def _pong(self, pong: "pb.Pong") -> None:
+        if pong.number == 0:  # of a heartbeat
+            return
+        if pong.number != self._awaited:
+            raise ProtocolError(f"{self.host}: the worker answers a ping that was not sent")
+        self._awaited = 0
+        self._ponged.set()
+
+    def _round(self, ballast: bytes) -> float:
+        """Seconds until a ping is answered."""
+        self._ping += 1
+        self._awaited = self._ping
+        self._ponged.clear()
+        start = time.perf_counter()
+        self.send(ping=pb.Ping(number=self._ping, ballast=ballast))
+        if self._ponged.wait(TIMEOUT) and self.error is None:
+            return time.perf_counter() - start
+        raise self.error or HostLost(self.host, "the worker does not answer")

@@ -1,0 +1,160 @@
+"""A model where its plan puts it, here and on workers; placed anew when a worker is lost."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ggrun.devices import open_devices
+from ggrun.devices.base import Device
+from ggrun.devices.local import planned_here
+from ggrun.engine.engine import Engine
+from ggrun.engine.hosts import HostLost
+from ggrun.engine.loaded import SUMS, Sums
+from ggrun.engine.meter import Meter
+from ggrun.engine.split_trial import with_mode
+from ggrun.gguf import GGUF
+from ggrun.plan import Plan, host_of
+from ggrun.plan.facts import ModelFacts
+from ggrun.plan.options import PlanOptions
+from ggrun.plan.planned import Planned
+from ggrun.rpc.hashes import Progress, silent
+
+if TYPE_CHECKING:
+    from ggrun.rpc.workers import Workers
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RpcOptions:
+    """Which workers, and how they are spoken to; see ggrun.rpc.workers.connect."""
+
+    addresses: str = ""
+    insecure: int = 0
+    form: str = "f32"
+    certificate: tuple[str, str] | None = None
+    progress: Progress = silent
+    tell: Tell = logging.getLogger(__name__).warning
+
+    def connect(self, without: Sequence[str] = ()) -> "Workers":
+        """The workers, connected; see ggrun.rpc.workers.connect."""
+        from ggrun.rpc.workers import connect  # gRPC takes a while to import
+
+        return connect(
+            self.addresses, insecure=self.insecure, form=self.form, certificate=self.certificate,
+            progress=self.progress, without=without,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Where:
+    """What is said of this machine; see LLM. Without a plan one is made for what there is."""
+
+    devices: str | None = None
+    threads: int | None = None
+    plan: Plan | None = None
+    p2p: str = "auto"
+    sums: Sums = SUMS
+    meter: Meter | None = None
+
+
+class Placed:
+    """A loaded model: `engine`, this machine's `devices`, and the `planned` that says where all is."""
+
+    def __init__(
+        self,
+        model: GGUF,
+        wishes: PlanOptions,
+        where: Where,
+        rpc: RpcOptions | None = None,
+    ) -> None:
+        self._model, self._wishes, self._rpc = model, wishes, rpc or RpcOptions()
+        self._where = where
+        self.devices: dict[str, Device] = {}
+        self._workers: Workers | None = None
+        self._lost: list[str] = []
+        self._reached = False
+        self.engine: Engine
+        self.planned: Planned
+        self._load()
+
+    def without(self, lost: HostLost) -> Engine:
+        """Load it again, without a worker that is gone. GgrunError, which says why, when nothing fits.
+
+        The layers that were on it are read from the file, those on other workers from their caches.
+        """
+        self._leave_out(lost)
+        self.close()
+        # What is in the context must find its place again.
+        self._wishes = replace(self._wishes, n_ctx=self.planned.sizes.n_ctx)
+        self._load()
+        return self.engine
+
+    def close(self) -> None:
+        """Let go of devices and workers."""
+        for device in self.devices.values():
+            device.close()
+        if self._workers:
+            self._workers.close()
+        self.devices, self._workers = {}, None
+
+    def _load(self) -> None:
+        """Load it, with less where workers get lost meanwhile; a plan that names them is given up then."""
+        retried: set[str] = set()
+        while True:
+            try:
+                self._try()
+                return
+            except HostLost as lost:
+                self.close()
+                if not self._reached:  # a worker that a user names must be there
+                    raise
+                if lost.host in retried:
+                    self._leave_out(lost)
+                retried.add(lost.host)  # once more: what was sent before is not sent again
+            except BaseException:
+                self.close()
+                raise
+
+    def _leave_out(self, lost: HostLost) -> None:
+        self._rpc.tell(f"{lost}: going on without it")
+        self._lost.append(lost.host)
+        # What was said of devices so far may name it.
+        self._where = replace(self._where, plan=None)
+        self._wishes = replace(self._wishes, overrides=(), tensor_split=None, order=None)
+
+    def _try(self) -> None:
+        w = self._where
+        if self._rpc.addresses:
+            self._workers = self._rpc.connect(self._lost)
+            self._reached = True
+        remote = self._workers.devices if self._workers else []
+
+        def make(facts: ModelFacts, options: PlanOptions) -> Planned:
+            return planned_here(facts, w.devices, w.threads, options, w.plan, w.p2p, remote)
+
+        def opened(names: Iterable[str]) -> dict[str, Device]:
+            return open_devices((name for name in names if not host_of(name)), w.threads, w.p2p)
+
+        wishes = self._wishes
+        if remote and wishes.split_mode == "auto":  # rows are not shared between machines
+            wishes = replace(wishes, split_mode="layer")
+        if w.plan is None:
+            wishes = with_mode(self._model, wishes, make, opened, w.sums)
+        facts = ModelFacts.from_outline(self._model)
+        self.planned = make(facts, wishes)
+        plan = self.planned.plan
+        self.devices = opened({m.device for stage in plan.stages for m in stage.members})
+        hosts = self._workers.hosts if self._workers else None
+        try:
+            self.engine = Engine(
+                self._model, facts.config, plan, self.devices, self.planned.sizes, hosts, w.meter, w.sums,
+                self.planned.offloads,
+            )  # fmt: skip
+        except BaseException:
+            for device in self.devices.values():
+                device.stream.abandon()  # what was to be loaded
+            raise
+        if self._workers:
+            self._workers.connect_parts(plan)

@@ -1,0 +1,396 @@
+"""A worker as the engine sees it: a Host whose hops compute elsewhere."""
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import count
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggrun.devices.base import Device, Limits, Place
+from ggrun.devices.best import TopK
+from ggrun.devices.names import DeviceName
+from ggrun.devices.streams import Stream, Threaded, ThreadEvent
+from ggrun.engine.batch import Batch
+from ggrun.engine.outputs import Outputs
+from ggrun.engine.runner import CacheSpec
+from ggrun.engine.stage import Hop
+from ggrun.engine.workspace import Sender
+from ggrun.errors import GgrunError, Interrupted
+from ggrun.gguf import GGUF
+from ggrun.plan import Plan
+from ggrun.plan.hardware import DeviceInfo
+from ggrun.rpc import ggrun_pb2 as pb
+from ggrun.rpc.hashes import Progress, silent
+from ggrun.rpc.link import Link
+from ggrun.rpc.upload import Upload
+from ggrun.rpc.wire import ProtocolError, decode, encode, forward, ids, shown
+
+MOST_DEVICES = 64
+_MOST = 1 << 60
+_WAIT = 10.0
+"""Seconds that a worker has for a word about another worker."""
+
+
+class Pending:
+    """A batch that is under way; what it gives comes in the thread that reads.
+
+    top    where only the best logits come
+    """
+
+    def __init__(self, rows: int, width: int, form: "pb.Form", top: TopK | None = None) -> None:
+        self.rows, self.width, self.form, self.top = rows, width, form, top
+        self.event = ThreadEvent()
+        self.values: NDArray[np.float32] = np.empty((0, width), np.float32)
+        self.ids: NDArray[np.int32] = np.empty((0, width), np.int32)
+
+    def take(self, result: "pb.Result", vocab: int) -> None:
+        """Check and keep it; ProtocolError."""
+        values = decode(result.values, self.form, self.rows, self.width)
+        if self.top:
+            self.ids = ids(result.ids, values, min(vocab, self.top.words))
+        self.values = values
+
+    def finish(self, error: BaseException | None) -> None:
+        """It has come, or never will; the first word counts."""
+        if not self.event.done:
+            self.event.finish(error)
+
+
+class Coming:
+    """A Sender of activations that are still on their way."""
+
+    def __init__(
+        self, hop: "RemoteHop", number: int, pending: Pending, before: "Coming | None" = None
+    ) -> None:
+        self.hop, self.number, self.pending = hop, number, pending
+        self.before = before
+        """What was pushed to the hop; so it never comes here."""
+
+    @property
+    def stream(self) -> Stream:
+        """Where the hop's results are waited for."""
+        return self.hop.stream
+
+    def copy(self, rows: int, device: Device, place: Place) -> None:
+        """Write them to a device when they are here."""
+        self.stream.enqueue(lambda: device.write(place, self.pending.values))
+
+    def download(self, rows: int, out: NDArray[np.float32]) -> None:
+        """Copy them when they are here."""
+        self.stream.enqueue(lambda: np.copyto(out, self.pending.values))
+
+
+class RemoteHop:
+    """A part of the plan that a worker computes."""
+
+    def __init__(self, remote: "Remote", part: int, *, first: bool, last: bool) -> None:
+        self.stream = Threaded(f"{remote.name}-{part}")
+        self.part = part
+        self._remote, self._first, self._last = remote, first, last
+        self._coming: Coming | None = None
+        # A batch waits for the one that was `slots` before it.
+        self._under_way: deque[Pending] = deque(maxlen=remote.slots)
+        self.pushes_to: RemoteHop | None = None
+
+    def accept(self, senders: Sequence[Sender], batch: Batch, slot: int) -> None:
+        """Send a batch on its way, when its activations are there."""
+        sender = senders[0]
+        if isinstance(sender, Coming) and sender.hop.pushes_to is self:
+            self._go(batch, pushed=sender)
+            return
+        if oldest := self._oldest():
+            sender.stream.wait(oldest.event)
+        values = np.empty((len(batch.tokens), self._remote.width), np.float32)
+        sender.download(len(batch.tokens), values)
+        number = self._remote.number()
+        message = forward(batch, self._remote.run, number, self.part, False)
+        pending = self._expect(batch, number)
+        sender.stream.enqueue(partial(self._send, message, values))
+        self.stream.wait(sender.stream.record())  # an error there is one here
+        self._wait(pending)
+
+    def run(self, batch: Batch) -> None:
+        """The first part begins with tokens; the others when activations have come."""
+        if self._first:
+            if oldest := self._oldest():
+                oldest.event.block()
+            self._go(batch)
+
+    def receive(self, batch: Batch, slot: int) -> None:
+        """The worker does."""
+
+    def send(self, batch: Batch, to: Hop, slot: int) -> None:
+        """Push the results on as they come."""
+        assert self._coming
+        to.accept([self._coming], batch, slot)
+
+    def download(self, batch: Batch, outputs: Outputs) -> None:
+        """Copy the logits as they come, or the best of them."""
+        assert self._coming
+        pending = self._coming.pending
+        if not batch.top:
+            self._coming.download(outputs.rows, outputs.logits)
+        elif outputs.rows:
+            best = outputs.best(0)
+            self.stream.enqueue(lambda: np.copyto(best.logits, pending.values))
+            self.stream.enqueue(lambda: np.copyto(best.ids, pending.ids))
+
+    def _go(self, batch: Batch, pushed: Coming | None = None) -> None:
+        """Let the worker compute what needs nothing from here."""
+        if pushed:
+            self.stream.wait(pushed.stream.record())  # an error there is one here
+        number = self._remote.number()
+        pending = self._expect(batch, number, pushed)
+        self._wait(pending)
+        message = forward(batch, self._remote.run, number, self.part, self._first)
+        if pushed:
+            message.pushed = pushed.number
+        while pushed and self.pushes_to is None:
+            pushed.hop.share(pushed.number, pending)
+            pushed = pushed.before
+        self._remote.link.send(forward=message)
+
+    def abandon(self) -> None:
+        """Begin anew; all that is pending has been ended."""
+        self.stream.abandon()
+        self._under_way.clear()
+
+    def share(self, number: int, pending: Pending) -> None:
+        """A batch that is pushed from here is done when it is there; what goes wrong here is its end."""
+        self._under_way.append(pending)
+        self._remote.share(number, pending)
+
+    def _oldest(self) -> Pending | None:
+        """What has to be done before another batch may be sent: neither side holds more than a few."""
+        return self._under_way[0] if len(self._under_way) == self._under_way.maxlen else None
+
+    def _expect(self, batch: Batch, number: int, pushed: Coming | None = None) -> Pending:
+        """What the batch gives, before anything is sent: the answer may come at once."""
+        pending = self._remote.expect(self, batch, number, self._last)
+        self._coming = Coming(self, number, pending, pushed)
+        return pending
+
+    def _wait(self, pending: Pending) -> None:
+        if self.pushes_to is None:
+            self._under_way.append(pending)
+            self.stream.wait(pending.event)
+
+    def _send(self, message: "pb.Forward", values: NDArray[np.float32]) -> None:
+        message.activations = encode(values, self._remote.form)
+        self._remote.link.send(forward=message)
+
+
+class Remote:
+    """A worker: its devices, and a Host for those parts of a plan that are on them.
+
+    form    of activations on the wire
+    """
+
+    def __init__(self, link: Link, form: "pb.Form", progress: Progress = silent) -> None:
+        self.name, self.link, self.form = link.host, link, form
+        self.width = self.run = self.slots = 0
+        self._progress = progress
+        self.latency, self.bandwidth = link.measure()
+        self.devices = _devices(link, self.latency, self.bandwidth)
+        self._hops: list[RemoteHop] = []
+        self._pending: dict[int, Pending] = {}
+        self._numbers, self._lock = count(1), threading.Lock()
+        self._interrupted = False
+        self._broken: GgrunError | None = None  # why nothing more comes of this run
+        self._answers: dict[tuple[str, int], _Answer] = {}
+        link.on("result", self._result)
+        link.on("failed", self._failed)
+        link.on("invited", partial(self._answer, "invited"))
+        link.on("handed", partial(self._answer, "handed"))
+        link.on_end(self._lost)
+
+    # ---------------------------------------------------------------- loading: see Host
+
+    def begin(
+        self, plan: Plan, parts: Sequence[range], model: GGUF, cache: CacheSpec, limits: Limits, slots: int
+    ) -> Sequence[RemoteHop]:
+        """Let the worker load runs of stages; does not wait."""
+        self._upload = Upload(self.link, self._progress)
+        self._vocab = self.width = 0
+        self._upload.begin(plan, parts, model, cache, limits, slots, self.form)
+        self.width, self._vocab = self._upload.width, self._upload.vocab
+        self.run, self.slots, ends = 1, slots, (0, len(plan.stages))
+        self._hops = [
+            RemoteHop(self, i, first=part.start == ends[0], last=part.stop == ends[1])
+            for i, part in enumerate(parts)
+        ]
+        return self._hops
+
+    def finish(self) -> set[str]:
+        """Wait until all is loaded: the names of the tensors that were taken."""
+        return self._upload.finish()
+
+    # ---------------------------------------------------------------- running: see Host
+
+    def synchronize(self) -> None:
+        """Wait until all that was sent is answered; raises the first error."""
+        for hop in self._hops:
+            hop.stream.synchronize()
+
+    def abandon(self) -> None:
+        """Begin another run; what comes of this one is dropped."""
+        with self._lock:
+            self.run += 1
+            pending, self._pending, self._broken = list(self._pending.values()), {}, None
+        for one in pending:
+            one.finish(GgrunError("the computation was given up"))
+        for hop in self._hops:
+            hop.abandon()
+        with suppress(GgrunError):  # a worker that is lost is at rest
+            self.link.send(reset=pb.Reset(run=self.run))
+
+    def interrupt(self) -> None:
+        """Make what it computes end with Interrupted; from any thread."""
+        self._interrupted = True
+        with suppress(GgrunError):
+            self.link.send(interrupt=pb.Interrupt())
+
+    def resume(self) -> None:
+        """Let it compute again."""
+        if self._interrupted:
+            self._interrupted = False
+            with self._lock:
+                self.run += 1
+            self.link.send(reset=pb.Reset(run=self.run, resume=True))
+
+    def close(self) -> None:
+        """End the session."""
+        self.link.close()
+        for hop in self._hops:
+            hop.stream.close()
+
+    # ---------------------------------------------------------------- batches under way
+
+    def number(self) -> int:
+        """A new batch's."""
+        return next(self._numbers)
+
+    def expect(self, hop: RemoteHop, batch: Batch, number: int, last: bool) -> Pending:
+        """Wait for a batch's results."""
+        if last:
+            width = batch.top.k if batch.top else self._vocab
+            pending = Pending(batch.wanted, width, pb.F32, batch.top)
+        else:
+            pending = Pending(len(batch.tokens), self.width, self.form)
+        if hop.pushes_to is None:
+            self.share(number, pending)
+        return pending
+
+    def share(self, number: int, pending: Pending) -> None:
+        """Tell a pending batch what goes wrong here."""
+        with self._lock:
+            for old in [n for n, one in self._pending.items() if one.event.done]:
+                del self._pending[old]
+            self._pending[number] = pending
+            error = self.link.error or self._broken
+        if error:
+            pending.finish(error)
+
+    def _result(self, result: "pb.Result") -> None:
+        with self._lock:
+            if result.run != self.run:
+                return
+            pending = self._pending.pop(result.batch, None)
+        if pending is None:
+            raise ProtocolError(f"{self.name}: the worker sent a result that nobody waits for")
+        pending.take(result, self._vocab)
+        pending.finish(None)
+
+    def _failed(self, failed: "pb.Failed") -> None:
+        error: GgrunError = GgrunError(f"{self.name}: {shown(failed.text)}")
+        if failed.kind == pb.Failed.INTERRUPTED:
+            error = Interrupted("the computation was interrupted")
+        if failed.run == 0:
+            raise error
+        with self._lock:
+            if failed.run != self.run:
+                return
+            pending, self._broken = list(self._pending.values()), error
+        for one in pending:
+            one.finish(error)
+
+    def _lost(self, error: GgrunError) -> None:
+        with self._lock:
+            pending, self._pending = list(self._pending.values()), {}
+        for one in pending:
+            one.finish(error)
+        for answer in list(self._answers.values()):
+            answer.come(None)
+
+    # ---------------------------------------------------------------- hand-off
+
+    def invite(self, part: int) -> bytes | None:
+        """The key of a part's inbox; None when the worker gives none."""
+        answer = self._ask("invited", part, lambda: self.link.send(invite=pb.Invite(part=part)))
+        return answer.key if answer else None
+
+    def hand_off(self, part: int, to: "Remote", to_part: int) -> None:
+        """Let results of a part go to another worker directly, if there is a way."""
+        key = to.invite(to_part)
+        if key is None:
+            return
+        known = to.link.key
+        message = pb.Handoff(
+            part=part, address=to.name, key=key, fingerprint=known.fingerprint if known else b""
+        )
+        answer = self._ask("handed", part, lambda: self.link.send(handoff=message))
+        if answer and answer.ok:
+            self._hops[part].pushes_to = to._hops[to_part]
+
+    def _ask(self, kind: str, part: int, send: Callable[[], None]) -> Any:
+        answer = self._answers[kind, part] = _Answer()
+        send()
+        return answer.wait(_WAIT)
+
+    def _answer(self, kind: str, message: Any) -> None:
+        answer = self._answers.pop((kind, message.part), None)
+        if answer is None:
+            raise ProtocolError(f"{self.name}: the worker answers what nobody asked")
+        answer.come(message)
+
+
+class _Answer:
+    """What a worker says to a question."""
+
+    def __init__(self) -> None:
+        self._there, self._message = threading.Event(), None
+
+    def come(self, message: Any) -> None:
+        self._message = message
+        self._there.set()
+
+    def wait(self, seconds: float) -> Any:
+        self._there.wait(seconds)
+        return self._message
+
+
+def _devices(link: Link, latency: float, bandwidth: float) -> list[DeviceInfo]:
+    """A worker's devices as the planner sees them; ProtocolError for numbers that no device has."""
+    found = link.welcome.devices
+    if len(found) > MOST_DEVICES or len({d.name for d in found}) < len(found):
+        raise ProtocolError(f"{link.host}: too many devices, or one twice")
+    return [_device(link.host, d, latency, bandwidth) for d in found]
+
+
+def _device(host: str, d: "pb.Device", latency: float, bandwidth: float) -> DeviceInfo:
+    speeds = (d.bandwidth, d.operations, d.float_operations, d.unpacked, d.link)
+    sane = all(math.isfinite(speed) and 0 <= speed < 1e20 for speed in speeds)
+    if not (sane and d.bandwidth > 0 and d.operations > 0 and 0 <= d.free <= _MOST and d.memory <= _MOST):
+        raise ProtocolError(f"{host}: the worker has a device with numbers that no device has")
+    DeviceName.parse(d.name)
+    return DeviceInfo(
+        f"{host}/{d.name}", d.memory, d.free, d.bandwidth, d.operations, d.link or d.bandwidth,
+        shown(d.label)[:40], shared=False, float_operations=d.float_operations, unpacked=d.unpacked,
+        latency=latency, network=bandwidth,
+    )  # fmt: skip

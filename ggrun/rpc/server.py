@@ -1,0 +1,147 @@
+"""A worker's door: who may come in, how many, and what becomes of their streams."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+
+from ggrun.errors import GgrunError
+from ggrun.rpc import ggrun_pb2 as pb
+from ggrun.rpc.channel import OPTIONS
+from ggrun.rpc.handoff import KEY
+from ggrun.rpc.keys import Identity
+from ggrun.rpc.session import Session, Shop
+from ggrun.rpc.wire import ProtocolError, parsed
+
+log = logging.getLogger(__name__)
+TOKEN = "ggrun-token-bin"
+"""The name of the metadata with a client's token."""
+_LOOK = 1.0
+
+
+class Server:
+    """Serves a shop until it is closed.
+
+    identity     None: plain text, and no token
+    client_ca    certificates (PEM) of which clients must have one; a token is not needed then
+    sessions     the most at a time
+    """
+
+    def __init__(
+        self, shop: Shop, address: str, identity: Identity | None, client_ca: bytes | None, sessions: int
+    ) -> None:
+        self._shop, self._most, self._client_ca = shop, sessions, client_ca
+        self._identity = identity
+        self._sessions: set[Session] = set()
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        # Each has a thread for replies; some are left for those that are turned away and for inboxes.
+        self._server = grpc.server(ThreadPoolExecutor(3 * sessions + 16), options=OPTIONS)
+        self._server.add_generic_rpc_handlers((self._handlers(),))
+        try:
+            self.port = self._listen(address)
+        except RuntimeError:
+            self.port = 0
+        if not self.port:
+            raise GgrunError(
+                f"{address}: cannot listen there: the port is in use, or the address not this machine's"
+            )
+        self._server.start()
+        threading.Thread(target=self._watch, daemon=True, name="ggrun-watch").start()
+
+    @property
+    def sessions(self) -> int:
+        """How many clients there are."""
+        return len(self._sessions)
+
+    def wait(self) -> None:
+        """Until `stop`."""
+        while not self._closed.wait(_LOOK):  # a wait without end would hold signals back
+            pass
+
+    def stop(self) -> None:
+        """Let `wait` return; from a signal's handler too."""
+        self._closed.set()
+
+    def close(self) -> None:
+        """End all sessions, and take no more."""
+        self._closed.set()
+        for session in list(self._sessions):
+            session.close()
+        self._server.stop(1.0).wait()
+
+    def _listen(self, address: str) -> int:
+        if self._identity is None:
+            return int(self._server.add_insecure_port(address))
+        pair = (self._identity.private_key, self._identity.certificate)
+        credentials = grpc.ssl_server_credentials([pair], self._client_ca, self._client_ca is not None)
+        return int(self._server.add_secure_port(address, credentials))
+
+    def _handlers(self) -> Any:
+        # Bytes come as they are: what is no message is for the session to refuse.
+        session = grpc.stream_stream_rpc_method_handler(self._session, None, pb.Reply.SerializeToString)
+        inbox = grpc.stream_stream_rpc_method_handler(self._inbox, None, pb.Pushed.SerializeToString)
+        return grpc.method_handlers_generic_handler("ggrun.Worker", {"Session": session, "Inbox": inbox})
+
+    def _session(self, requests: Any, context: Any) -> Iterator["pb.Reply"]:
+        peer = _peer(context)
+        self._check_token(peer, context)
+        session = Session(self._shop, peer)
+        with self._lock:
+            full = len(self._sessions) >= self._most
+            if not full:
+                self._sessions.add(session)
+        if full:
+            text = f"the worker has {self._most} clients, and takes no more (--max-clients)"
+            self._refuse(peer, context, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        log.info("%s: has come", peer)
+        try:
+            yield from session.answer(requests)
+        finally:
+            with self._lock:
+                self._sessions.discard(session)
+            log.info("%s: has gone", peer)
+
+    def _inbox(self, pushes: Any, context: Any) -> Iterator["pb.Pushed"]:
+        peer = _peer(context)
+        inbox = self._shop.doors.enter(_metadata(context, KEY))
+        if inbox is None:
+            text = "no such inbox"
+            self._refuse(peer, context, grpc.StatusCode.UNAUTHENTICATED, text)
+            return
+        yield pb.Pushed()
+        try:
+            for push in pushes:
+                inbox.put(parsed(pb.Push, push))
+        except ProtocolError as error:
+            self._refuse(peer, context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+    def _check_token(self, peer: str, context: Any) -> None:
+        """Before anything that the client sends is read."""
+        if self._identity is None or self._client_ca is not None:
+            return
+        if not self._identity.knows(_metadata(context, TOKEN)):
+            text = "wrong token: paste the join line that ggrun worker printed"
+            self._refuse(peer, context, grpc.StatusCode.UNAUTHENTICATED, text)
+
+    def _refuse(self, peer: str, context: Any, code: Any, text: str) -> None:
+        log.warning("%s: refused: %s", peer, text)
+        context.abort(code, text)
+
+    def _watch(self) -> None:
+        while not self._closed.wait(_LOOK):
+            for session in list(self._sessions):
+                session.check()
+
+
+def _metadata(context: Any, name: str) -> bytes:
+    found = dict(context.invocation_metadata()).get(name, b"")
+    return found if isinstance(found, bytes) else b""
+
+
+def _peer(context: Any) -> str:
+    """The client's address, as gRPC writes it: ipv4:127.0.0.1:1234."""
+    kind, _, address = str(context.peer()).partition(":")
+    return address if kind in ("ipv4", "ipv6") else kind

@@ -1,0 +1,367 @@
+"""One client of a worker, from Hello to its end: checks what comes, and computes in a thread of its own."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggrun import __version__
+from ggrun.devices import open_devices
+from ggrun.devices.base import Device
+from ggrun.engine.batch import Batch
+from ggrun.errors import GgrunError, Interrupted
+from ggrun.plan.hardware import DeviceInfo
+from ggrun.rpc import PROTOCOL
+from ggrun.rpc import ggrun_pb2 as pb
+from ggrun.rpc.handoff import Doors, Handoff
+from ggrun.rpc.intake import Intake
+from ggrun.rpc.ledger import Ledger, NoRoom
+from ggrun.rpc.opening import Opening, read
+from ggrun.rpc.part import Work, explained
+from ggrun.rpc.store import Library, Store
+from ggrun.rpc.wire import ProtocolError, encode, parsed, shown
+
+log = logging.getLogger(__name__)
+FIRST_WORD = 10.0
+"""Seconds that a client has to say Hello."""
+SILENCE = 30.0
+"""Seconds after which a client that says nothing is gone: it sends a Ping every few seconds."""
+_MOST_BALLAST = 8 << 20
+_MOST_HELD = 256 << 20
+"""Bytes that a client may have under way beside the activations of its batches: logits, tokens, positions."""
+_MOST_REPLIES = 1024
+"""Replies that a client has not read: more, and it does not want to."""
+
+
+@dataclass(frozen=True)
+class Shop:
+    """What a worker has for its clients."""
+
+    devices: tuple[DeviceInfo, ...]
+    threads: int | None
+    ledger: Ledger
+    store: Store
+    library: Library
+    doors: Doors
+    insecure: bool = False
+
+    def welcome(self) -> "pb.Reply":
+        """What there is, and how much of it is free."""
+        return pb.Reply(
+            welcome=pb.Welcome(
+                protocol=PROTOCOL,
+                version=__version__,
+                devices=[
+                    pb.Device(
+                        name=d.name, label=d.label, memory=d.memory, free=max(0, self.ledger.free(d.name)),
+                        bandwidth=d.bandwidth, operations=d.operations, link=d.link,
+                        float_operations=d.float_operations, unpacked=d.unpacked,
+                    )
+                    for d in self.devices
+                ],
+            )
+        )  # fmt: skip
+
+
+class Session:
+    """A client. `answer` is its stream; nothing that it sends can do more than end it."""
+
+    def __init__(self, shop: Shop, peer: str) -> None:
+        self._shop, self._peer = shop, peer
+        self._replies: SimpleQueue[pb.Reply | None] = SimpleQueue()
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._heard, self._greeted = time.monotonic(), False
+        self._opening: Opening | None = None
+        self._reserved: dict[str, int] = {}  # bytes of devices
+        self._intake: Intake | None = None
+        self._work: Work | None = None
+        self._devices: dict[str, Device] = {}
+        self._handoffs: dict[int, Handoff] = {}
+        self._run, self._held = 1, 0  # bytes of batches and results that are under way
+        self._closed, self._lock = False, threading.Lock()
+
+    def answer(self, requests: Iterable[bytes]) -> Iterator["pb.Reply"]:
+        """The replies to a client's requests, as bytes, until one of both ends it."""
+        reader = threading.Thread(target=self._read, args=(requests,), daemon=True, name="ggrun-client")
+        worker = threading.Thread(target=self._compute, daemon=True, name="ggrun-session")
+        reader.start()
+        worker.start()
+        try:
+            while (reply := self._replies.get()) is not None:
+                yield reply
+                if reply.HasField("result"):  # gRPC has it
+                    self._hold(-len(reply.result.values))
+        finally:
+            self.close()
+            worker.join()
+
+    def check(self) -> None:
+        """End the session if its client has been silent for too long; is called every second or so."""
+        silent, allowed = time.monotonic() - self._heard, SILENCE if self._greeted else FIRST_WORD
+        if silent > allowed and not self._closed:
+            log.warning("%s: silent for %.0f seconds: its session ends", self._peer, silent)
+            self.close()
+
+    def close(self) -> None:
+        """End it; from any thread."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._interrupt()
+        if self._work:
+            self._look_again(self._work)
+        self._jobs.put(None)
+        self._replies.put(None)
+
+    # ---------------------------------------------------------------- the reader's thread
+
+    def _read(self, requests: Iterable[bytes]) -> None:
+        try:
+            for request in requests:
+                self._heard = time.monotonic()
+                self._take(parsed(pb.Request, request))
+                if self._replies.qsize() > _MOST_REPLIES:
+                    raise ProtocolError("the client does not read its replies")
+        except GgrunError as error:
+            self._end(error)
+        except Exception as error:  # gRPC's own: the client has gone
+            if not type(error).__module__.startswith("grpc"):
+                self._end(error)
+        finally:
+            self.close()
+
+    def _take(self, request: "pb.Request") -> None:
+        kind = request.WhichOneof("kind")
+        if kind is None or (kind != "hello") != self._greeted:
+            raise ProtocolError("the first message must be Hello, and no other")
+        message = getattr(request, kind)
+        getattr(self, f"_take_{kind}")(message)
+
+    def _take_hello(self, message: "pb.Hello") -> None:
+        if message.protocol != PROTOCOL:
+            older = "the client" if message.protocol < PROTOCOL else "the worker"
+            raise _Version(
+                f"the worker is ggrun {__version__} (protocol {PROTOCOL}), the client ggrun "
+                f"{shown(message.version)[:20]} (protocol {message.protocol}): update {older}"
+            )
+        self._greeted = True
+        self._replies.put(self._shop.welcome())
+
+    def _take_ping(self, message: "pb.Ping") -> None:
+        if len(message.ballast) > _MOST_BALLAST:
+            raise ProtocolError("a Ping with too much ballast")
+        self._replies.put(pb.Reply(pong=pb.Pong(number=message.number)))
+
+    def _take_open(self, message: "pb.Open") -> None:
+        if self._opening:
+            raise ProtocolError("a session loads stages once")
+        opening = read(message, [d.name for d in self._shop.devices])
+        needs = opening.needs()
+        self._shop.ledger.take(needs)
+        self._opening, self._reserved = opening, needs
+        names = ", ".join(f"{name} {nbytes >> 20} MiB" for name, nbytes in needs.items())
+        log.info("%s: loads stages %s (%s)", self._peer, opening.stages, names)
+        self._jobs.put(self._look_for_weights)
+
+    def _take_chunk(self, message: "pb.Chunk") -> None:
+        if self._intake is None:
+            raise ProtocolError("a chunk came that nobody waits for")
+        before = self._intake.quarters
+        if self._intake.take(message):
+            self._jobs.put(self._load)
+        if self._intake.quarters > before:
+            log.info("%s: %d %% of the weights have come", self._peer, 25 * self._intake.quarters)
+        self._replies.put(pb.Reply(received=pb.Received(bytes=self._intake.received)))
+
+    def _take_forward(self, message: "pb.Forward") -> None:
+        work = self._ready()
+        batch = work.check(message)
+        if message.run < self._run:
+            return
+        self._hold(message.ByteSize())
+        self._check_held()
+        self._jobs.put(partial(self._forward, message, batch))
+
+    def _take_interrupt(self, message: "pb.Interrupt") -> None:
+        self._interrupt()
+
+    def _take_reset(self, message: "pb.Reset") -> None:
+        work = self._ready()
+        if message.run < self._run:
+            raise ProtocolError("runs are counted up")
+        self._run = message.run
+        self._look_again(work)
+        self._jobs.put(partial(self._reset, message.resume))
+
+    def _take_invite(self, message: "pb.Invite") -> None:
+        key = self._shop.doors.open(self._inbox(message.part))
+        self._replies.put(pb.Reply(invited=pb.Invited(part=message.part, key=key)))
+
+    def _take_handoff(self, message: "pb.Handoff") -> None:
+        self._inbox(message.part)
+        handoff = Handoff(message, self._shop.insecure, self._end)
+        self._jobs.put(partial(self._connect, message.part, handoff))
+
+    def _ready(self) -> Work:
+        if self._work is None:
+            raise ProtocolError("nothing is loaded yet")
+        return self._work
+
+    def _inbox(self, part: int) -> Any:
+        work = self._ready()
+        if part >= len(work.inboxes):
+            raise ProtocolError(f"part {part}: there are {len(work.inboxes)}")
+        return work.inboxes[part]
+
+    # ---------------------------------------------------------------- the thread that computes
+
+    def _compute(self) -> None:
+        try:
+            while job := self._jobs.get():
+                job()
+        except Exception as error:  # whatever it is, the client is told
+            self._end(error)
+        self._let_go()
+
+    def _look_for_weights(self) -> None:
+        assert self._opening
+        self._intake = intake = Intake(self._opening, self._shop.library, self._shop.store)
+        if wants := intake.look():
+            log.info("%s: %d MiB of weights are missing here", self._peer, intake.total >> 20)
+            self._replies.put(pb.Reply(missing=pb.Missing(wants=wants)))
+        else:
+            self._load()
+
+    def _load(self) -> None:
+        assert self._opening
+        assert self._intake
+        model = self._intake.model()
+        self._intake.close()
+        self._devices = open_devices(self._opening.devices, self._shop.threads)
+        work = Work(self._opening, model, self._devices, self._emit, self._fail)
+        self._shop.store.trim()
+        self._work = work
+        log.info("%s: is ready", self._peer)
+        self._replies.put(pb.Reply(ready=pb.Ready(tensors=sorted(work.loaded.tensors))))
+
+    def _forward(self, message: "pb.Forward", batch: Batch) -> None:
+        work = self._ready()
+        self._hold(-message.ByteSize())
+        if message.run != self._run:
+            return
+        try:
+            work.run(message, batch, lambda: message.run != self._run or self._closed)
+        except ProtocolError:
+            raise
+        except Exception as error:  # whatever it is, the client is told
+            self._fail(message, error)
+
+    def _reset(self, resume: bool) -> None:
+        self._ready().reset()
+        if resume:
+            for device in self._devices.values():
+                device.resume()
+
+    def _connect(self, part: int, handoff: Handoff) -> None:
+        if part in self._handoffs:
+            raise ProtocolError("a part has one inbox to push to")
+        if ok := handoff.connect():
+            self._handoffs[part] = handoff
+        self._replies.put(pb.Reply(handed=pb.Handed(part=part, ok=ok)))
+
+    # ---------------------------------------------------------------- what comes of a batch, from any thread
+
+    def _emit(
+        self, message: "pb.Forward", values: NDArray[np.float32], ids: NDArray[np.int32] | None
+    ) -> None:
+        assert self._opening
+        last = self._opening.parts[message.part].stop == len(self._opening.plan.stages)
+        data = encode(values, pb.F32 if last else self._opening.form)
+        if handoff := self._handoffs.get(message.part):
+            handoff.push(message.batch, data)
+        else:
+            result = pb.Result(run=message.run, batch=message.batch, part=message.part, values=data)
+            if ids is not None:
+                result.ids = ids.astype("<i4", copy=False).tobytes()
+            self._hold(len(data))
+            self._replies.put(pb.Reply(result=result))
+            try:
+                self._check_held()
+            except ProtocolError as error:  # the thread may be a stream's, which has no use for it
+                self._end(error)
+
+    def _fail(self, message: "pb.Forward", error: BaseException) -> None:
+        if not isinstance(error, Interrupted):
+            log.warning("%s: a batch failed: %s", self._peer, explained(error))
+        self._replies.put(_failed(error, message.run))
+
+    def _hold(self, nbytes: int) -> None:
+        """Count what is under way."""
+        with self._lock:
+            self._held += nbytes
+
+    def _check_held(self) -> None:
+        """ProtocolError when a client sends without end, or does not read."""
+        assert self._opening
+        batch = self._opening.config.width * self._opening.limits.tokens * 4
+        if self._held > _MOST_HELD + 4 * self._opening.slots * len(self._opening.parts) * batch:
+            raise ProtocolError(f"{self._held >> 20} MiB of batches are under way: more than were announced")
+
+    # ---------------------------------------------------------------- the end
+
+    def _interrupt(self) -> None:
+        for device in self._devices.values():
+            device.interrupt()
+
+    def _look_again(self, work: Work) -> None:
+        for inbox in work.inboxes:
+            inbox.look_again()
+
+    def _end(self, error: BaseException) -> None:
+        """The session is at its end, and its client is told why."""
+        if not self._closed:
+            log.warning("%s: refused: %s", self._peer, explained(error))
+            self._replies.put(_failed(error, 0))
+        self.close()
+
+    def _let_go(self) -> None:
+        """Give back all that the client had."""
+        with suppress(Exception):  # a device that fails even now must not keep the memory reserved
+            for handoff in self._handoffs.values():
+                handoff.close()
+            if self._work:
+                for inbox in self._work.inboxes:
+                    self._shop.doors.close(inbox)
+                self._work.reset()
+                self._work.close()
+            for device in self._devices.values():
+                device.close()
+        if self._intake:
+            self._intake.close()
+        self._work = self._intake = None
+        self._devices = {}
+        self._shop.ledger.give(self._reserved)
+
+
+class _Version(ProtocolError):
+    """The two sides are of different times."""
+
+
+def _failed(error: BaseException, run: int) -> "pb.Reply":
+    kinds = (
+        (_Version, pb.Failed.VERSION),
+        (NoRoom, pb.Failed.NO_ROOM),
+        (Interrupted, pb.Failed.INTERRUPTED),
+        (ProtocolError, pb.Failed.PROTOCOL),
+    )
+    kind = next((kind for cls, kind in kinds if isinstance(error, cls)), pb.Failed.OTHER)
+    return pb.Reply(failed=pb.Failed(kind=kind, text=explained(error), run=run))

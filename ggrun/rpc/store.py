@@ -1,0 +1,188 @@
+"""A worker's weights: tensors by the SHA-256 of their bytes, in files that were there or have come."""
+
+import logging
+import mmap
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggrun.errors import GgrunError
+from ggrun.gguf import GGUF, Outline
+from ggrun.rpc.hashes import hashes
+from ggrun.rpc.opening import Declared
+
+log = logging.getLogger(__name__)
+_BLOCK = 1 << 20
+_ROOM = 1 << 30  # bytes of a disk that are left to others
+
+Bytes = NDArray[np.uint8]
+
+
+class Store:
+    """Tensors that came over the network, a file each; the least recently used go beyond the limit.
+
+    limit    bytes; what sessions still use may be more for a while. 0: nothing is kept behind a session.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder, self._limit = folder, limit
+        self._lock = threading.Lock()
+        self._coming: set[bytes] = set()
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise GgrunError(f"{folder}: {error.strerror}: give another cache with GGRUN_CACHE") from None
+
+    def find(self, tensor: Declared) -> Bytes | None:
+        """A tensor's bytes, if they came before."""
+        path = self._path(tensor.sha256)
+        with suppress(OSError):
+            found = _mapped(path)
+            if len(found) == tensor.nbytes:
+                os.utime(path)
+                return found
+        return None
+
+    def begin(self, tensor: Declared) -> "Incoming":
+        """Take in a tensor, from where it was broken off before. GgrunError when the disk is full."""
+        with self._lock:
+            alone = tensor.sha256 not in self._coming
+            self._coming.add(tensor.sha256)
+        path = self._path(tensor.sha256)
+        # Two clients may send the same: the second goes its own way.
+        part = path.with_suffix(".part" if alone else f".{threading.get_ident()}.part")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            return Incoming(self, tensor, path, part)
+        except OSError as error:
+            raise GgrunError(f"the worker's cache: {error.strerror}") from None
+
+    def check_room(self, nbytes: int) -> None:
+        """GgrunError when the disk has no room for so many bytes."""
+        free = shutil.disk_usage(self._folder).free - _ROOM
+        if nbytes > free:
+            raise GgrunError(f"the worker's disk has no room for {nbytes >> 20} MiB of weights")
+
+    def ended(self, incoming: "Incoming") -> None:
+        """Somebody has come to the end of a tensor, or given it up."""
+        with self._lock:
+            self._coming.discard(incoming.tensor.sha256)
+
+    def trim(self) -> None:
+        """Remove what was not used for the longest time. What is mapped stays there for who maps it."""
+        with self._lock:
+            files = sorted(self._files(), key=lambda pair: pair[1].st_mtime)
+            total = sum(status.st_size for _, status in files)
+            for path, status in files:
+                if total <= self._limit:
+                    break
+                with suppress(OSError):
+                    path.unlink()
+                    total -= status.st_size
+
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        busy = {digest.hex() for digest in self._coming}
+        for path in self._folder.glob("??/*"):
+            with suppress(OSError):
+                if not (path.suffix and path.stem.partition(".")[0] in busy):
+                    yield path, path.stat()
+
+    def _path(self, digest: bytes) -> Path:
+        name = digest.hex()
+        return self._folder / name[:2] / name
+
+
+class Incoming:
+    """A tensor that comes in chunks, in order."""
+
+    def __init__(self, store: Store, tensor: Declared, path: Path, part: Path) -> None:
+        self.tensor, self.offset = tensor, 0
+        self._store, self._path, self._part = store, path, part
+        self._hash = sha256()
+        self._file = open(os.open(part, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)  # noqa: SIM115
+        while self.offset < tensor.nbytes and (block := self._file.read(_BLOCK)):
+            self._hash.update(block)
+            self.offset += len(block)
+        if self.offset > tensor.nbytes:  # no beginning of this
+            self._again()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all bytes are here."""
+        return self.offset == self.tensor.nbytes
+
+    def write(self, data: bytes) -> None:
+        """Take what follows."""
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise GgrunError(f"the worker's cache: {error.strerror}") from None
+        self._hash.update(data)
+        self.offset += len(data)
+
+    def finish(self) -> Bytes:
+        """The tensor's bytes; GgrunError when they are not what was announced."""
+        if self._hash.digest() != self.tensor.sha256:
+            self._again()
+            raise GgrunError(f"tensor {self.tensor.name}: what came has another SHA-256 than was announced")
+        self.close()
+        self._part.replace(self._path)
+        return _mapped(self._path)
+
+    def close(self) -> None:
+        """Let go of the file; what has come stays for another try."""
+        if not self._file.closed:
+            self._file.close()
+            self._store.ended(self)
+
+    def _again(self) -> None:
+        self._file.truncate(0)
+        self._file.seek(0)
+        self._hash, self.offset = sha256(), 0
+
+
+class Library:
+    """The worker's own model files: all *.gguf in and below a folder.
+
+    A tensor is hashed when a client wants one of its name, shape and format, and never again while the file
+    stays as it is.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def find(self, tensors: list[Declared]) -> dict[str, Bytes]:
+        """The bytes of as many of the tensors as there are, by name."""
+        found: dict[str, Bytes] = {}
+        wanted = {t.name: t for t in tensors}
+        for path in sorted(self._folder.rglob("*.gguf")) if self._folder and wanted else ():
+            try:
+                found |= self._in_file(path, {n: t for n, t in wanted.items() if n not in found})
+            except GgrunError as error:  # no model, or one that is just being written
+                log.warning("%s is left out: %s", path, error)
+        return found
+
+    def _in_file(self, path: Path, wanted: dict[str, Declared]) -> dict[str, Bytes]:
+        declared = Outline.read(path).tensors
+        alike = [
+            name
+            for name, t in wanted.items()
+            if (d := declared.get(name)) and (d.shape, d.format) == (t.shape, t.format)
+        ]
+        if not alike:
+            return {}
+        model = GGUF(path)
+        digests = hashes(model, alike)
+        return {n: model.tensors[n].data for n in alike if digests[n] == wanted[n].sha256}
+
+
+def _mapped(path: Path) -> Bytes:
+    with open(path, "rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)

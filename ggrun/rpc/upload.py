@@ -1,0 +1,116 @@
+"""Loading on a worker: says what to load, and sends the weights that it has not."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ggrun.devices.base import Limits
+from ggrun.engine.runner import CacheSpec
+from ggrun.gguf import GGUF, Tensor
+from ggrun.plan import Plan
+from ggrun.plan.facts import PAGE, ModelFacts
+from ggrun.rpc import ggrun_pb2 as pb
+from ggrun.rpc.hashes import Progress, hashes
+from ggrun.rpc.link import Link
+from ggrun.rpc.opening import opening, wanted
+from ggrun.rpc.wire import ProtocolError
+
+_CHUNK = 1 << 20
+_WINDOW = 32 << 20
+"""Bytes under way: chunks follow each other without waiting for the worker's word on each."""
+
+
+class Upload:
+    """One load. `begin` starts a thread, `finish` waits for it."""
+
+    def __init__(self, link: Link, progress: Progress) -> None:
+        self._link, self._progress = link, progress
+        self.width = self.vocab = self.sent = 0
+        self._changed = threading.Condition()
+        self._missing: Any = None
+        self._ready: Any = None
+        self._received = 0
+        self._error: BaseException | None = None
+        link.on("missing", self._on_missing)
+        link.on("received", self._on_received)
+        link.on("ready", self._on_ready)
+        link.on_end(self._lost)
+
+    def begin(
+        self, plan: Plan, parts: Sequence[range], model: GGUF, cache: CacheSpec, limits: Limits, slots: int,
+        form: "pb.Form",
+    ) -> None:  # fmt: skip
+        """Start to load runs of stages."""
+        facts = ModelFacts.from_outline(model)
+        self.width, self.vocab = facts.config.width, facts.config.vocab
+        names = wanted(facts, plan, [i for part in parts for i in part]) & model.tensors.keys()
+
+        def load() -> None:
+            try:
+                digests = hashes(model, sorted(names), self._progress)
+                n_ctx = limits.pages * PAGE
+                message = opening(
+                    self._link.host, plan, parts, model, digests, cache, limits, n_ctx, slots, form
+                )
+                self._link.send(open=message)
+                self._transfer(list(model.tensors.values()))
+            except BaseException as error:  # whatever it is, `finish` raises it
+                self._lost(error)
+
+        threading.Thread(target=load, daemon=True, name=f"ggrun-{self._link.host}-load").start()
+
+    def finish(self) -> set[str]:
+        """Wait until the worker is ready: the names of the tensors that it uses."""
+        self._wait(lambda: self._ready is not None)
+        return set(self._ready.tensors)
+
+    def _transfer(self, tensors: list[Tensor]) -> None:
+        self._wait(lambda: self._missing is not None or self._ready is not None)
+        if self._missing is None:
+            return
+        total = sum(self._left(tensors, want) for want in self._missing.wants)
+        for want in self._missing.wants:
+            for chunk in self._chunks(tensors, want):
+                self._wait(lambda: self.sent - self._received < _WINDOW)
+                self._link.send(chunk=chunk)
+                self.sent += len(chunk.data)
+                self._progress(f"sending weights to {self._link.host}", self._received, total)
+        self._wait(lambda: self._ready is not None)
+        self._progress(f"sending weights to {self._link.host}", total, total)
+
+    def _left(self, tensors: list[Tensor], want: "pb.Want") -> int:
+        if want.tensor >= len(tensors) or want.offset >= tensors[want.tensor].nbytes:
+            raise ProtocolError(f"{self._link.host}: the worker wants a tensor that there is not")
+        return tensors[want.tensor].nbytes - int(want.offset)
+
+    def _chunks(self, tensors: list[Tensor], want: "pb.Want") -> Iterator["pb.Chunk"]:
+        data = tensors[want.tensor].data
+        for begin in range(want.offset, len(data), _CHUNK):
+            yield pb.Chunk(tensor=want.tensor, offset=begin, data=data[begin : begin + _CHUNK].tobytes())
+
+    def _wait(self, there: Any) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._error is not None or there())
+            if self._error:
+                raise self._error
+
+    def _on_missing(self, missing: "pb.Missing") -> None:
+        if self._missing is not None or len({w.tensor for w in missing.wants}) < len(missing.wants):
+            raise ProtocolError(f"{self._link.host}: the worker asks for weights twice")
+        self._tell("_missing", missing)
+
+    def _on_received(self, received: "pb.Received") -> None:
+        if not self._received <= received.bytes <= self.sent + _CHUNK:
+            raise ProtocolError(f"{self._link.host}: the worker has received what was not sent")
+        self._tell("_received", received.bytes)
+
+    def _on_ready(self, ready: "pb.Ready") -> None:
+        self._tell("_ready", ready)
+
+    def _lost(self, error: BaseException) -> None:
+        self._tell("_error", self._error or error)
+
+    def _tell(self, name: str, value: Any) -> None:
+        with self._changed:
+            setattr(self, name, value)
+            self._changed.notify_all()

@@ -1,0 +1,149 @@
+"""Numbers on the wire: arrays to bytes and back. Nothing that comes is trusted."""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from ggrun.devices.base import Limits
+from ggrun.devices.best import MOST_K, TopK
+from ggrun.engine.batch import Batch
+from ggrun.errors import GgrunError
+from ggrun.rpc import ggrun_pb2 as pb
+
+LARGEST_MESSAGE = 128 << 20
+"""Bytes: activations of 2048 tokens of a width of 16384."""
+FORMS = {"f32": pb.F32, "f16": pb.F16, "bf16": pb.BF16}
+"""How activations may go over the wire, by the names that users give."""
+_LARGEST_F16 = 65504.0
+M = TypeVar("M", "pb.Request", "pb.Reply", "pb.Push")
+_SHOWN = 300
+
+
+class ProtocolError(GgrunError):
+    """The other side sent what it must not send."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the numbers of a batch must keep to."""
+
+    limits: Limits
+    cells: int  # of the KV cache
+    vocab: int
+
+
+def parsed(kind: type[M], data: bytes) -> M:
+    """The message that bytes are; ProtocolError when they are none."""
+    try:
+        message: M = kind.FromString(data)
+    except DecodeError:
+        raise ProtocolError("what came is no message of ggrun") from None
+    return message
+
+
+def encode(values: NDArray[np.float32], form: int) -> bytes:
+    """Float32 values in a form of the wire. F16 holds no more than 65504: larger ones become that."""
+    if form == pb.F16:
+        return np.clip(values, -_LARGEST_F16, _LARGEST_F16).astype("<f2").tobytes()
+    if form == pb.BF16:
+        bits = np.ascontiguousarray(values).view(np.uint32)
+        rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16  # to nearest, ties to even
+        return rounded.astype("<u2").tobytes()
+    return values.astype("<f4", copy=False).tobytes()
+
+
+def decode(data: bytes, form: int, rows: int, width: int) -> NDArray[np.float32]:
+    """Such bytes as float32 [rows, width]; ProtocolError when there are not exactly so many."""
+    size = 4 if form == pb.F32 else 2
+    if len(data) != rows * width * size:
+        raise ProtocolError(f"{len(data)} bytes came where {rows} x {width} values of {size} bytes belong")
+    if form == pb.F16:
+        values = np.frombuffer(data, "<f2").astype(np.float32)
+    elif form == pb.BF16:
+        values = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    else:
+        values = np.frombuffer(data, "<f4")
+    return values.reshape(rows, width)
+
+
+def forward(batch: Batch, run: int, number: int, part: int, first: bool) -> "pb.Forward":
+    """A batch as a message, without activations; first: its part has the embedding, and needs tokens."""
+    message = pb.Forward(
+        run=run,
+        batch=number,
+        part=part,
+        positions=_bytes(batch.positions),
+        sequences=_bytes(batch.sequences),
+        slots=_bytes(batch.slots),
+        outputs=batch.outputs.astype(np.uint8).tobytes(),
+        tables=[pb.Table(sequence=s, pages=_bytes(pages)) for s, pages in batch.tables.items()],
+    )
+    if batch.top:
+        message.top, message.words = batch.top.k, batch.top.words
+    if first:
+        message.tokens = _bytes(batch.tokens)
+    return message
+
+
+def batch(message: "pb.Forward", bounds: Bounds, first: bool) -> Batch:
+    """The batch of a message; ProtocolError where a number could reach beyond any memory."""
+    limits, n = bounds.limits, len(message.outputs)
+    if not 1 <= n <= limits.tokens:
+        raise ProtocolError(f"a batch of {n} tokens, where 1 to {limits.tokens} are possible")
+    outputs = np.frombuffer(message.outputs, np.uint8)
+    if outputs.max() > 1 or np.count_nonzero(outputs) > limits.outputs:
+        raise ProtocolError(f"a batch wants more than {limits.outputs} logits, or what is not 0 or 1")
+    if len(message.tables) > limits.sequences:
+        raise ProtocolError(f"tables of {len(message.tables)} sequences, there are {limits.sequences}")
+    tables = {}
+    for table in message.tables:
+        if table.sequence >= limits.sequences:
+            raise ProtocolError(f"sequence {table.sequence}: there are {limits.sequences}")
+        size = min(len(table.pages) // 4, limits.pages)
+        tables[table.sequence] = _numbers("pages", table.pages, size, limits.pages)
+    if message.top > MOST_K:
+        raise ProtocolError(f"the {message.top} best logits: no more than {MOST_K} can be had")
+    if not first and message.tokens:
+        raise ProtocolError("tokens came for a part without the embedding")
+    return Batch(
+        _numbers("tokens", message.tokens, n, bounds.vocab) if first else np.zeros(n, np.int32),
+        _numbers("positions", message.positions, n, bounds.cells),
+        _numbers("sequences", message.sequences, n, limits.sequences),
+        _numbers("slots", message.slots, n, bounds.cells),
+        outputs.astype(np.bool_),
+        tables,
+        TopK(message.top, message.words) if message.top else None,
+    )
+
+
+def ids(data: bytes, logits: NDArray[np.float32], end: int) -> NDArray[np.int32]:
+    """The ids of the best logits, from 0 to end - 1, and -1 where there are no more; ProtocolError."""
+    if len(data) != 4 * logits.size:
+        raise ProtocolError(f"{len(data)} bytes of ids came for {logits.size} logits")
+    found = np.frombuffer(data, "<i4").reshape(logits.shape)
+    none = logits == -np.inf
+    if not ((none & (found == -1)) | ((found >= 0) & (found < end))).all():
+        raise ProtocolError(f"one of the ids of the best logits is not from 0 to {end - 1}")
+    return found
+
+
+def shown(text: str) -> str:
+    """A text of the other side's in one line that cannot steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text[:_SHOWN].split()))
+
+
+def _bytes(numbers: NDArray[np.int32]) -> bytes:
+    return numbers.astype("<i4", copy=False).tobytes()
+
+
+def _numbers(what: str, data: bytes, n: int, end: int) -> NDArray[np.int32]:
+    """n numbers from 0 to end - 1."""
+    if len(data) != 4 * n:
+        raise ProtocolError(f"{len(data)} bytes of {what} came where {n} numbers belong")
+    numbers = np.frombuffer(data, "<i4")
+    if n and not 0 <= int(numbers.min()) <= int(numbers.max()) < end:
+        raise ProtocolError(f"one of the {what} is not from 0 to {end - 1}")
+    return numbers

@@ -1,0 +1,66 @@
+"""Makes a worker of this machine: its devices, memory, weights and door."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ggrun.devices.local import everything, local_cpu, local_devices, shared_out
+from ggrun.errors import UsageError
+from ggrun.kernels import cache_home
+from ggrun.plan.hardware import DeviceInfo
+from ggrun.plan.options import PlanOptions
+from ggrun.rpc.channel import is_loopback
+from ggrun.rpc.handoff import Doors
+from ggrun.rpc.keys import Identity
+from ggrun.rpc.ledger import Ledger
+from ggrun.rpc.server import Server
+from ggrun.rpc.session import Shop
+from ggrun.rpc.store import Library, Store
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """What a user says of a worker; see ggrun worker --help. Sizes are bytes."""
+
+    host: str = "127.0.0.1"
+    port: int = 50052
+    devices: str | None = None
+    threads: int | None = None
+    models: Path | None = None
+    cache_size: int = 64 << 30
+    cache_dir: Path | None = None
+    max_memory: int | None = None
+    sessions: int = 16
+    insecure: int = 0
+    client_ca: bytes | None = None
+
+
+def offered(devices: str | None, threads: int | None, margin: int = 1024) -> list[DeviceInfo]:
+    """This machine's devices as clients see them: measured, and with what may be taken of their memory.
+
+    margin    MiB that stay free on each device that others use too
+    """
+    text = everything() if devices is None else devices
+    local_cpu(threads, measure=True)
+    found = shared_out(local_devices(text, threads), PlanOptions(fit_margin=margin))
+    return [replace(device, free=device.usable(margin << 20), shared=False) for device in found]
+
+
+def open_worker(options: WorkerOptions, devices: Sequence[DeviceInfo], identity: Identity | None) -> Server:
+    """Open the door. identity: None for plain text; UsageError where that is not allowed."""
+    if identity is None and options.insecure < 2 and not is_loopback(options.host):
+        raise UsageError(
+            f"--insecure on {options.host}: without TLS for this machine only; give it twice for any"
+        )
+    ledger = Ledger({d.name: d.free for d in devices}, options.max_memory)
+    shop = Shop(
+        devices=tuple(devices),
+        threads=options.threads,
+        ledger=ledger,
+        store=Store(options.cache_dir or cache_home() / "tensors", options.cache_size),
+        library=Library(options.models),
+        doors=Doors(),
+        insecure=identity is None,
+    )
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    return Server(shop, f"{host}:{options.port}", identity, options.client_ca, options.sessions)

@@ -1,0 +1,107 @@
+"""The workers that a model is loaded with: found, joined, connected, and let go of."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from ggrun.engine.hosts import hops
+from ggrun.errors import GgrunError, UsageError
+from ggrun.plan import Plan
+from ggrun.plan.hardware import DeviceInfo
+from ggrun.rpc.channel import Certificates, is_loopback, split_address
+from ggrun.rpc.hashes import Progress, silent
+from ggrun.rpc.keys import Key, known_workers
+from ggrun.rpc.link import Link
+from ggrun.rpc.remote import Remote
+from ggrun.rpc.wire import FORMS
+
+
+class Workers:
+    """Connections to workers. `hosts` are what an Engine takes, by their addresses."""
+
+    def __init__(self, remotes: Sequence[Remote]) -> None:
+        self.hosts = {remote.name: remote for remote in remotes}
+
+    @property
+    def devices(self) -> list[DeviceInfo]:
+        """All of theirs."""
+        return [device for remote in self.hosts.values() for device in remote.devices]
+
+    def connect_parts(self, plan: Plan) -> None:
+        """Let workers whose stages follow each other do without the way over here, where they can."""
+        ways, numbers = hops(plan), dict.fromkeys(self.hosts, 0)
+        parts: list[tuple[Remote, int] | None] = []
+        for host, _ in ways:
+            parts.append((self.hosts[host], numbers[host]) if host else None)
+            if host:
+                numbers[host] += 1
+        for a, b in pairwise(parts):
+            if a and b:
+                a[0].hand_off(a[1], *b)
+
+    def close(self) -> None:
+        """End all sessions."""
+        for remote in self.hosts.values():
+            remote.close()
+
+
+def connect(
+    addresses: str,
+    *,
+    insecure: int = 0,
+    form: str = "f32",
+    certificate: tuple[str, str] | None = None,
+    progress: Progress = silent,
+    without: Sequence[str] = (),
+) -> Workers:
+    """Connect to workers: "host:port,host:port", or "auto". GgrunError when one cannot be used.
+
+    insecure       1: plain text to this machine's own, 2: to any
+    form           of activations on the wire: f32, f16 or bf16
+    certificate    files of one and its private key, for workers that want one
+    without        addresses that are left out
+    """
+    if form not in FORMS:
+        raise UsageError(f"activations of form {form!r:.20}: there are {', '.join(FORMS)}")
+    own = None if certificate is None else Certificates(*map(_bytes, certificate))
+    remotes: list[Remote] = []
+    try:
+        for name, key in _named(addresses, insecure).items():
+            if name not in without:
+                remotes.append(Remote(Link(name, key, own), FORMS[form], progress))
+    except BaseException:
+        Workers(remotes).close()
+        raise
+    return Workers(remotes)
+
+
+def _named(addresses: str, insecure: int) -> dict[str, Key | None]:
+    """The workers of a list, and what is known of each."""
+    if addresses.strip() != "auto":
+        names = dict.fromkeys(name for part in addresses.split(",") if (name := part.strip()))
+        return {name: _key(name, insecure) for name in names}
+    from ggrun.rpc.discovery import discovered
+
+    found = discovered(known_workers())
+    if not found:
+        raise GgrunError("--rpc auto: no worker that was joined is found in this network")
+    return dict(found)
+
+
+def _key(address: str, insecure: int) -> Key | None:
+    """What is known of a worker; None: plain text."""
+    host, _ = split_address(address)
+    if insecure > 1 or (insecure and is_loopback(host)):
+        return None
+    if insecure:
+        raise UsageError(f"{address}: --insecure is for this machine's own workers; twice for any")
+    if (key := known_workers().get(address)) is None:
+        raise UsageError(f"{address}: was not joined: paste the join line that ggrun worker printed there")
+    return key
+
+
+def _bytes(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise GgrunError(f"{file}: {error.strerror}") from None

@@ -1,0 +1,127 @@
+"""A worker goes away, at any moment: the text goes on, or ends with one clear line."""
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ggrun import LLM
+from ggrun.bundled import demo_model
+from ggrun.engine.hosts import HostLost
+from ggrun.errors import GgrunError
+from ggrun.rpc.placed import RpcOptions
+from tests.rpc.conftest import Start
+from tests.rpc.processes import WorkerProcess, plan_of
+
+MODEL, HALVES = Path(demo_model()), 16
+PROMPT = "The king ordered the"
+SAMPLING = {"temp": 0.0, "ignore_eos": True, "max_tokens": 60}
+LIMIT = 15.0
+
+
+@pytest.fixture(scope="module")
+def want() -> str:
+    with LLM(MODEL, n_ctx=256, threads=1) as llm:
+        return "".join(llm.generate(PROMPT, **SAMPLING))
+
+
+def options(*workers: WorkerProcess, told: list[str] | None = None) -> RpcOptions:
+    addresses = ",".join(worker.address for worker in workers)
+    return RpcOptions(addresses, insecure=1, tell=(told if told is not None else []).append)
+
+
+def test_killed_in_the_middle_of_an_answer(start: Start, want: str) -> None:
+    a, b, told = start("--insecure", name="a"), start("--insecure", name="b"), []
+    plan = plan_of(MODEL, ("cpu", 4), (a.device(), 8), (b.device(), HALVES))
+    with LLM(MODEL, n_ctx=256, threads=1, plan=plan, rpc=options(a, b, told=told)) as llm:
+        pieces = llm.generate(PROMPT, **SAMPLING)
+        got = [next(pieces) for _ in range(5)]
+        b.kill()
+        begun = time.monotonic()
+        got += list(pieces)
+        assert time.monotonic() - begun < LIMIT
+        assert "".join(got) == want
+        assert [b.address in line for line in told] == [True]
+        assert b.address not in llm.plan.to_json()
+        assert "".join(llm.generate(PROMPT, **SAMPLING)) == want
+    b.start(str(b.port))
+    with LLM(MODEL, n_ctx=256, threads=1, plan=plan, rpc=options(a, b)) as llm:  # the next load uses it
+        assert "".join(llm.generate(PROMPT, **SAMPLING)) == want
+        assert b.address in llm.plan.to_json()
+
+
+def test_when_nothing_fits_the_conversation_is_kept(
+    start: Start, want: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = start("--insecure")
+    plan = plan_of(MODEL, ("cpu", 4), (worker.device(), HALVES))
+    with LLM(MODEL, n_ctx=256, threads=1, plan=plan, rpc=options(worker)) as llm:
+        pieces = llm.generate(PROMPT, **SAMPLING)
+        got = [next(pieces) for _ in range(5)]
+        worker.kill()
+        again = llm._placed.without
+        monkeypatch.setattr(llm._context, "_replace", lambda lost: no_room(lost))
+        with pytest.raises(GgrunError, match=r"^no room without 127.0.0.1:\d+$"):
+            list(pieces)
+        monkeypatch.setattr(llm._context, "_replace", again)  # memory was made
+        assert llm._context._tokens
+        assert "".join(llm.generate(PROMPT, **SAMPLING)) == want
+        assert want.startswith("".join(got))
+
+
+def no_room(lost: HostLost) -> None:
+    raise GgrunError(f"no room without {lost.host}")
+
+
+@pytest.fixture
+def stopped(start: Start) -> Iterator[WorkerProcess]:
+    worker = start("--insecure")
+    yield worker
+    if worker.process.poll() is None:
+        worker.kill()
+
+
+def test_a_worker_that_hangs_is_lost(stopped: WorkerProcess, want: str) -> None:
+    import signal
+
+    plan = plan_of(MODEL, ("cpu", 4), (stopped.device(), HALVES))
+    with LLM(MODEL, n_ctx=256, threads=1, plan=plan, rpc=options(stopped)) as llm:
+        pieces = llm.generate(PROMPT, **SAMPLING)
+        got = [next(pieces) for _ in range(5)]
+        stopped.process.send_signal(signal.SIGSTOP)
+        begun = time.monotonic()
+        got += list(pieces)
+        assert time.monotonic() - begun < LIMIT
+        assert "".join(got) == want
+
+
+def killed_at(worker: WorkerProcess, seconds: float) -> threading.Timer:
+    timer = threading.Timer(seconds, worker.kill)
+    timer.start()
+    return timer
+
+
+@pytest.mark.parametrize("tries", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_any_moment(start: Start, want: str, tries: int) -> None:
+    """Of loading, of the prompt, of the answer."""
+    a, b = start("--insecure", name="a"), start("--insecure", name="b")
+    rng = random.Random(1)
+    plan = plan_of(MODEL, ("cpu", 4), (a.device(), 8), (b.device(), HALVES))
+    for _ in range(tries):
+        begun = time.monotonic()
+        timer = killed_at(b, rng.uniform(0.0, 0.3))
+        try:
+            with LLM(MODEL, n_ctx=256, threads=1, n_ubatch=2, plan=plan, rpc=options(a, b)) as llm:
+                got = ""
+                for piece in llm.generate(PROMPT, **SAMPLING):
+                    got += piece
+                    time.sleep(0.003)
+            assert got == want
+        except GgrunError as error:  # it was not there when the model was loaded
+            assert b.address in str(error)  # noqa: PT017
+        timer.join()
+        assert time.monotonic() - begun < LIMIT
+        b.start(str(b.port))

@@ -1,0 +1,270 @@
+"""Who may use a worker: everybody else is refused, with one clear line on both sides."""
+
+import re
+import socket
+import stat
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from ggrun import __version__
+from ggrun.errors import GgrunError, UsageError
+from ggrun.rpc import PROTOCOL, keys
+from ggrun.rpc import ggrun_pb2 as pb
+from ggrun.rpc.handoff import Doors
+from ggrun.rpc.ledger import Ledger
+from ggrun.rpc.link import Link
+from ggrun.rpc.server import Server
+from ggrun.rpc.session import Shop
+from ggrun.rpc.store import Library, Store
+from ggrun.rpc.workers import Workers, connect
+from tests.rpc.conftest import Start
+
+PEM = serialization.Encoding.PEM
+
+
+def devices(workers: Workers) -> list[str]:
+    found = [device.name for device in workers.devices]
+    workers.close()
+    return found
+
+
+def test_joined(start: Start, tmp_path: Path) -> None:
+    worker = start()
+    assert devices(connect(worker.address)) == [worker.device()]
+    secrets = [tmp_path / "client" / "workers.json", *(tmp_path / "worker" / "worker").iterdir()]
+    assert len(secrets) == 4
+    assert {stat.S_IMODE(file.stat().st_mode) for file in secrets} == {0o600}
+    worker.end()
+    assert worker.key
+    worker.start(str(worker.port))
+    assert worker.key not in worker.text, "the token is shown once"
+    assert devices(connect(worker.address)) == [worker.device()]
+
+
+def test_not_joined(start: Start) -> None:
+    worker = start(join=False)
+    with pytest.raises(UsageError, match=f"^{worker.address}: was not joined: paste the join line"):
+        connect(worker.address)
+
+
+def test_a_wrong_token(start: Start) -> None:
+    worker = start()
+    known = keys.Key.parse(worker.key or "")
+    keys.join(worker.address, keys.Key(bytes(32), known.fingerprint))
+    with pytest.raises(GgrunError, match=f"^{worker.address}: wrong token: paste the join line"):
+        connect(worker.address)
+    worker.wait_for(r"127.0.0.1:\d+: refused: wrong token")
+
+
+def test_a_new_token_locks_out(start: Start) -> None:
+    worker = start()
+    worker.end()
+    worker._flags = ("--new-token",)
+    worker.start(str(worker.port))
+    with pytest.raises(GgrunError, match="wrong token"):
+        connect(worker.address)
+    again = next(line for line in worker.lines if "ggrun join" in line).split()[-1]
+    keys.join(worker.address, keys.Key.parse(again))
+    assert devices(connect(worker.address)) == [worker.device()]
+
+
+def test_a_foreign_certificate(start: Start) -> None:
+    worker = start()
+    known = keys.Key.parse(worker.key or "")
+    keys.join(worker.address, keys.Key(known.token, bytes(32)))
+    with pytest.raises(GgrunError, match="its certificate is not the one"):
+        connect(worker.address)
+
+
+def test_an_expired_certificate(start: Start, tmp_path: Path) -> None:
+    """The worker does not start with one; a client accepts none, and both say why."""
+    folder = tmp_path / "old" / "worker"
+    folder.mkdir(parents=True)
+    certificate, private = self_made(days=(-20, -10))
+    (folder / "certificate.pem").write_bytes(certificate)
+    (folder / "private_key.pem").write_bytes(private)
+    with pytest.raises(GgrunError, match=r"certificate.pem: the certificate is valid from .* to .*: make"):
+        keys.identity(folder)
+    shown, _ = keys.identity(tmp_path / "new")
+    with pytest.raises(GgrunError, match=r"^here: the certificate is valid from"):
+        keys.check_valid(certificate, "here")
+    keys.check_valid(shown.certificate, "here")
+    shop = Shop((), 1, Ledger({}), Store(tmp_path / "store", 0), Library(None), Doors())
+    token = bytes(range(32))
+    server = Server(shop, "127.0.0.1:0", keys.Identity(certificate, private, token), None, 1)
+    try:
+        address = f"127.0.0.1:{server.port}"
+        with pytest.raises(GgrunError, match=rf"^{address}: the certificate is valid from"):
+            Link(address, keys.Key(token, keys.fingerprint(certificate)))
+    finally:
+        server.close()
+
+
+def test_plain_text_on_the_tls_port(start: Start) -> None:
+    worker = start()
+    with pytest.raises(GgrunError, match="--insecure is for workers"):
+        connect(worker.address, insecure=1)
+    worker.wait_for("refused: no TLS: plain text came")
+    assert devices(connect(worker.address)) == [worker.device()]
+
+
+def test_tls_on_the_plain_port(start: Start, tmp_path: Path) -> None:
+    worker = start("--insecure")
+    shown, _ = keys.identity(tmp_path / "other")
+    keys.join(worker.address, shown.key)
+    with pytest.raises(GgrunError, match=f"^{worker.address}: no TLS is spoken there"):
+        connect(worker.address)
+    assert devices(connect(worker.address, insecure=1)) == [worker.device()]
+
+
+def test_insecure_is_for_loopback_unless_repeated(start: Start) -> None:
+    with pytest.raises(UsageError, match="this machine's own workers; twice for any"):
+        connect("192.0.2.1:50052", insecure=1)
+    refused = ggrun("worker", "--insecure", "-H", "0.0.0.0", "-d", "cpu:0:1GB")
+    assert refused.returncode == 2
+    assert "--insecure on 0.0.0.0: without TLS for this machine only; give it twice" in refused.stderr
+    worker = start("--insecure", "--insecure", "-H", "0.0.0.0", name="open")
+    assert devices(connect(worker.address, insecure=2)) == [worker.device()]
+
+
+def ggrun(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "ggrun", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_mutual_tls(start: Start, tmp_path: Path) -> None:
+    """A client's certificate instead of a token."""
+    certificate, private = self_made()
+    foreign = self_made()
+    ca = tmp_path / "clients.pem"
+    ca.write_bytes(certificate)
+    worker = start("--client-ca", str(ca))
+    pair = written(tmp_path / "mine", certificate, private)
+    assert devices(connect(worker.address, certificate=pair)) == [worker.device()]
+    for wrong in (written(tmp_path / "foreign", *foreign), None):
+        with pytest.raises(GgrunError, match=f"^{worker.address}: "):
+            connect(worker.address, certificate=wrong)
+    worker.wait_for("refused: the client's certificate is")
+    worker.wait_for("refused: the client has no certificate")
+
+
+def written(folder: Path, certificate: bytes, private: bytes) -> tuple[str, str]:
+    folder.mkdir()
+    (folder / "c.pem").write_bytes(certificate)
+    (folder / "k.pem").write_bytes(private)
+    return str(folder / "c.pem"), str(folder / "k.pem")
+
+
+def self_made(days: tuple[int, int] = (-1, 10)) -> tuple[bytes, bytes]:
+    private, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "somebody")])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now + timedelta(days=days[0]))
+        .not_valid_after(now + timedelta(days=days[1]))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(private, hashes.SHA256())
+    )
+    pkcs8 = serialization.PrivateFormat.PKCS8
+    return made.public_bytes(PEM), private.private_bytes(PEM, pkcs8, serialization.NoEncryption())
+
+
+@pytest.mark.parametrize("line", ["", "abc", "a.b", "a.b.c", "\u1234.\u1234", "A" * 43 + "." + "A" * 42])
+def test_no_key(line: str) -> None:
+    with pytest.raises(UsageError, match="that is no key of a worker"):
+        keys.Key.parse(line)
+
+
+def test_keys_survive_the_way_through_text(tmp_path: Path) -> None:
+    made, fresh = keys.identity(tmp_path / "worker")
+    assert fresh
+    assert keys.Key.parse(str(made.key)) == made.key
+    again, fresh = keys.identity(tmp_path / "worker")
+    assert (again, fresh) == (made, False)
+
+
+# ---------------------------------------------------------------- handshakes
+
+
+def answers(port: int, *requests: pb.Request) -> list[pb.Reply]:
+    """What a plain-text worker says to these; the stream stays open until it ends it, or a second is over."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.stream_stream(
+            "/ggrun.Worker/Session", pb.Request.SerializeToString, pb.Reply.FromString
+        )
+        return list(call(iter(requests), timeout=5))
+
+
+@pytest.mark.parametrize(("version", "update"), [(PROTOCOL - 1, "the client"), (PROTOCOL + 1, "the worker")])
+def test_another_version_says_which_side_to_update(start: Start, version: int, update: str) -> None:
+    worker = start("--insecure")
+    (reply,) = answers(worker.port, pb.Request(hello=pb.Hello(protocol=version, version="0.0.7")))
+    assert reply.failed.kind == pb.Failed.VERSION
+    assert reply.failed.text == (
+        f"the worker is ggrun {__version__} (protocol {PROTOCOL}), the client ggrun 0.0.7 "
+        f"(protocol {version}): update {update}"
+    )
+    worker.wait_for(re.escape(f"refused: {reply.failed.text}"))
+
+
+def test_malformed_handshakes(start: Start) -> None:
+    worker = start("--insecure")
+    hello = pb.Request(hello=pb.Hello(protocol=PROTOCOL))
+    wrong = [
+        [pb.Request()],
+        [pb.Request(ping=pb.Ping())],
+        [hello, hello],
+        [hello, pb.Request()],
+        [hello, pb.Request(open=pb.Open())],
+        [hello, pb.Request(forward=pb.Forward())],
+        [hello, pb.Request(chunk=pb.Chunk())],
+        [hello, pb.Request(reset=pb.Reset())],
+        [hello, pb.Request(invite=pb.Invite())],
+        [hello, pb.Request(handoff=pb.Handoff())],
+        [hello, pb.Request(ping=pb.Ping(ballast=bytes(9 << 20)))],
+    ]
+    for requests in wrong:
+        *_, last = answers(worker.port, *requests)
+        assert last.HasField("failed"), requests
+        assert last.failed.run == 0
+        assert len(last.failed.text.splitlines()) == 1
+    for raw in (b"\xff" * 50, b"\x0a\xff", b""):
+        with socket.create_connection(("127.0.0.1", worker.port)) as sock:
+            sock.sendall(raw)
+    with grpc.insecure_channel(worker.address) as channel:
+        call = channel.stream_stream("/ggrun.Worker/Session")
+        (reply,) = call(iter([b"\xff\xff\xff"]), timeout=5)
+    assert pb.Reply.FromString(reply).failed.text == "what came is no message of ggrun"
+    assert devices(connect(worker.address, insecure=1)) == [worker.device()]
+    assert "Traceback" not in worker.text
+
+
+def test_a_client_that_says_nothing_is_sent_away(start: Start) -> None:
+    worker = start("--insecure")
+    begun = time.monotonic()
+    with grpc.insecure_channel(worker.address) as channel:
+        call = channel.stream_stream(
+            "/ggrun.Worker/Session", pb.Request.SerializeToString, pb.Reply.FromString
+        )
+
+        def nothing():
+            time.sleep(20)
+            yield pb.Request()
+
+        assert list(call(nothing(), timeout=30)) == []
+    assert 8 < time.monotonic() - begun < 15
+    worker.wait_for("silent for 1. seconds")

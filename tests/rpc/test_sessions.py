@@ -1,0 +1,56 @@
+"""Many comings and goings: nothing of a client stays behind."""
+
+import time
+
+import psutil
+import pytest
+
+from ggrun.errors import GgrunError
+from ggrun.rpc.keys import Key
+from ggrun.rpc.link import Link
+from ggrun.rpc.workers import connect
+from tests.rpc.conftest import Start
+
+
+@pytest.mark.parametrize("times", [30, pytest.param(1000, marks=pytest.mark.slow)])
+def test_connects_and_disconnects_leave_nothing(start: Start, times: int) -> None:
+    worker = start()
+    key = Key.parse(worker.key or "")
+    process = psutil.Process(worker.process.pid)
+
+    def once() -> None:
+        Link(worker.address, key).close()
+
+    for _ in range(times // 3):
+        once()
+    settle(worker.lines, times // 3)
+    before, threads, files = process.memory_info().rss, process.num_threads(), process.num_fds()
+    for _ in range(times - times // 3):
+        once()
+    settle(worker.lines, times)
+    assert process.memory_info().rss - before < 32 << 20
+    assert process.num_threads() <= threads + 8
+    assert process.num_fds() <= files + 8
+    (device,) = connect(worker.address).devices
+    assert device.free == device.memory
+
+
+def settle(lines: list[str], times: int) -> None:
+    """Wait until so many clients have gone."""
+    deadline = time.monotonic() + 20
+    while sum(line.endswith("has gone") for line in lines) < times:
+        assert time.monotonic() < deadline, "sessions stay behind"
+        time.sleep(0.02)
+    time.sleep(0.2)
+
+
+def test_too_many_clients(start: Start) -> None:
+    worker = start("--max-clients", "2")
+    key = Key.parse(worker.key or "")
+    two = [Link(worker.address, key) for _ in range(2)]
+    with pytest.raises(GgrunError, match=r"the worker has 2 clients, and takes no more \(--max-clients\)"):
+        Link(worker.address, key)
+    for link in two:
+        link.close()
+    settle(worker.lines, 2)
+    Link(worker.address, key).close()
