@@ -47,8 +47,8 @@ _OPTIONS = [
     option("-kvo/-nkvo", "--kv-offload/--no-kv-offload", "kv_offload", default=True, show_default=False,
            help="-nkvo: keys and values stay in the host's memory."),
     option("--op-offload/--no-op-offload", default=True,
-           help="For large batches the weights of feed-forwards on the CPU come to a card, which computes them, "
-                "where that is faster and there is room."),
+           help="Feed-forwards on the CPU are computed by a card for large batches, where that is faster and "
+                "it has room: their weights come to it."),
     option("-fit", "--fit", default="on", type=click.Choice(["on", "off"]),
            help="Adjust what is left open to the memory; off: refuse nothing either."),
     option("-fitt", "--fit-target", "fit_margin", default="1024", type=TEXT, metavar="MIB,...",
