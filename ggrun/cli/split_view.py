@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from ggrun.cli.plan_view import bar, work
 from ggrun.cli.streams import say
 from ggrun.engine.meter import Meter, Spent
+from ggrun.plan import host_of
 from ggrun.plan.hardware import short_name
 from ggrun.plan.planned import Planned
 from ggrun.plan.report import size
@@ -43,6 +44,8 @@ class SplitView:
         return f"[{bar(use, limit, _WIDTH)}] {size(use.total)} of {size(limit)}"
 
     def _times(self, name: str) -> str:
+        if host_of(name):
+            return f"on another machine  {'; '.join(work(self._planned, name))}"
         own = short_name(name)
         shares = ", ".join(f"{spent} {100 * self._meter.share(own, spent):.0f} %" for spent in Spent)
         return f"{shares}  {'; '.join(work(self._planned, name))}"
