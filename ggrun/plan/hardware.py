@@ -170,10 +170,10 @@ def _one_by_one(text: str) -> list[str]:
     """The items of a text of devices, each of which is one device: "2x rtx3090" is two."""
     items: list[str] = []
     for item in text.split(","):
-        match = _ITEM.fullmatch(item.strip())
-        times, one = (
-            (int(match[1]), item.strip()[match.start(2) :]) if match and match[1] else (1, item.strip())
-        )
+        one = item.strip()
+        match, times = _ITEM.fullmatch(one), 1
+        if match and match[1]:
+            times, one = int(match[1]), one[match.start(2) :]
         if len(items) + times > MOST_DEVICES:
             raise UsageError(f"--devices: no more than {MOST_DEVICES} devices can be planned for")
         items += [one] * times
