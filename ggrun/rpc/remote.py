@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ggrun.devices.base import Device, Limits, Place
 from ggrun.devices.best import TopK
 from ggrun.devices.names import DeviceName
+from ggrun.devices.progress import Progress, silent
 from ggrun.devices.streams import Stream, Threaded, ThreadEvent
 from ggrun.engine.batch import Batch
 from ggrun.engine.outputs import Outputs
@@ -26,7 +27,6 @@ from ggrun.gguf import GGUF
 from ggrun.plan import Plan
 from ggrun.plan.hardware import DeviceInfo
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc.hashes import Progress, silent
 from ggrun.rpc.link import Link
 from ggrun.rpc.upload import Upload
 from ggrun.rpc.wire import ProtocolError, decode, encode, forward, ids, shown

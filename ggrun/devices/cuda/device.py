@@ -1,7 +1,7 @@
 """A CUDA device: memory with a limit, uploads, copies and sums on its stream."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,15 +31,21 @@ class Cuda:
 
     limit       bytes that may be taken of its memory; several devices may share a card
     gemm_from   which products are cuBLAS's, where that is there
+    uploaded    is told of each weight's bytes, when they were read
     """
 
     def __init__(
-        self, driver: Driver, name: str, limit: int | None = None, gemm_from: GemmFrom | None = None
+        self,
+        driver: Driver,
+        name: str,
+        limit: int | None = None,
+        gemm_from: GemmFrom | None = None,
+        uploaded: Callable[[int], None] | None = None,
     ) -> None:
         self.name, self.driver, self._budget = name, driver, Budget(name, limit)
         # Asked now, before weights take what memory the library needs.
         self.gemm_from = gemm_from if gemm_from and gemm_from.least and driver.has_gemm else GemmFrom()
-        self._interrupted = False
+        self._interrupted, self._uploaded = False, uploaded
         self._relays: dict[Driver, Relay | None] = {driver: None}  # None: copies go direct
 
     @property
@@ -97,6 +103,8 @@ class Cuda:
         data = block(tensor, rows, columns)
         memory = self._take(data.nbytes, f"the weights {tensor.name}")
         self.driver.upload(memory.address, data)
+        if self._uploaded:
+            self._uploaded(memory.nbytes)
         return CudaWeight.of(tensor, data, memory, memory.address)
 
     def slot(self, nbytes: int) -> CudaSlot:
