@@ -5,7 +5,7 @@ speeds say that it pays.
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -51,14 +51,23 @@ def offloads(
             found.setdefault(card, {})[i] = least
     made: dict[int, Offload] = {}
     for card, stages in found.items():
-        halves = [facts.part(plan.stages[i].halves[0]) for i in stages]
-        nbytes = max(part.total + part.padding for part in halves)
-        # Vectors stay on the card.
-        vectors = sum(part.vectors for part in halves)
-        beside = vectors + _more_buffers(facts, plan, sizes, card, len(devices) - 1)
-        if SLOTS * nbytes + beside <= room[card]:
+        halves = [plan.stages[i].halves[0] for i in stages]
+        nbytes = max(_slot(facts, half) for half in halves)
+        needed = slot_bytes(facts, halves) + _more_buffers(facts, plan, sizes, card, len(devices) - 1)
+        if needed <= room[card]:
             made |= {i: Offload(card, least, nbytes) for i, least in stages.items()}
     return made
+
+
+def slot_bytes(facts: ModelFacts, halves: Sequence[int]) -> int:
+    """What a card needs beside buffers to compute these feed-forwards: slots; vectors, which stay there."""
+    vectors = sum(facts.part(half).vectors for half in halves)
+    return SLOTS * max(_slot(facts, half) for half in halves) + vectors
+
+
+def _slot(facts: ModelFacts, half: int) -> int:
+    part = facts.part(half)
+    return part.total + part.padding
 
 
 def _candidates(plan: Plan) -> dict[int, str]:

@@ -151,6 +151,41 @@ def test_a_card_has_room_or_does_not() -> None:
     assert found(layout, {"cuda:0": -1, "cuda:1": 0}) == {}
 
 
+@pytest.mark.parametrize("devices", ["rtx3090", "2x rtx3060:10GB", "rtx3090:16GB, rtx3060:9GB"])
+def test_what_overflows_leaves_room_for_it(devices: str) -> None:
+    """Tokens take a little longer, as slots take the room of a layer; prompts a small part of the time."""
+    machine = f"{devices}, cpu:64GB@50GB/s"
+    without = plan("llama-3-70b", machine, n_ctx=4096, op_offload=False)
+    with_it = plan("llama-3-70b", machine, n_ctx=4096)
+    assert with_it.fits
+    halves = [stage.halves for stage in with_it.plan.stages if stage.members[0].device == "cpu"]
+    assert halves == [(0, 0), *((i, i + 1) for i in range(1, 2 * with_it.settled.cpu_ffn, 2))]
+    assert len(with_it.offloads) == with_it.settled.cpu_ffn  # each of them
+    assert with_it.speed.decode > 0.85 * without.speed.decode
+    assert with_it.speed.prefill > 10 * without.speed.prefill
+    assert with_it.speed.pace < without.speed.pace
+    by_flags = plan(
+        "llama-3-70b", machine, n_ctx=4096, n_gpu_layers=81, n_cpu_ffn=with_it.settled.cpu_ffn,
+        tensor_split=[float(x) for x in flags(with_it)[-1].split(",")] if "-ts" in flags(with_it) else None,
+    )  # fmt: skip
+    assert (by_flags.plan, by_flags.offloads) == (with_it.plan, with_it.offloads)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"n_gpu_layers": 40}, {"n_cpu_ffn": 40}, {"tensor_split": (1.0, 1.0)}, {"split_mode": "row"}]
+)
+def test_what_the_user_says_leaves_no_more_room(fields: dict[str, object]) -> None:
+    machine = "2x rtx3060:10GB, cpu:64GB@50GB/s"
+    plans = [plan("llama-3-70b", machine, n_ctx=4096, op_offload=wish, **fields) for wish in (True, False)]
+    assert plans[0].plan == plans[1].plan
+
+
+def test_experts_that_overflow_stay_where_tokens_are_fastest() -> None:
+    """Slots for all experts of a layer take the room of several: more than prompts gain."""
+    plans = [plan("mixtral-8x7b", MACHINE, n_ctx=4096, op_offload=wish).plan for wish in (True, False)]
+    assert plans[0] == plans[1]
+
+
 # ---------------------------------------------------------------- what is said
 
 
