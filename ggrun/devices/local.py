@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import fields, replace
 from fractions import Fraction
 
@@ -13,7 +13,7 @@ from ggrun.devices.cuda.switch_over import keep_gemm, kept_gemm, measured_gemm
 from ggrun.devices.host_memory import host_memory
 from ggrun.devices.names import DeviceName, refuse_twins
 from ggrun.devices.speeds import card_key, cpu_key, forget, keep, kept, measured_card, measured_cpu
-from ggrun.errors import UsageError
+from ggrun.errors import GgrunError, UsageError
 from ggrun.plan import Plan, host_of
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.hardware import (
@@ -183,9 +183,10 @@ def local_card(index: int) -> DeviceInfo:
 def _card_speeds(device: Cuda, index: int) -> Speeds:
     driver, key = device.driver, card_key(device.driver.name, index)
     if kept_gemm(driver) is None and driver.has_gemm:
-        device.gemm_from = measured_gemm(device)
-        keep_gemm(driver, device.gemm_from)
-        forget(key)  # the rates of prompts are others with it
+        with suppress(GgrunError):  # what fails here is not taken
+            device.gemm_from = measured_gemm(device)
+            keep_gemm(driver, device.gemm_from)
+            forget(key)  # the rates of prompts are others with it
     if (speeds := kept(key)) is None:
         speeds = measured_card(device)
         keep(key, speeds)

@@ -89,16 +89,16 @@ def working(facts: ModelFacts, member: Member, sizes: Sizes, peers: int) -> int:
     c, rows = facts.config, sizes.tokens + _ROOM
     ff = member.ff[1] - member.ff[0]
     # The stream, its norm, a column, a part to be added.
-    total = rows * (c.width * 4 * 3 + _column(c.width, member))
+    total = rows * (c.width * 4 * 3 + _columns(c.width, member))
     # What comes lies in one slot for each batch under way, and one for each part of a sum.
     total += rows * c.width * 4 * (peers + 2 + peers) if peers else 0
     total += rows * _attention_row(facts, member)
     if not c.experts:
-        total += rows * (ff * 4 * 2 + _column(ff, member))
+        total += rows * (ff * 4 * 2 + _columns(ff, member))
     else:
         pairs = sizes.tokens * c.experts_used + _ROOM
         total += rows * 4 * (c.experts + 3 * c.experts_used + c.width)
-        total += pairs * (4 + (c.width + ff) * 4 * 2 + _column(c.width, member) + _column(ff, member))
+        total += pairs * (4 + (c.width + ff) * 4 * 2 + _column(c.width) + _column(ff))
     if _on_card(member):
         total += _CARD_SCRATCH + _CARD_WEIGHTS
     return total + 32 * rows + 4 * sizes.sequences * sizes.pages + _SLACK
@@ -109,28 +109,29 @@ def _attention_row(facts: ModelFacts, member: Member) -> int:
     heads, kv_heads = member.heads[1] - member.heads[0], member.kv_heads[1] - member.kv_heads[0]
     keys = (heads + kv_heads) * c.key_dim
     mixed = heads * c.value_dim
-    return 4 * (2 * keys + kv_heads * c.value_dim + 2 * c.rope.dims + mixed) + _column(mixed, member)
+    return 4 * (2 * keys + kv_heads * c.value_dim + 2 * c.rope.dims + mixed) + _columns(mixed, member)
 
 
 def _on_card(member: Member) -> bool:
     return member.device.startswith("cuda:")
 
 
-def _column(values: int, member: Member) -> int:
-    """The bytes of a quantized column: two for a value, of whole superblocks (see kernels/cpu/columns.py).
+def _column(values: int) -> int:
+    """The bytes of a quantized column: two for a value, of whole superblocks (see kernels/cpu/columns.py)."""
+    return -(-values // 256) * 512
 
-    Cards need less for it, but may have the same as float16 (see kernels/cuda/gemm.cu).
-    """
-    halves = 2 * values + 32 if _on_card(member) else 0
-    return -(-values // 256) * 512 + halves
+
+def _columns(values: int, member: Member) -> int:
+    """Those, and on cards the same values as float16, for large products (see kernels/cuda/gemm.cu)."""
+    return _column(values) + (2 * values + 32 if _on_card(member) else 0)
 
 
 def output_working(facts: ModelFacts, member: Member, sizes: Sizes) -> int:
     """The bytes of the output's buffers: the rows whose logits are wanted, and the logits."""
     c = facts.config
     rows, share = sizes.outputs(c.vocab) + _ROOM, member.vocab[1] - member.vocab[0]
-    total = rows * (c.width * 4 * 2 + _column(c.width, member) + 4 * share) + _SLACK
-    return total + (rows * _best_logits(share) if member.device.startswith("cuda:") else 0)
+    total = rows * (c.width * 4 * 2 + _columns(c.width, member) + 4 * share) + _SLACK
+    return total + (rows * _best_logits(share) if _on_card(member) else 0)
 
 
 def _best_logits(share: int) -> int:

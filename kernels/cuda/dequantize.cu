@@ -1,4 +1,5 @@
-// Weights to f16 or f32, -DOUTPUT: matrices for products with many columns (gemm.cu), and rows of the embedding.
+// Weights to f16 or f32, -DOUTPUT: matrices for products with many columns (gemm.cu), and rows of the
+// embedding.
 //
 // variants: FORMAT=F32|F16|BF16|Q4_0|Q4_1|Q5_0|Q5_1|Q8_0|IQ4_NL|MXFP4 OUTPUT=f32|f16
 // variants: FORMAT=Q2_K|Q3_K|Q4_K|Q5_K|Q6_K|IQ4_XS|TQ1_0|TQ2_0 OUTPUT=f32|f16

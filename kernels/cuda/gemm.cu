@@ -1,7 +1,8 @@
 // What is done around a product of cuBLAS: rows of float32 become float16, and what it leaves is put right.
 //
-// float16 ends at 65504, and below 2^-14 it loses bits: activations may be there. So a row whose largest value
-// is out of a range that is safe goes times a power of two, by which its product, in float32, is divided again.
+// float16 ends at 65504, and below 2^-14 it loses bits: activations may be there. So a row whose largest
+// value is out of a range that is safe goes times a power of two, by which its product, in float32, is
+// divided again.
 //
 // A row of halves has k values and, behind them, 16 bytes that begin with the float that its product is to be
 // multiplied with; it begins where 16 bytes do.
@@ -19,7 +20,8 @@ DEVICE int halves_stride(int k) { return scale_at(k) + 8; }
 
 DEVICE float power_of_two(int exponent) { return __int_as_float((exponent + FLOAT_BIAS) << 23); }
 
-// The exponent of what a row is multiplied with. A row with what is no number goes as it is: nothing mends it.
+// The exponent of what a row is multiplied with. A row with what is no number goes as it is: nothing mends
+// it.
 DEVICE int shift_for(float largest) {
     const int exponent = (__float_as_int(largest) >> 23) - FLOAT_BIAS;
     if (exponent > FLOAT_BIAS || (SMALLEST <= exponent && exponent <= LARGEST)) return 0;
@@ -51,7 +53,8 @@ template <class V> DEVICE void row_to_halves(const float* x, uint16_t* halves, i
 }
 
 // x[n, k] to n rows of halves. Blocks [n].
-extern "C" __global__ void __launch_bounds__(THREADS) to_halves(const float* x, uint16_t* halves, int k, int n) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+to_halves(const float* x, uint16_t* halves, int k, int n) {
     const int row = blockIdx.x;
     if (row >= n) return;
     x += int64_t(row) * k, halves += int64_t(row) * halves_stride(k);

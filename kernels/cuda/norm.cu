@@ -17,14 +17,12 @@ template <class V> struct Share {
     int count;
     V kept[KEPT];
 
-    // load(i): the vector i of the row, which must be what row[i] is afterwards; called once for each.
-    template <class Load> DEVICE Share(const V* row, int count, Load load) : row(row), count(count) {
+    DEVICE Share(const V* row, int count) : row(row), count(count) {
 #pragma unroll
         for (int k = 0; k < KEPT; k++) {
             const int i = threadIdx.x + k * blockDim.x;
-            if (i < count) kept[k] = load(i);
+            if (i < count) kept[k] = row[i];
         }
-        for (int i = threadIdx.x + KEPT * blockDim.x; i < count; i += blockDim.x) load(i);
     }
 
     template <class F> DEVICE void each(F f) const {
@@ -57,50 +55,36 @@ DEVICE void normalize(const Share<V>& x, const V* weight, const V* bias, V* y, f
     });
 }
 
-// One row of the three kernels; sum, where it is given, is what x is added to first, and what is normed then.
 template <bool CENTRED, class V>
-DEVICE void norm_row(const float* x, float* sum, const float* weight, const float* bias, float* y, int row,
-                     int width, int weight_rows, float eps) {
+DEVICE void norm_row(const float* x, const float* weight, const float* bias, float* y, int row, int width,
+                     int weight_rows, float eps) {
     const int64_t begin = int64_t(row) * width, of_weights = int64_t(row % weight_rows) * width;
-    const V* const added = &at<V>(x, begin);
-    V* const to = sum ? &at<V>(sum, begin) : nullptr;
-    const auto load = [=](int i) {
-        if (!sum) return added[i];
-        return to[i] = map([](float a, float b) { return a + b; }, to[i], added[i]);
-    };
-    const Share<V> share(sum ? to : added, width / int(sizeof(V) / sizeof(float)), load);
+    const Share<V> share(&at<V>(x, begin), width / int(sizeof(V) / sizeof(float)));
     normalize<CENTRED>(share, weight ? &at<V>(weight, of_weights) : nullptr,
                        bias ? &at<V>(bias, of_weights) : nullptr, &at<V>(y, begin), float(width), eps);
 }
 
 template <bool CENTRED>
-DEVICE void norm(const float* x, float* sum, const float* weight, const float* bias, float* y, int rows,
-                 int width, int weight_rows, float eps) {
+DEVICE void norm(const float* x, const float* weight, const float* bias, float* y, int rows, int width,
+                 int weight_rows, float eps) {
     const int row = blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= rows) return;
     if (width % 4 == 0) {
-        norm_row<CENTRED, float4>(x, sum, weight, bias, y, row, width, weight_rows, eps);
+        norm_row<CENTRED, float4>(x, weight, bias, y, row, width, weight_rows, eps);
     } else {
-        norm_row<CENTRED, float>(x, sum, weight, bias, y, row, width, weight_rows, eps);
+        norm_row<CENTRED, float>(x, weight, bias, y, row, width, weight_rows, eps);
     }
 }
 
 // y = x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019); y may be x.
 extern "C" __global__ void __launch_bounds__(1024)
 rms_norm(const float* x, const float* weight, float* y, int rows, int width, int weight_rows, float eps) {
-    norm<false>(x, nullptr, weight, nullptr, y, rows, width, weight_rows, eps);
-}
-
-// sum += x; y = the RMS norm of sum.
-extern "C" __global__ void __launch_bounds__(1024)
-add_rms_norm(const float* x, float* sum, const float* weight, float* y, int rows, int width, int weight_rows,
-             float eps) {
-    norm<false>(x, sum, weight, nullptr, y, rows, width, weight_rows, eps);
+    norm<false>(x, weight, nullptr, y, rows, width, weight_rows, eps);
 }
 
 // y = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias (Ba et al. 2016); y may be x.
 extern "C" __global__ void __launch_bounds__(1024)
 layer_norm(const float* x, const float* weight, const float* bias, float* y, int rows, int width,
            int weight_rows, float eps) {
-    norm<true>(x, nullptr, weight, bias, y, rows, width, weight_rows, eps);
+    norm<true>(x, weight, bias, y, rows, width, weight_rows, eps);
 }

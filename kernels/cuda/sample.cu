@@ -1,7 +1,5 @@
-// What sampling needs of logits[n, width]: the best token, the k best, and the logarithm of the sum of their
-// exponentials, so that only a few numbers a row go to the host.
-//
-// The first two look at the first `width` of `stride` logits a row: some models have more than words.
+// What sampling needs of logits[n, stride]: the best token, or the k best, so that only a few numbers a row
+// go to the host. Looked at are the first `width` of each row: some models have more logits than words.
 //
 // A vocabulary is too much for one block. A row is cut into slices of SLICE logits, a block each (blocks
 // [slices, n]); what they found is put together by one block a row, or, for the k best, in slices again.
@@ -132,34 +130,4 @@ top_k_of_slices(const Key* found, Key* best, int* ids, float* values, int n, int
     const int begin = blockIdx.x * SLICE, mine = min(SLICE, count - begin);
     for (int i = threadIdx.x; i < mine; i += blockDim.x) keys[i] = found[begin + i];
     write_best(keys, mine, row, k, best, ids, values);
-}
-
-// ---------------------------------------------------------------- the sum of all exponentials
-
-// parts[n, slices]: the largest logit of each slice, and the sum of e^(logit - largest).
-extern "C" __global__ void log_sum_exp(const float* logits, float2* parts, int n, int width) {
-    const int row = blockIdx.y;
-    if (row >= n) return;
-    logits += int64_t(row) * width;
-    float largest = -infinity(), sum = 0.0f;
-    each_logit(logits, width, width, [&](float logit, int) { largest = fmaxf(largest, logit); });
-    largest = block_reduce(largest, Largest(), -infinity());
-    const float from = largest == -infinity() ? 0.0f : largest;  // -inf less -inf were no number
-    each_logit(logits, width, width, [&](float logit, int) { sum += expf(logit - from); });
-    sum = block_reduce(sum, Sum(), 0.0f);
-    if (threadIdx.x == 0) parts[int64_t(row) * gridDim.x + blockIdx.x] = make_float2(largest, sum);
-}
-
-// sums[n]: the logarithm of the sum of e^logit over a whole row. Blocks [n].
-extern "C" __global__ void log_sum_exp_of_slices(const float2* parts, float* sums, int n, int slices) {
-    const int row = blockIdx.x;
-    if (row >= n) return;
-    parts += row * slices;
-    float largest = -infinity(), sum = 0.0f;
-    for (int i = threadIdx.x; i < slices; i += blockDim.x) largest = fmaxf(largest, parts[i].x);
-    largest = block_reduce(largest, Largest(), -infinity());
-    const float from = largest == -infinity() ? 0.0f : largest;
-    for (int i = threadIdx.x; i < slices; i += blockDim.x) sum += parts[i].y * expf(parts[i].x - from);
-    sum = block_reduce(sum, Sum(), 0.0f);
-    if (threadIdx.x == 0) sums[row] = from + logf(sum);
 }

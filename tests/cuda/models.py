@@ -45,12 +45,19 @@ def cards(
     return dict(made)
 
 
-def engine(path: Path, devices: dict[str, Device], plan: Plan | None = None, **options: int | str) -> Engine:
+def engine(
+    path: Path,
+    devices: dict[str, Device],
+    plan: Plan | None = None,
+    all_reduce: str = "auto",
+    wire: str = "f32",
+    **options: int | str,
+) -> Engine:
     """A model on devices: all of it on the first, without a plan."""
     model = GGUF(path)
     config = Config.from_gguf(model)
-    plan = plan or single(config, next(iter(devices)))
-    return Engine(model, config, plan, devices, Sizes(256, **options))  # type: ignore[arg-type]
+    plan, sizes = plan or single(config, next(iter(devices))), Sizes(256, **options)  # type: ignore[arg-type]
+    return Engine(model, config, plan, devices, sizes, sums=(all_reduce, wire))
 
 
 def logits(engine: Engine, tokens: Sequence[int], size: int = 1000) -> NDArray[np.float32]:

@@ -121,20 +121,22 @@ def test_scale_bias_and_residual(card: Card, magnitude: float) -> None:
 
 
 @ONE_CARD
-def test_both_ways_in_one_recording(card: Card) -> None:
-    """One product's rows are too few for one format and enough for another."""
+@pytest.mark.parametrize("never", [[], ["Q6_K"]])
+def test_both_ways_in_one_recording(card: Card, never: list[str]) -> None:
+    """Rows are too few for one format and enough for another; they are made what is wanted, no more."""
     device = Cuda(card.driver, "card", gemm_from=GemmFrom(quantized=20, floats=10))
     ops = device.recorder(Limits(32, 1, 1, 1))
-    cases = [Product(name, 40, 64, 32) for name in ("F16", "Q8_0", "F32")]
-    x = ops.input(64)
+    cases = [Product(name, 40, 256, 32) for name in ("F16", "Q8_0", "F32", *never)]
+    x = ops.input(256)
     device.write(ops.place(x), cases[0].x)
-    found = [ops.linear(x, device.weight(c.tensor, (0, 40), (0, 64))) for c in cases]
+    found = [ops.linear(x, device.weight(c.tensor, (0, 40), (0, 256))) for c in cases]
     program = ops.finish()
     for n, kinds in ((9, "..."), (10, "g.."), (19, "g.."), (20, "gg."), (32, "gg.")):
         ops.feed(lambda inputs, n=n: inputs.counts.__setitem__(0, n))
         launches = program.launches(ops._counts)
         assert sum(launch.name == "gemm" for launch in launches) == kinds.count("g")
         assert sum(launch.name == "to_halves" for launch in launches) == ("g" in kinds)
+        assert sum(launch.name == "quantize" for launch in launches) == (bool(never) or kinds[1] == ".")
         program.run()
         for case, y in zip(cases, found, strict=True):
             got = np.empty((n, 40), np.float32)

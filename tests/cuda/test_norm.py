@@ -55,15 +55,6 @@ def test_layer_norm(card: Any, width: int) -> None:
     assert relative_error(y, layer(x) * weight + bias) < 1e-5
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_add_rms_norm(card: Any, width: int) -> None:
-    x, old, weight = values(2, width), values(2, width, seed=1), values(width, seed=2)
-    total = card.array(old)
-    y = run(card, "add_rms_norm", card.array(x), total, card.array(weight), rows=2, width=width)
-    np.testing.assert_array_equal(card.read(total), x + old)
-    np.testing.assert_allclose(y, rms(x + old) * weight, rtol=2e-6)
-
-
 def test_groups_of_a_row_are_rows(card: Any) -> None:
     x, weight = values(7, 3, 96), values(96, seed=1)
     y = run(card, "rms_norm", card.array(x), card.array(weight), rows=21, width=96)
@@ -107,5 +98,5 @@ def test_rows_longer_than_a_block_keeps(card: Any) -> None:
 def test_no_rows(card: Any, width: int) -> None:
     nothing = card.array(np.full((1, width), 7, np.float32))
     sizes = np.int32(0), np.int32(width), np.int32(1), EPS
-    card.run("norm.cu", "add_rms_norm", *grids.norm(0, width), (nothing, nothing, nothing, nothing, *sizes))
+    card.run("norm.cu", "rms_norm", *grids.norm(0, width), (nothing, nothing, nothing, *sizes))
     assert (card.read(nothing) == 7).all()

@@ -45,17 +45,6 @@ def top_k(card: Any, logits: np.ndarray, k: int, words: int | None = None) -> tu
     return card.read(ids), card.read(values)
 
 
-def log_sum_exp(card: Any, logits: np.ndarray) -> np.ndarray:
-    n, width = logits.shape
-    x, slices = card.array(logits), grids.slices(n, width)
-    parts = card.array(np.full((n, slices.grid[0], 2), np.nan, np.float32))
-    sums = card.array(np.full(n, np.nan, np.float32))
-    card.run("sample.cu", "log_sum_exp", *slices, (x, parts, np.int32(n), np.int32(width)))
-    args = parts, sums, np.int32(n), np.int32(slices.grid[0])
-    card.run("sample.cu", "log_sum_exp_of_slices", *grids.of_slices(n, width), args)
-    return card.read(sums)
-
-
 def best_ids(logits: np.ndarray, k: int) -> np.ndarray:
     return np.argsort(-logits, axis=1, kind="stable")[:, :k]
 
@@ -153,29 +142,11 @@ def test_what_is_no_number_is_seen(card: Any, bad: float, width: int) -> None:
     ids, values = top_k(card, logits, 3)
     assert ids[0, 0] == 700
     assert np.isnan(values[0, 0])
-    assert np.isnan(log_sum_exp(card, logits)).all()
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_log_sum_exp(card: Any, width: int) -> None:
-    for shift in (0.0, 300.0, -300.0):  # e^300 is no float32
-        logits = normal(3, width) + np.float32(shift)
-        most = logits.max(1, keepdims=True).astype(np.float64)
-        exact = (most + np.log(np.exp(logits - most).sum(1, keepdims=True)))[:, 0]
-        # A probability is e^(logit - sum): the absolute error counts, beside the logits' own rounding.
-        assert np.abs(log_sum_exp(card, logits) - exact).max() < 2e-6 + 1e-7 * np.abs(exact).max()
-
-
-def test_log_sum_exp_of_a_large_vocabulary(card: Any) -> None:
-    logits = normal(1, BIG)
-    exact = np.log(np.exp(logits.astype(np.float64)).sum())
-    assert abs(log_sum_exp(card, logits)[0] - exact) < 4e-6
 
 
 def test_impossible_tokens(card: Any) -> None:
     logits = np.full((2, 4100), -np.inf, np.float32)
     logits[1, 4099] = 2.0
-    np.testing.assert_array_equal(log_sum_exp(card, logits), [-np.inf, 2.0])
     np.testing.assert_array_equal(argmax(card, logits), [0, 4099])
 
 
@@ -185,8 +156,6 @@ def test_no_rows(card: Any) -> None:
     slices, of_slices, one = grids.slices(0, 4), grids.of_slices(0, 4), np.int32(1)
     card.run("sample.cu", "argmax", *slices, (nothing, nothing, zero, width, width))
     card.run("sample.cu", "argmax_of_slices", *of_slices, (nothing, nothing, nothing, zero, one))
-    card.run("sample.cu", "log_sum_exp", *slices, (nothing, nothing, zero, width))
-    card.run("sample.cu", "log_sum_exp_of_slices", *of_slices, (nothing, nothing, zero, one))
     four = nothing, nothing, nothing, nothing
     card.run("sample.cu", "top_k", *grids.top_k(0, 4), (*four, zero, width, width, k))
     card.run("sample.cu", "top_k_of_slices", *grids.top_k(0, 4), (*four, zero, width, k))

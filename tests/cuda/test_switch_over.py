@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from ggrun import GgrunError
 from ggrun.devices import local, open_devices
 from ggrun.devices.base import Device
 from ggrun.devices.cuda import switch_over
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import Cards
 from ggrun.devices.cuda.gemm import GemmFrom
-from ggrun.devices.cuda.switch_over import kept_gemm, measured_gemm
+from ggrun.devices.cuda.kept import Kept
+from ggrun.devices.cuda.switch_over import measured_gemm
 from ggrun.plan.hardware import Speeds
 from tests.cuda.fake_cupy import FakeCupy
 from tools.cuda_emulator.driver import EmulatedDriver
@@ -73,7 +75,13 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setattr(local, "measured_gemm", gemm)
     monkeypatch.setattr(local, "measured_card", speeds)
     monkeypatch.setenv("GGRUN_CACHE", str(tmp_path))
+    another_process(monkeypatch)
     return done
+
+
+def another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knows what is in files."""
+    monkeypatch.setattr(switch_over, "_KEPT", Kept("gemm", switch_over._read))
 
 
 @pytest.fixture
@@ -104,6 +112,18 @@ def test_measured_once_for_all_cards_of_a_kind(cupy: FakeCupy, measured: list[st
     assert cupy.cuda.library.handles == 0
 
 
+def test_a_cublas_that_fails_is_not_taken(
+    cupy: FakeCupy, measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(device: Cuda) -> GemmFrom:
+        raise GgrunError("cuda:0: a matrix product: CUBLAS_STATUS_NOT_SUPPORTED")
+
+    monkeypatch.setattr(local, "measured_gemm", fails)
+    assert local.local_card(0).operations == 1e10
+    assert measured == ["speeds"]
+    assert opened() == GemmFrom()
+
+
 def test_cublas_comes_later_and_goes_again(cupy: FakeCupy, measured: list[str]) -> None:
     library, cupy.cuda.library = cupy.cuda.library, None
     local.local_card(0)
@@ -119,12 +139,17 @@ def test_cublas_comes_later_and_goes_again(cupy: FakeCupy, measured: list[str]) 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"quantized": 1, "two_scales": -1, "floats": 0}', '{"quantized": true}']
+    "text", ["", "[]", "{}", '{"quantized": 64, "two_scales": 8, "floats": 0}', '{"quantized": true}']
 )
-def test_what_was_kept_may_be_damaged(text: str, cupy: FakeCupy, measured: list[str], tmp_path: Path) -> None:
+def test_what_was_kept_may_be_damaged(
+    text: str, cupy: FakeCupy, measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     local.local_card(0)
-    (file,) = (tmp_path / "hardware").glob("*-gemm-*.json")
+    (file,) = (tmp_path / "hardware").glob("gemm-*.json")
+    another_process(monkeypatch)
+    assert opened() == FOUND
     file.write_text(text)
+    another_process(monkeypatch)
     assert opened() == GemmFrom()
     local.local_card(0)
     assert measured.count("gemm") == 2
@@ -135,4 +160,4 @@ def test_a_cache_that_cannot_be_written(cupy: FakeCupy, measured: list[str], tmp
     (tmp_path / "hardware").write_text("a file")
     local.local_card(0)
     assert measured == ["gemm", "speeds with cuBLAS"]
-    assert kept_gemm(EmulatedDriver()) is None
+    assert opened() == FOUND  # this process knows

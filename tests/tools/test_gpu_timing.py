@@ -14,6 +14,7 @@ import pytest
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import Cards
+from ggrun.devices.cuda.gemm import GemmFrom
 from tests.cuda import fake_cupy
 from tests.tiny import Tiny
 from tools import gpu_cases, gpu_ceilings, gpu_kernels, gpu_rig
@@ -34,7 +35,7 @@ class Event(fake_cupy._Event):
     clock = time.perf_counter
 
     def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
-        self.timed = not disable_timing
+        super().__init__(True, disable_timing)
 
     def record(self, stream: Any) -> None:
         assert stream.captured is None
@@ -174,6 +175,18 @@ def test_kernels_of_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert not figure.error
         assert figure.value is not None
         assert figure.share == pytest.approx(figure.value / known[figure.of])
+
+
+def test_the_switch_over_is_told(cupy: TimedCupy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_kernels, "cases", lambda _: [])
+    monkeypatch.setattr(gpu_kernels, "measured_gemm", lambda card: GemmFrom(512, 256, 64))
+    step = Step({"emulated": False, "seconds": 100, "known": {}}, tmp_path / "results")
+    gpu_kernels.run(step)
+    cupy.cuda.library = None
+    gpu_kernels.run(step)
+    found, none = figures(tmp_path / "results")
+    assert found.more == {"quantized": 512, "two_scales": 256, "floats": 64}
+    assert none.error == "there is no cuBLAS"
 
 
 def test_a_wrong_result_is_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,9 +220,10 @@ class CupyDriver:
         self._modules.clear()
         self._kernels.clear()
         self.__dict__.pop("_staging", None)
-        if cublas := self.__dict__.pop("_cublas", None):
-            with self.on("cuBLAS"):
+        if cublas := self.__dict__.get("_cublas"):
+            with suppress(GgrunError), self.on("cuBLAS"):  # a card that is lost has told it before
                 cublas.close()
+            del self._cublas
 
     @cached_property
     def _staging(self) -> Staging:

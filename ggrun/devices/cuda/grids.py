@@ -42,7 +42,7 @@ def elements(total: int) -> Shape:
 
 
 def norm(rows: int, width: int) -> Shape:
-    """rms_norm, add_rms_norm, layer_norm: a warp a row when rows are short (heads), else a block.
+    """rms_norm, layer_norm: a warp a row when rows are short (heads), else a block.
 
     rows: of the batch times the groups of a row; width: values of a group
     """
@@ -96,12 +96,12 @@ def sort(experts: int) -> Shape:
 
 
 def slices(n: int, width: int) -> Shape:
-    """argmax, log_sum_exp: a block a slice."""
+    """argmax: a block a slice."""
     return Shape((_ceil(width, SLICE), max(1, n)), (256,))
 
 
 def of_slices(n: int, width: int) -> Shape:
-    """argmax_of_slices, log_sum_exp_of_slices: a block a row."""
+    """argmax_of_slices: a block a row."""
     return Shape((max(1, n),), (_threads(_ceil(width, SLICE), 256),))
 
 

@@ -1,4 +1,4 @@
-"""What self-tests of cards found, kept for as long as cards, driver, machine and ggrun are the same."""
+"""What was found out about cards, kept for as long as cards, driver, machine and ggrun are the same."""
 
 import sys
 from collections.abc import Callable, Sequence

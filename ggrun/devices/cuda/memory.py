@@ -86,7 +86,7 @@ class CudaBuffer:
     """Rows of float32, or of quantized columns, whose memory goes back when it is dropped."""
 
     def __init__(self, pool: Pool, rows: Rows, width: int, row_bytes: int, limit: int) -> None:
-        self.rows, self.width, self.row_bytes = rows, width, row_bytes
+        self.rows, self.width, self.row_bytes, self.limit = rows, width, row_bytes, limit
         memory = pool.take(row_bytes * limit)
         self.address = memory.address
         self.quantized: CudaBuffer | None = None

@@ -35,6 +35,25 @@ def scratch_bytes(w: CudaWeight, most: int, multiprocessors: int) -> int:
     return 4 * w.rows * max((n * parts for n, parts in splits if parts > 1), default=0)
 
 
+@dataclass
+class Quantize:
+    """A step: rows of floats to quantized columns, where they are as few as products of ours have at most."""
+
+    driver: Driver
+    over: Rows
+    x: int
+    k: int
+    columns: int
+    most: int = 0
+
+    def __call__(self, counts: Counts) -> Sequence[Work]:
+        """One launch, or none."""
+        if (n := counts.rows(self.over)) > self.most:
+            return []
+        kernel, shape = self.driver.kernel("columns.cu", "quantize"), matvec.quantize_shape(self.k, n)
+        return [Launch(kernel, *shape, (self.x, self.columns, np.int32(self.k), np.int32(n)))]
+
+
 @dataclass(frozen=True)
 class Linear:
     """A step: y = x . w^T * scale + bias (+ residual). x: columns as w wants them; 0: there is none.

@@ -19,7 +19,15 @@ from ggrun.devices.cuda.flash import Attention
 from ggrun.devices.cuda.gemm import ByGemm, GemmFrom, ToHalves
 from ggrun.devices.cuda.memory import CudaBuffer, CudaMemory, CudaPlace, CudaWeight, Pool, address_of
 from ggrun.devices.cuda.norm import Norm
-from ggrun.devices.cuda.products import Experts, Linear, SwiGLU, column_bytes, quantized, scratch_bytes
+from ggrun.devices.cuda.products import (
+    Experts,
+    Linear,
+    Quantize,
+    SwiGLU,
+    column_bytes,
+    quantized,
+    scratch_bytes,
+)
 from ggrun.devices.cuda.program import Counts, CudaProgram, Launch, Step
 from ggrun.devices.streams import Event
 from ggrun.devices.wire import DTYPES
@@ -219,18 +227,17 @@ class CudaRecorder:
         """x . w^T * scale + bias."""
         y = self._buffer(x.rows, w.rows)
         self._keep += [w.memory, bias]
-        limit = self._limits.outputs if x.rows == Rows.OUTPUTS else self._limits.tokens
-        columns = self._columns(x, w)  # before the scratch, which must not be the same memory
-        by_gemm = self._by_gemm(x, w, limit)
-        scratch = self._scratch(scratch_bytes(w, limit, self._driver.multiprocessors))
+        least = self._gemm_from.of(w.format)
+        most = min(x.limit, least - 1) if least else x.limit  # rows that our own kernels multiply
+        columns = self._columns(x, w, most)  # before the scratch, which must not be the same memory
+        by_gemm = self._by_gemm(x, w, least) if most < x.limit else None
+        scratch = self._scratch(scratch_bytes(w, most, self._driver.multiprocessors))
         step = Linear(self._driver, x.rows, columns, w, y.address, scale, address_of(bias), scratch, by_gemm)
         self._add(step, y)
         return y
 
-    def _by_gemm(self, x: CudaBuffer, w: CudaWeight, limit: int) -> ByGemm | None:
-        """What cuBLAS needs, where there may be rows enough for it."""
-        if not 0 < (least := self._gemm_from.of(w.format)) <= limit:
-            return None
+    def _by_gemm(self, x: CudaBuffer, w: CudaWeight, least: int) -> ByGemm:
+        """What cuBLAS needs."""
         if x.halves is None:
             x.halves = self._buffer(x.rows, x.width, gemm.halves_bytes(x.width))
             there = x.address, x.width, x.halves.address
@@ -243,16 +250,18 @@ class CudaRecorder:
         """Each pair's row times its expert's matrix."""
         y = self._buffer(Rows.PAIRS, w.rows)
         self._keep += [w.memory, scales]
-        columns, starts = self._columns(x, w), routing.starts.address
+        columns, starts = self._columns(x, w, x.limit), routing.starts.address
         self._add(Experts(self._driver, columns, w, y.address, starts, address_of(scales)), y)
         return y
 
-    def _columns(self, x: CudaBuffer, w: CudaWeight) -> int:
-        """Where x is as the products of a format want it: its floats, or quantized columns."""
+    def _columns(self, x: CudaBuffer, w: CudaWeight, most: int) -> int:
+        """Where x is as products of up to so many rows want it: its floats, or quantized columns."""
         if not quantized(w):
             return x.address
         if x.quantized is None:
             x.quantized = self._quantized(x)
+        if isinstance(step := x.quantized.step, Quantize):
+            step.most = max(step.most, most)
         return x.quantized.address
 
     def _quantized(self, x: CudaBuffer) -> CudaBuffer:
@@ -262,10 +271,7 @@ class CudaRecorder:
             self._steps[-1] = norm.with_columns(columns.address)
             x.source = None
         else:
-            self._record(
-                "columns.cu", "quantize", x.rows, lambda n: matvec.quantize_shape(k, n),
-                [x, columns, np.int32(k), N()],
-            )  # fmt: skip
+            self._add(Quantize(self._driver, x.rows, x.address, k, columns.address), columns)
         return columns
 
     # ---------------------------------------------------------------- element by element

@@ -4,9 +4,8 @@ Not by its number: all cards of a kind compute alike, so that a model's text doe
 """
 
 import json
-import platform
-from contextlib import suppress
 from dataclasses import asdict, fields
+from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +14,11 @@ from ggrun.devices.base import Inputs, Limits, Rows
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.cuda.gemm import GemmFrom
+from ggrun.devices.cuda.kept import Kept
 from ggrun.devices.cuda.memory import CudaWeight
 from ggrun.devices.cuda.program import FEW
 from ggrun.devices.cuda.recorder import CudaRecorder
-from ggrun.devices.speeds import kept_file, least_seconds
+from ggrun.devices.speeds import least_seconds
 from ggrun.gguf import FORMATS, Tensor
 from ggrun.kernels import cuda_state
 
@@ -38,25 +38,29 @@ def measured_gemm(device: Cuda) -> GemmFrom:
 
 
 def kept_gemm(driver: Driver) -> GemmFrom | None:
-    """What was measured before, if it makes sense."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(kept_file(_key(driver)).read_text())
-        found = [known[field.name] for field in fields(GemmFrom)]
-        if all(type(n) is int and n >= 0 for n in found):
-            return GemmFrom(*found)
-    return None
+    """What was measured of such a card, now or before."""
+    return _KEPT.get(_key(driver))
 
 
 def keep_gemm(driver: Driver, found: GemmFrom) -> None:
-    """Keep it, or measure again the next time."""
-    with suppress(OSError):
-        file = kept_file(_key(driver))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(asdict(found)))
+    """Keep it."""
+    _KEPT.put(_key(driver), found, json.dumps(asdict(found)), settled=True)
 
 
 def _key(driver: Driver) -> str:
-    return f"{platform.node()}-{driver.name}-gemm-{cuda_state().hex()[:16]}"
+    return sha256(driver.name.encode() + cuda_state()).hexdigest()[:24]
+
+
+def _read(text: str) -> GemmFrom:
+    """One of kept.NONSENSE for what was not kept here."""
+    known = json.loads(text)
+    found = [known[field.name] for field in fields(GemmFrom)]
+    if not all(type(n) is int and (n == 0 or n > FEW) for n in found):
+        raise ValueError("these are no numbers of rows")
+    return GemmFrom(*found)
+
+
+_KEPT = Kept("gemm", _read)
 
 
 def _switch_over(device: Cuda, kind: str) -> int:
