@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from ggrun.devices.best import TopK
 from ggrun.devices.names import DeviceName
 from ggrun.devices.streams import Stream, Threaded, ThreadEvent
 from ggrun.engine.batch import Batch
+from ggrun.engine.hosts import HostLost
 from ggrun.engine.outputs import Outputs
 from ggrun.engine.runner import CacheSpec
 from ggrun.engine.stage import Hop
@@ -35,6 +37,8 @@ MOST_DEVICES = 64
 _MOST = 1 << 60
 _WAIT = 10.0
 """Seconds that a worker has for a word about another worker."""
+PATIENCE = 600.0
+"""Seconds that it has for a batch, however often it says that it is there."""
 
 
 class Pending:
@@ -45,7 +49,7 @@ class Pending:
 
     def __init__(self, rows: int, width: int, form: "pb.Form", top: TopK | None = None) -> None:
         self.rows, self.width, self.form, self.top = rows, width, form, top
-        self.event = ThreadEvent()
+        self.event, self.since = ThreadEvent(), time.monotonic()
         self.values: NDArray[np.float32] = np.empty((0, width), np.float32)
         self.ids: NDArray[np.int32] = np.empty((0, width), np.int32)
 
@@ -209,6 +213,7 @@ class Remote:
         link.on("invited", partial(self._answer, "invited"))
         link.on("handed", partial(self._answer, "handed"))
         link.on_end(self._lost)
+        link.on_beat(self._check)
 
     # ---------------------------------------------------------------- loading: see Host
 
@@ -319,6 +324,12 @@ class Remote:
             pending, self._broken = list(self._pending.values()), error
         for one in pending:
             one.finish(error)
+
+    def _check(self) -> None:
+        with self._lock:
+            since = min((one.since for one in self._pending.values() if not one.event.done), default=None)
+        if since is not None and time.monotonic() - since > PATIENCE:
+            raise HostLost(self.name, f"the worker has given nothing for {PATIENCE:.0f} seconds")
 
     def _lost(self, error: GgrunError) -> None:
         with self._lock:

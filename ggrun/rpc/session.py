@@ -51,7 +51,7 @@ class Shop:
     store: Store
     library: Library
     doors: Doors
-    insecure: bool = False
+    insecure: int = 0  # see WorkerOptions
 
     def welcome(self) -> "pb.Reply":
         """What there is, and how much of it is free."""
