@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ggrun.devices.base import Device, Limits, Place
 from ggrun.devices.best import TopK
 from ggrun.devices.names import DeviceName
-from ggrun.devices.streams import Stream, Threaded, ThreadEvent
+from ggrun.devices.streams import Stream, ThreadEvent
 from ggrun.engine.batch import Batch
 from ggrun.engine.hosts import HostLost
 from ggrun.engine.outputs import Outputs
@@ -30,6 +30,7 @@ from ggrun.plan.hardware import DeviceInfo
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.hashes import Progress, silent
 from ggrun.rpc.link import Link
+from ggrun.rpc.on_demand import OnDemand
 from ggrun.rpc.upload import Upload
 from ggrun.rpc.wire import ProtocolError, decode, encode, forward, ids, shown
 
@@ -94,8 +95,8 @@ class RemoteHop:
     """A part of the plan that a worker computes."""
 
     def __init__(self, remote: "Remote", part: int, *, first: bool, last: bool) -> None:
-        self.stream = Threaded(f"{remote.name}-{part}")
-        self.part = part
+        self.stream = OnDemand()
+        self.part, self.host = part, remote.name
         self._remote, self._first, self._last = remote, first, last
         self._coming: Coming | None = None
         # A batch waits for the one that was `slots` before it.
@@ -316,6 +317,9 @@ class Remote:
         error: GgrunError = GgrunError(f"{self.name}: {shown(failed.text)}")
         if failed.kind == pb.Failed.INTERRUPTED:
             error = Interrupted("the computation was interrupted")
+        if failed.kind == pb.Failed.HANDOFF and (hop := next((h for h in self._hops if h.pushes_to), None)):
+            assert hop.pushes_to
+            error = HostLost(hop.pushes_to.host, f"the worker is lost to {self.name}")
         if failed.run == 0:
             raise error
         with self._lock:
