@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ggrun.devices.all_reduce import check_sums
 from ggrun.devices.cuda.links import check_p2p
+from ggrun.devices.progress import Progress, silent
 from ggrun.engine.engine import Engine
 from ggrun.engine.generate import Context, StopStrings, Timings, generate
 from ggrun.engine.grammar import Grammar, GrammarVocabulary
@@ -50,6 +51,7 @@ class LLM:
                   directly where the self-test, run once, found that such copies come right
     rpc           workers on other machines: "host:port,host:port", or RpcOptions that say more. When one is
                   lost, the model is loaded without it, and the text goes on
+    progress      is told how many bytes of the weights have come to cards: ("loading", done, of how many)
     placement     what is left of ggrun.plan.options.PlanOptions: split_mode, n_gpu_layers, tensor_split,
                   overrides, n_cpu_moe, fit and others, with llama.cpp's meanings
 
@@ -73,6 +75,7 @@ class LLM:
         plan: Plan | None = None,
         p2p: str = "auto",
         rpc: str | RpcOptions | None = None,
+        progress: Progress = silent,
         **placement: Any,
     ) -> None:
         start = time.perf_counter()
@@ -88,7 +91,7 @@ class LLM:
         wishes = _plan_options(sizes | placement)
         self._model = GGUF(path)
         self.meter = Meter() if metered else None
-        where = Where(devices, threads, plan, p2p, (all_reduce, wire), self.meter)
+        where = Where(devices, threads, plan, p2p, (all_reduce, wire), self.meter, progress)
         try:
             workers = RpcOptions(rpc) if isinstance(rpc, str) else rpc
             self._placed = Placed(self._model, wishes, where, workers)

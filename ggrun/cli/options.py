@@ -10,6 +10,7 @@ import click
 
 from ggrun.cli.flags import TEXT, given, option
 from ggrun.cli.placement import placement_options, sum_options, sums_taken, taken
+from ggrun.cli.terminal import ShownProgress
 from ggrun.errors import GgrunError, UsageError
 
 Command = Callable[..., Any]
@@ -122,7 +123,7 @@ def load(options: dict[str, Any]) -> Any:
         model or demo_model(), n_ctx=n_ctx, n_ubatch=min(n_ubatch, n_batch), threads=threads,
         cache_type_k=keys_type, cache_type_v=values_type,
         devices=placement.pop("hardware"), metered=options.pop("metered", False), **placement,
-        **sums_taken(options),
+        **sums_taken(options), progress=ShownProgress(only_in_terminals=True),
     )  # fmt: skip
 
 

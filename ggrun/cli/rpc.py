@@ -1,13 +1,13 @@
 """The flags for workers on other machines."""
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from ggrun.cli.flags import TEXT, option
-from ggrun.cli.streams import complain, say
+from ggrun.cli.streams import complain
+from ggrun.cli.terminal import ShownProgress
 from ggrun.errors import UsageError
 
 Command = Callable[..., Any]
@@ -40,7 +40,7 @@ def taken_rpc(options: dict[str, Any]) -> Any:
         return None
     from ggrun.rpc.placed import RpcOptions
 
-    return RpcOptions(addresses, insecure, form, _pair(pair), _Progress(), complain)
+    return RpcOptions(addresses, insecure, form, _pair(pair), ShownProgress(), complain)
 
 
 def _pair(text: str | None) -> tuple[str, str] | None:
@@ -50,18 +50,3 @@ def _pair(text: str | None) -> tuple[str, str] | None:
     if not comma:
         raise UsageError("--rpc-cert: give two files, as client.pem,client_key.pem")
     return certificate.strip(), key.strip()
-
-
-class _Progress:
-    """Shows what is hashed or sent: in a terminal as it goes on, else one line when it begins."""
-
-    def __init__(self) -> None:
-        self._said: set[str] = set()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        figures = f"{done >> 20} of {total >> 20} MiB"
-        if sys.stderr.isatty():
-            say(f"\r{what}: {figures}", end="\n" if done >= total else "")
-        elif what not in self._said:
-            self._said.add(what)
-            say(f"{what}: {total >> 20} MiB")

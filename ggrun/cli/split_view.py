@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from ggrun.cli.plan_view import bar, work
 from ggrun.cli.streams import say
 from ggrun.engine.meter import Meter, Spent
+from ggrun.plan import host_of
 from ggrun.plan.hardware import short_name
 from ggrun.plan.planned import Planned
 from ggrun.plan.report import size
@@ -43,6 +44,8 @@ class SplitView:
         return f"[{bar(use, limit, _WIDTH)}] {size(use.total)} of {size(limit)}"
 
     def _times(self, name: str) -> str:
+        if host_of(name):
+            return f"on another machine  {'; '.join(work(self._planned, name))}"
         own = short_name(name)
         shares = ", ".join(f"{spent} {100 * self._meter.share(own, spent):.0f} %" for spent in Spent)
         return f"{shares}  {'; '.join(work(self._planned, name))}"
@@ -74,7 +77,7 @@ class SplitView:
 
     def _reserve(self, lines: int, now: os.terminal_size) -> str:
         """Make room: text scrolls above the last lines from now on. The cursor stays where the text ends."""
-        room = "\n" * lines + f"\x1b[{lines}A"
+        room = "\x1bD" * lines + f"\x1b[{lines}A"  # and not newlines, which go to the first column
         return f"{room}\x1b7\x1b[1;{now.lines - lines}r\x1b8"
 
     def _end(self) -> None:

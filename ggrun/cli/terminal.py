@@ -3,12 +3,17 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ggrun.cli.streams import say
+
 # A model may write anything; in a terminal, control characters could move the cursor or change the title.
 _UNPRINTABLE = dict.fromkeys(c for c in [*range(32), *range(127, 160)] if chr(c) not in "\n\t")
+_PERIOD = 0.1
+"""Seconds between two looks at progress."""
 _CLEARED = "\r" + " " * 85 + "\r"
 
 _in_line = False
@@ -42,11 +47,37 @@ def _leave(number: int, frame: Any) -> None:
     os._exit(130)
 
 
+class ShownProgress:
+    """Shows how far something has come: in a terminal as it goes on, else in one line when it begins.
+
+    only_in_terminals    else nothing
+    """
+
+    def __init__(self, only_in_terminals: bool = False) -> None:
+        self._quiet, self._said = only_in_terminals, set[str]()
+        self._next = 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """See ggrun.devices.progress.Progress."""
+        if sys.stderr.isatty():
+            self._show(f"{what}: {done >> 20} of {total >> 20} MiB", done >= total)
+        elif what not in self._said and not self._quiet:
+            self._said.add(what)
+            say(f"{what}: {total >> 20} MiB")
+
+    def _show(self, line: str, last: bool) -> None:
+        """Not each of many: a terminal is slower than a bus."""
+        global _in_line
+        if last or time.monotonic() >= self._next:
+            self._next = time.monotonic() + _PERIOD
+            say(_CLEARED if last else f"\r{line}", end="")
+            _in_line = not last
+
+
 @contextmanager
 def compile_progress() -> Iterator[None]:
     """Say on stderr that kernels are being compiled, while they are."""
     from ggrun import kernels
-    from ggrun.cli.streams import say
 
     global _in_line
     compiled = 0

@@ -1,7 +1,7 @@
 """Devices: where weights lie and programs run. One file a kind."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from ggrun.devices.base import Device
@@ -9,12 +9,18 @@ from ggrun.devices.names import DeviceName, refuse_twins
 from ggrun.errors import GgrunError
 
 
-def open_devices(names: Iterable[str], threads: int | None = None, p2p: str = "auto") -> dict[str, Device]:
+def open_devices(
+    names: Iterable[str],
+    threads: int | None = None,
+    p2p: str = "auto",
+    uploaded: Callable[[int], None] | None = None,
+) -> dict[str, Device]:
     """The devices of these names, which know of each other.
 
     threads   of all CPU devices together; None: one for each physical core
     p2p       how cards copy to each other: "on": directly; "off": through the host's memory; "auto": directly
               where that was tested, or is tested now (see cuda/links.py)
+    uploaded  is told of each weight's bytes that have come to a card
 
     Several devices work at once, each in a stream of its own; one alone works in the thread that calls it.
     """
@@ -27,7 +33,7 @@ def open_devices(names: Iterable[str], threads: int | None = None, p2p: str = "a
             devices |= _emulated({name: p for name, p in parsed.items() if p.kind == "emulated"})
         cards = {name: p for name, p in parsed.items() if p.kind == "cuda"}
         for name, p in cards.items():
-            devices[name] = _cuda(p)
+            devices[name] = _cuda(p, uploaded)
         if len(cards) > 1:
             _connect({name: p.index or 0 for name, p in cards.items()}, devices, p2p)
         for name, crew in crews.items():
@@ -56,13 +62,13 @@ def _cpu(name: DeviceName, threads: int, alone: bool) -> Device:
     return Cpu(threads, name.short, name.limit, None if alone else Threaded(name.short))
 
 
-def _cuda(name: DeviceName) -> Device:
+def _cuda(name: DeviceName, uploaded: Callable[[int], None] | None) -> Device:
     from ggrun.devices.cuda.cupy_driver import CupyDriver
     from ggrun.devices.cuda.device import Cuda
     from ggrun.devices.cuda.switch_over import kept_gemm
 
     driver = CupyDriver(name.index or 0, name.short)
-    return Cuda(driver, name.short, name.limit, kept_gemm(driver))
+    return Cuda(driver, name.short, name.limit, kept_gemm(driver), uploaded)
 
 
 def _connect(cards: dict[str, int], devices: dict[str, Device], p2p: str) -> None:

@@ -2,22 +2,16 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
+from ggrun.devices.progress import Progress, silent
 from ggrun.devices.threads import physical_cores
 from ggrun.gguf import GGUF
 from ggrun.kernels import cache_home
-
-Progress = Callable[[str, int, int], None]
-"""Is told what is done, how many bytes of it, and of how many."""
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Tells nobody."""
 
 
 def hashes(model: GGUF, names: Iterable[str], progress: Progress = silent) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ggrun.devices import open_devices
 from ggrun.devices.base import Device
 from ggrun.devices.local import planned_here
+from ggrun.devices.progress import Progress, Uploads, silent
 from ggrun.engine.engine import Engine
 from ggrun.engine.hosts import HostLost
 from ggrun.engine.loaded import SUMS, Sums
@@ -18,7 +19,6 @@ from ggrun.plan import Plan, host_of
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planned import Planned
-from ggrun.rpc.hashes import Progress, silent
 
 if TYPE_CHECKING:
     from ggrun.rpc.workers import Workers
@@ -57,6 +57,7 @@ class Where:
     p2p: str = "auto"
     sums: Sums = SUMS
     meter: Meter | None = None
+    progress: Progress = silent
 
 
 class Placed:
@@ -126,6 +127,7 @@ class Placed:
 
     def _try(self) -> None:
         w = self._where
+        uploads = Uploads(w.progress)
         if self._rpc.addresses:
             self._workers = self._rpc.connect(self._lost)
             self._reached = True
@@ -135,7 +137,7 @@ class Placed:
             return planned_here(facts, w.devices, w.threads, options, w.plan, w.p2p, remote)
 
         def opened(names: Iterable[str]) -> dict[str, Device]:
-            return open_devices((name for name in names if not host_of(name)), w.threads, w.p2p)
+            return open_devices((name for name in names if not host_of(name)), w.threads, w.p2p, uploads)
 
         wishes = self._wishes
         if remote and wishes.split_mode == "auto":  # rows are not shared between machines
@@ -146,6 +148,8 @@ class Placed:
         self.planned = make(facts, wishes)
         plan = self.planned.plan
         self.devices = opened({m.device for stage in plan.stages for m in stage.members})
+        cards = [name for name in self.planned.uses if name in self.devices and name != "cpu"]
+        uploads.begin(sum(self.planned.uses[name].weights for name in cards))
         hosts = self._workers.hosts if self._workers else None
         try:
             self.engine = Engine(
@@ -155,5 +159,6 @@ class Placed:
             for device in self.devices.values():
                 device.stream.abandon()  # what was to be loaded
             raise
+        uploads.end()
         if self._workers:
             self._workers.connect_parts(plan)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ggrun.devices.base import Device, Limits, Place
 from ggrun.devices.best import TopK
 from ggrun.devices.names import DeviceName
+from ggrun.devices.progress import Progress, silent
 from ggrun.devices.streams import Stream, ThreadEvent
 from ggrun.engine.batch import Batch
 from ggrun.engine.hosts import HostLost
@@ -28,7 +29,6 @@ from ggrun.gguf import GGUF
 from ggrun.plan import Plan
 from ggrun.plan.hardware import DeviceInfo
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc.hashes import Progress, silent
 from ggrun.rpc.link import Link
 from ggrun.rpc.on_demand import OnDemand
 from ggrun.rpc.upload import Upload

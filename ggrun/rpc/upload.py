@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ggrun.devices.base import Limits
+from ggrun.devices.progress import Progress
 from ggrun.engine.hosts import HostLost
 from ggrun.engine.runner import CacheSpec
 from ggrun.gguf import GGUF, Tensor
 from ggrun.plan import Plan
 from ggrun.plan.facts import PAGE, ModelFacts
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc.hashes import Progress, hashes
+from ggrun.rpc.hashes import hashes
 from ggrun.rpc.link import Link
 from ggrun.rpc.opening import opening, wanted
 from ggrun.rpc.wire import ProtocolError

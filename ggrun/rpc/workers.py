@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from ggrun.devices.progress import Progress, silent
 from ggrun.engine.hosts import hops
 from ggrun.errors import GgrunError, UsageError
 from ggrun.plan import Plan
 from ggrun.plan.hardware import DeviceInfo
 from ggrun.rpc.channel import Certificates, is_loopback, split_address
-from ggrun.rpc.hashes import Progress, silent
 from ggrun.rpc.keys import Key, known_workers
 from ggrun.rpc.link import Link
 from ggrun.rpc.remote import Remote

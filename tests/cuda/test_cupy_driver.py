@@ -78,7 +78,12 @@ def test_logical_devices_of_one_card(
     with LLM(path, n_ctx=64, devices="cpu", threads=1) as cpu:
         want = cpu.logits(TOKENS)
     options: dict[str, Any] = {"split_mode": mode, "tensor_split": (1.0, 1.0), "n_ctx": 64}
-    with LLM(path, devices="cuda:0:96MB,cuda:0:96MB", **options) as llm:
+    told: list[tuple[str, int, int]] = []
+
+    def progress(*what: Any) -> None:
+        told.append(what)
+
+    with LLM(path, devices="cuda:0:96MB,cuda:0:96MB", progress=progress, metered=True, **options) as llm:
         cards = {name: device for name, device in llm._placed.devices.items() if isinstance(device, Cuda)}
         assert cards.keys() == {"cuda:0.0:96MB", "cuda:0.1:96MB"}
         for card in cards.values():

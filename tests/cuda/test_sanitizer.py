@@ -23,7 +23,7 @@ def _library() -> None:
 
 
 def test_kernels_are_clean() -> None:
-    done = run(str(HERE), "-k", "800-random")
+    done = run(str(HERE), "-k", "800-random", "-n", "2", "--dist", "loadfile")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 

@@ -1,7 +1,7 @@
 """A CUDA device: memory with a limit, uploads, copies and sums on its stream."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,15 +30,21 @@ class Cuda:
 
     limit       bytes that may be taken of its memory; several devices may share a card
     gemm_from   which products are cuBLAS's, where that is there
+    uploaded    is told of each weight's bytes, when they were read
     """
 
     def __init__(
-        self, driver: Driver, name: str, limit: int | None = None, gemm_from: GemmFrom | None = None
+        self,
+        driver: Driver,
+        name: str,
+        limit: int | None = None,
+        gemm_from: GemmFrom | None = None,
+        uploaded: Callable[[int], None] | None = None,
     ) -> None:
         self.name, self.driver, self._budget = name, driver, Budget(name, limit)
         # Asked now, before weights take what memory the library needs.
         self.gemm_from = gemm_from if gemm_from and gemm_from.least and driver.has_gemm else GemmFrom()
-        self._interrupted = False
+        self._interrupted, self._uploaded = False, uploaded
         self._relays: dict[Driver, Relay | None] = {driver: None}  # None: copies go direct
 
     @property
@@ -99,6 +105,8 @@ class Cuda:
         memory = self._take(experts * n_rows * row, f"the weights {tensor.name}")
         whole = tensor.data.reshape(experts, tensor.shape[1], tensor.row_bytes)
         self.driver.upload(memory.address, whole[:, rows[0] : rows[1], first : first + row])
+        if self._uploaded:
+            self._uploaded(memory.nbytes)
         name, width = tensor.format.name, columns[1] - columns[0]
         return CudaWeight(name, memory, memory.address, n_rows, width, row, experts)
 
