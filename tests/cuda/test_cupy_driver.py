@@ -142,6 +142,15 @@ def test_uploads_go_in_pieces_through_pinned_memory(cupy: FakeCupy, monkeypatch:
     np.testing.assert_array_equal(back.ravel(), values.ravel())
 
 
+def test_what_is_written_has_come(cupy: FakeCupy) -> None:
+    """Not only left the host: the card's stream may read it next, and waits for nothing."""
+    driver, values, back = CupyDriver(0), np.arange(1000, dtype=np.uint8), np.empty(1000, np.uint8)
+    there = driver.allocate(1000)
+    driver.write(there.address, values)
+    driver.download(back, there.address)
+    np.testing.assert_array_equal(back, values)
+
+
 def test_peer_access(cupy: FakeCupy) -> None:
     one, other, twin = CupyDriver(0), CupyDriver(1), CupyDriver(0)
     assert one.identity == twin.identity != other.identity
@@ -188,8 +197,7 @@ def test_errors_name_the_device_and_what_it_was_for(cupy: FakeCupy, tmp_path: Pa
     driver = CupyDriver(1, "cuda:1")
     line = told(lambda: engine(path, {"cuda:1": Cuda(driver, "cuda:1", 200_000)}))
     assert "cuda:1: no memory for " in line
-    small = FakeCupy(memory=200_000)
-    driver._cupy = small
+    cupy._memory = cupy._used + 200_000
     line = told(lambda: engine(path, {"cuda:1": Cuda(driver, "cuda:1")}))
     assert line.startswith("cuda:1: no memory for ")
     assert "bytes of memory: cudaErrorMemoryAllocation" in line

@@ -60,8 +60,7 @@ class CupyDriver:
         self.arch, self.multiprocessors = card.arch, card.multiprocessors
         self._modules: dict[tuple[Any, ...], Any] = {}
         self._kernels: dict[tuple[Any, ...], _Kernel] = {}
-        with self.on("its stream"):
-            self.stream = CudaStream(self._cupy, self._called, index)
+        self.stream, self._writes = self._new_stream(), self._new_stream()
 
     @contextmanager
     def on(self, what: str) -> Iterator[None]:
@@ -78,8 +77,7 @@ class CupyDriver:
     @cached_property
     def transfers(self) -> CudaStream:
         """A second stream, made when it is needed."""
-        with self.on("a stream"):
-            return CudaStream(self._cupy, self._called, self.index)
+        return self._new_stream()
 
     def free_memory(self) -> tuple[int, int]:
         """Free and all bytes of the card."""
@@ -157,9 +155,17 @@ class CupyDriver:
             self._runtime.memsetAsync(address, byte, nbytes, self.stream.raw.ptr)
 
     def write(self, address: int, data: NDArray[Any]) -> None:
-        """By cudaMemcpy, which waits for this copy alone: the stream is a non-blocking one."""
+        """By cudaMemcpyAsync in a stream of its own, whose end is waited for.
+
+        cudaMemcpy may return when data has left the host's memory, before it has come to the card; our
+        streams, which are non-blocking, would not wait for it.
+        """
+        runtime, stream = self._runtime, self._writes
         with self.on("a copy to it"):
-            self._runtime.memcpy(address, data.ctypes.data, data.nbytes, self._runtime.memcpyHostToDevice)
+            runtime.memcpyAsync(
+                address, data.ctypes.data, data.nbytes, runtime.memcpyHostToDevice, stream.raw.ptr
+            )
+        stream.synchronize()
 
     def upload(self, address: int, data: NDArray[Any]) -> None:
         """Through pinned buffers, so that the bus is busy while the next piece is read from the file."""
@@ -215,6 +221,7 @@ class CupyDriver:
 
     def close(self) -> None:
         """Forget kernels and buffers; memory is freed with what holds it."""
+        self._writes.close()
         if transfers := self.__dict__.get("transfers"):
             transfers.close()
         self._modules.clear()
@@ -224,6 +231,10 @@ class CupyDriver:
             with suppress(GgrunError), self.on("cuBLAS"):  # a card that is lost has told it before
                 cublas.close()
             del self._cublas
+
+    def _new_stream(self) -> CudaStream:
+        with self.on("a stream"):
+            return CudaStream(self._cupy, self._called, self.index)
 
     @cached_property
     def _staging(self) -> Staging:
