@@ -12,6 +12,7 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from ggrun import LLM, GgrunError, UsageError
+from ggrun.cli.commands import status_of
 from ggrun.devices import local, open_devices
 from ggrun.devices.cuda import found
 from ggrun.devices.cuda.cupy_driver import CupyDriver
@@ -21,6 +22,7 @@ from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.cuda.staging import pieces
 from ggrun.gguf import GGUF
 from ggrun.plan.hardware import Speeds
+from tests.cuda import fake_cupy
 from tests.cuda.fake_cupy import Cublas, CUDARuntimeError, FakeCupy
 from tests.cuda.models import engine, logits
 from tests.engine.test_outputs import Shares, check_several
@@ -206,17 +208,63 @@ def test_errors_name_the_device_and_what_it_was_for(cupy: FakeCupy, tmp_path: Pa
     assert line == "cuda:0 (Fake): the kernel add: nvrtc: error: no"
 
 
+LOST = CUDARuntimeError(700, "cudaErrorIllegalAddress: an illegal memory access\nor whatever")
+TOLD = "cuda:0: cudaErrorIllegalAddress: an illegal memory access: the card has lost what it had: start again"
+
+
+def lose(cupy: FakeCupy, patch: pytest.MonkeyPatch) -> None:
+    """From now on, whatever CUDA is asked for fails."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise LOST
+
+    for owner in (fake_cupy._Stream, fake_cupy._Event):
+        for name in ("synchronize", "record", "wait_event", "launch_host_func"):
+            patch.setattr(owner, name, fail, raising=False)
+    for name in ("free", "malloc", "memcpyAsync", "memcpy2DAsync", "memsetAsync"):
+        patch.setattr(cupy, name, fail)
+    patch.setattr(cupy.cuda, "get_elapsed_time", fail)
+
+
 def test_a_card_that_disappears(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The line says which, and how to go on."""
-    driver = CupyDriver(1)
+    """Wherever that is seen, the line says which, and how to go on; what it had goes without a word."""
+    driver = CupyDriver(0)
+    stream, memory = driver.stream, [driver.allocate(64) for _ in range(2)]
+    event, mark = stream.record(), stream.mark()
+    lose(cupy, monkeypatch)
+    uses: list[Callable[[], Any]] = [
+        stream.synchronize, stream.record, stream.mark, event.block, lambda: stream.wait(event),
+        lambda: stream.enqueue(print), lambda: mark.since(mark),
+    ]  # fmt: skip
+    for use in uses:
+        line = told(use)
+        assert line.startswith(TOLD)
+        assert "-dev" in line
+    Cuda(driver, "cuda:0").close()
+    del driver, memory
+    gc.collect()  # an error in a finalizer would be a warning, and warnings are errors
 
-    def fail() -> None:
-        raise CUDARuntimeError(999, "cudaErrorUnknown: unknown error\nor whatever")
 
-    monkeypatch.setattr(driver.stream.raw, "synchronize", fail)
-    line = told(driver.stream.synchronize)
-    assert line.startswith("cuda:1: cudaErrorUnknown: unknown error: the card has lost what it had: start")
-    assert "-dev" in line
+def test_a_card_that_disappears_in_a_run(
+    cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, and not what closing the model would say."""
+    monkeypatch.setattr(local, "_card_speeds", lambda *_: Speeds(1e9, 1e10, 1e10, 1e9))
+    generate = LLM.generate
+
+    def lost(self: LLM, *args: Any, **options: Any) -> Any:
+        lose(cupy, monkeypatch)
+        return generate(self, *args, **options)
+
+    monkeypatch.setattr(LLM, "generate", lost)
+    small = ["-fitt", "0", "-ub", "16", "-c", "64", "-n", "3"]
+    assert status_of(["run", "--devices", "cuda:0", *small, "-p", "Once"]) == 1
+    gc.collect()
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1].startswith("ggrun: cuda:0")
+    assert "cudaErrorIllegalAddress: an illegal memory access" in err
+    assert "internal error" not in err
+    assert "Traceback" not in err
 
 
 def test_there_is_no_cupy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from weakref import finalize
 from numpy.typing import NDArray
 
 from ggrun.devices.cuda.cublas import Cublas
-from ggrun.devices.cuda.cuda_stream import CudaStream
+from ggrun.devices.cuda.cuda_stream import CudaStream, cuda_errors
 from ggrun.devices.cuda.driver import Driver, Gemm
 from ggrun.devices.cuda.found import Cards
 from ggrun.devices.cuda.staging import Staging
@@ -65,14 +65,14 @@ class CupyDriver:
     @contextmanager
     def on(self, what: str) -> Iterator[None]:
         """Work on this card and stream; errors of CUDA become GgrunErrors that say for what."""
-        with ExitStack() as stack:
-            try:
+        try:
+            with ExitStack() as stack:
                 stack.enter_context(self._cupy.cuda.Device(self.index))
                 if hasattr(self, "stream"):
                     stack.enter_context(self.stream.raw)
                 yield
-            except self._errors as error:
-                self._refuse(what, error)
+        except self._errors as error:
+            self._refuse(what, error)
 
     @cached_property
     def transfers(self) -> CudaStream:
@@ -255,8 +255,8 @@ class CupyDriver:
     def _errors(self) -> tuple[type[Exception], ...]:
         cuda, cublas = self._cupy.cuda, self.__dict__.get("_cublas")
         return (
-            cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError, cuda.compiler.CompileException,
-            cuda.memory.OutOfMemoryError, *([cublas.error] if cublas else []),
+            *cuda_errors(self._cupy), cuda.compiler.CompileException, cuda.memory.OutOfMemoryError,
+            *([cublas.error] if cublas else []),
         )  # fmt: skip
 
     def _refuse(self, what: str, error: Exception) -> NoReturn:
@@ -270,7 +270,8 @@ def _freeing(cupy: Any, index: int, address: int) -> Callable[[], None]:
     def free() -> None:
         if sys.is_finalizing():
             return
-        with cupy.cuda.Device(index):
+        # A card that has failed has told it before, and has lost this memory with all else.
+        with suppress(*cuda_errors(cupy)), cupy.cuda.Device(index):
             cupy.cuda.runtime.free(address)
 
     return free
