@@ -203,6 +203,7 @@ class FakeCupy:
     """The module `cupy`, with cards of so many bytes. `failing`: errors by the name of what is called.
 
     peers    whether cards have peer access; `reached`: pairs of cards that have enabled it
+    `lost`: cards that are counted and do not answer
     """
 
     def __init__(self, memory: int = 1 << 28, cards: int = 2, major: int = 8, peers: bool = True) -> None:
@@ -210,6 +211,7 @@ class FakeCupy:
         self.compiled, self._chosen, self.made = 0, _Chosen(), dict[int, _Stream]()
         self._memory, self._used, self._held = memory, 0, dict[int, Memory]()
         self._cards, self._major, self._peers = cards, major, peers
+        self.lost = set[int]()
         self._pinned_at = set[tuple[int, int]]()
         self.reached, self.copies = set[tuple[int, int]](), list[tuple[int, int]]()
         self.cuda = _Cuda(
@@ -279,6 +281,8 @@ class FakeCupy:
         return self._cards
 
     def getDeviceProperties(self, index: int) -> dict[str, Any]:  # noqa: N802
+        if index in self.lost:
+            raise CUDARuntimeError(101, "cudaErrorInvalidDevice: the GPU is lost\nor whatever")
         return {
             "name": b"Fake", "major": self._major, "minor": 0, "multiProcessorCount": 4,
             "uuid": bytes([index] * 16), "totalGlobalMem": self._memory,

@@ -17,7 +17,7 @@ from ggrun.devices import local, open_devices
 from ggrun.devices.cuda import found
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
-from ggrun.devices.cuda.found import Cards, count_cards
+from ggrun.devices.cuda.found import Cards, usable_cards
 from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.cuda.staging import pieces
 from ggrun.gguf import GGUF
@@ -285,7 +285,7 @@ def test_cupy_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert told(lambda: CupyDriver(0)).startswith("CuPy cannot be used: libcudart.so.13: cannot open: pip")
-    assert count_cards() == 0
+    assert usable_cards() == []
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_cuda_cannot_be_used(status: int, driver: bool, words: str, cupy: FakeCu
     if not driver:
         cupy.failing["driver"] = CUDARuntimeError(0, "")
     assert words in told(lambda: CupyDriver(0))
-    assert count_cards() == 0
+    assert usable_cards() == []
 
 
 def test_cards_that_there_are_not_or_that_are_too_old(
@@ -309,10 +309,14 @@ def test_cards_that_there_are_not_or_that_are_too_old(
 ) -> None:
     monkeypatch.setattr(found, "find_spec", lambda name: object())
     assert "cuda:2: there are 2 CUDA cards" in told(lambda: CupyDriver(2), UsageError)
-    assert count_cards() == 2
+    assert usable_cards() == [0, 1]
     cupy._major = 6
     assert "compute capability is 6.0, ggrun needs 7.5" in told(lambda: CupyDriver(0))
-    assert count_cards() == 0
+    assert usable_cards() == []
+    cupy._major, cupy.lost = 8, {0}
+    lost = "cuda:0: cudaErrorInvalidDevice: the GPU is lost: nvidia-smi must list it"
+    assert told(lambda: CupyDriver(0)) == lost
+    assert local.everything() == "cuda:1,cpu"  # it has the number that CUDA gives it
     cupy.failing["getDeviceCount"] = CUDARuntimeError(100, "cudaErrorNoDevice")
     Cards.found.cache_clear()
     assert "there are 0 CUDA cards" in told(lambda: CupyDriver(0), UsageError)
