@@ -71,7 +71,7 @@ _SUMS = [
     option("--all-reduce", default="auto", type=click.Choice(["auto", "nccl", "copy"]),
            help="How devices that share rows sum: copies, NCCL, or what a self-test found faster."),
     option("--wire", default="f32", type=click.Choice(["f32", "bf16"]),
-           help="What they send each other for that; bf16 is half of it, and rounds."),
+           help="What they send each other for that; bf16 is half of it, rounds, and goes by copies."),
 ]  # fmt: skip
 
 _AS_THEY_ARE = (

@@ -43,7 +43,7 @@ class Loaded:
         self._plan, self._config, self._cache, self._meter, self._how = plan, config, cache, meter, sums
         for i in which:
             if _shares_rows(stage := plan.stages[i]):
-                tested_sums([devices[member.device] for member in stage.members], sums[0])
+                tested_sums([devices[member.device] for member in stage.members], *sums)
         used = dict.fromkeys(member.device for i in which for member in plan.stages[i].members)
         receiving = {member.device for i in which if i for member in plan.stages[i].members}
         self._spaces = {
