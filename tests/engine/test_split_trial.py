@@ -32,8 +32,14 @@ TWO = "cpu:0:1GB,cpu:1:1GB"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(split_trial, "kept_file", lambda key: tmp_path / "kept" / key)
-    return tmp_path / "kept"
+    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path))
+    monkeypatch.setattr(split_trial._KEPT, "_found", {})
+    return tmp_path / "hardware"
+
+
+def another_process() -> None:
+    """What comes from now on is as in a process that begins."""
+    split_trial._KEPT._found.clear()
 
 
 @pytest.fixture
@@ -78,10 +84,18 @@ def test_the_faster_one_is_measured_once(
     machine.mode(model, replace(AUTO, cache_type_k="q8_0"))  # another setting is measured by itself
     assert len(machine.tried) == 4
     (one, _) = cache.iterdir()
-    for text in ("", "{}", '{"mode": "sideways"}', "[]"):  # a damaged result is measured again
+    for n, text in enumerate(("", "{}", '{"mode": "sideways"}', "[]", "[" * 100_000), 1):
         one.write_text(text)
-    machine.mode(model), machine.mode(model, replace(AUTO, cache_type_k="q8_0"))
-    assert len(machine.tried) == 6
+        another_process()
+        machine.mode(model), machine.mode(model, replace(AUTO, cache_type_k="q8_0"))
+        assert len(machine.tried) == 4 + 2 * n  # a damaged result is measured again
+
+
+def test_a_cache_that_cannot_be_written(model: GGUF, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    cache.write_text("a file")
+    machine = Machine(monkeypatch, layer=2.0, row=1.0)
+    assert machine.mode(model) == machine.mode(model) == "row"
+    assert machine.tried == ["layer", "row"]
 
 
 def test_what_needs_no_measurement(model: GGUF, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +147,7 @@ def test_measured_on_devices(tmp_path: Path, cache: Path) -> None:
     with LLM(path, devices="cpu", n_ctx=64) as cpu:
         want = cpu.logits(tokens)
     with LLM(path, devices=TWO, split_mode="auto", tensor_split=(1, 1), n_ctx=64) as llm:
-        (file,) = cache.iterdir()
+        (file,) = cache.glob("split-*")
         known = json.loads(file.read_text())
         assert set(known["seconds"]) == {"layer", "row"}
         assert min(known["seconds"].values()) > 0
