@@ -1,6 +1,7 @@
 """Which way a stage's devices sum what they have: by copies, by NCCL, or by the faster one for the size."""
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 
 from ggrun.devices.base import Device
 from ggrun.devices.cuda.cupy_driver import CupyDriver
@@ -32,11 +33,17 @@ def tested_sums(devices: Sequence[Device], way: str, wire: str) -> Reductions:
     Before a model is loaded there is room for that. GgrunError where cards cannot sum in any way.
     Sums of bfloat16 always go by copies: NCCL would round them at each hop, which nobody has asked for.
     """
-    drivers = [device.driver for device in devices if isinstance(device, Cuda)]
-    cards = [driver.index for driver in drivers if isinstance(driver, CupyDriver)]
-    if way != "auto" or wire != "f32" or len(cards) < len(devices) or len(set(cards)) < len(cards):
+    cards = {
+        device.driver.index: device
+        for device in devices
+        if isinstance(device, Cuda) and isinstance(device.driver, CupyDriver)
+    }
+    if way != "auto" or wire != "f32" or len(cards) < len(devices):
         return Reductions()
-    return reductions_of(sorted(cards))
+    numbers = sorted(cards)
+    return reductions_of(
+        numbers, [(i, j) for i, j in combinations(numbers, 2) if cards[i].is_direct(cards[j])]
+    )
 
 
 def open_all_reduce(members: Members, width: int, way: str = "auto", wire: str = "f32") -> AllReduce:

@@ -1,6 +1,7 @@
 """What ggrun calls of cupy.cuda.nccl, on the memory of fake_cupy: sums in the order of a ring, and faults."""
 
 import ctypes
+import os
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class FakeNccl:
 
     faults        a word, or None, for each group that comes to its end
     reductions    how many values each has summed
+    p2p_disabled  NCCL_P2P_DISABLE, whenever cards were connected
     """
 
     available = True
@@ -65,6 +67,7 @@ class FakeNccl:
         self.cupy, self._version = cupy, version
         self.faults = deque[str | None]()
         self.reductions: list[int] = []
+        self.p2p_disabled: list[str] = []
         self.aborted: list[int] = []
         self.held, self.broken = threading.Event(), False
         self._group: list[Any] | None = None
@@ -95,6 +98,7 @@ class FakeNccl:
         assert ranks == list(range(len(ranks))), "one thread calls for all cards in one group"
         if isinstance(calls[0], _Communicator):
             assert all(c.ranks == len(calls) for c in calls)
+            self.p2p_disabled.append(os.environ.get("NCCL_P2P_DISABLE", "0"))
             for communicator in calls:
                 communicator.ready = True
         else:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import permutations
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +22,7 @@ from ggrun.errors import GgrunError
 _SHARED_CARD = 23000
 """2.30, the first that takes a card twice, where the environment says that it may."""
 _ALLOW_SHARED = "NCCL_MULTI_RANK_GPU_ENABLE"
+_P2P_DISABLE = "NCCL_P2P_DISABLE"
 _INSTEAD = "--all-reduce copy sums without it"
 START = 8.0
 """Seconds that NCCL may take to connect the cards."""
@@ -29,6 +31,7 @@ START = 8.0
 class NcclExchange:
     """Sums by NCCL on the cards' own streams. GgrunError when it cannot be used here, or does not start.
 
+    It goes from card to card as copies do: through the host's memory where some are not connected directly.
     A reduction that does not end is given up, and `lost` says why: the run ends with that error, and later
     sums have to go another way.
     """
@@ -38,6 +41,7 @@ class NcclExchange:
         self._drivers = [_driver(card) for card in self._cards]
         self._nccl = library()
         _refuse_twins(self._nccl, self._drivers)
+        _choose_way(all(one.is_direct(other) for one, other in permutations(self._cards, 2)))
         self._communicators: list[Any] = []
         self.lost: str | None = None
         try:
@@ -118,6 +122,21 @@ class NcclExchange:
         """End what runs on the cards. CuPy holds the interpreter while NCCL does it: mostly an instant."""
         for communicator in self._communicators:
             communicator.abort()
+
+
+_connected_directly = False
+"""Whether NCCL has begun in this process and may use peer access: it reads its environment once."""
+
+
+def _choose_way(direct: bool) -> None:
+    """Let NCCL use peer access where copies do, and nowhere else; GgrunError when it is too late for that."""
+    global _connected_directly
+    if not direct:
+        if _connected_directly:
+            raise GgrunError(f"NCCL copies directly between cards in this process already: {_INSTEAD}")
+        os.environ[_P2P_DISABLE] = "1"
+    elif os.environ.get(_P2P_DISABLE, "0") in ("", "0"):
+        _connected_directly = True
 
 
 def library() -> ModuleType:
