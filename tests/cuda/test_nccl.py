@@ -150,7 +150,7 @@ def test_what_has_begun_directly_goes_on_so(nccl: FakeNccl, monkeypatch: pytest.
 def test_a_model_says_how(
     p2p: str, good: bool, direct: bool, nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """--p2p, and what was found of the cards, hold for NCCL and for the test of it; each is kept by itself."""
+    """--p2p, and what was found of the cards, hold for NCCL and for its test; each is kept by itself."""
     monkeypatch.setattr(local, "_card_speeds", lambda *_: Speeds(1e9, 1e10, 1e10, 1e9))
     monkeypatch.setattr(links._KEPT, "_found", {})
     made: list[Check] = []

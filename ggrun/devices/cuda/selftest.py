@@ -1,6 +1,7 @@
 """Runs checks of cards in a process of their own: one that hangs or crashes is ended, and named.
 
-A check is a function of drivers, and of what else a Check says: it returns what JSON can say, or raises a GgrunError with what is wrong.
+A check is a function of drivers, and of what else a Check says: it returns what JSON can say, or raises a
+GgrunError with what is wrong.
 """
 
 import json
