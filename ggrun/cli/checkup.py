@@ -14,8 +14,8 @@ from typing import Any
 
 from ggrun import __version__
 from ggrun.cli.terminal import compile_progress
-from ggrun.devices.cuda.found import OLDEST, Cards, nvidia_driver, version
-from ggrun.devices.cuda.links import pairs_of
+from ggrun.devices.cuda.found import OLDEST, Cards, arch_of, nvidia_driver, version
+from ggrun.devices.cuda.links import Numbers, pairs_of
 from ggrun.devices.cuda.nccl import library, version_text
 from ggrun.devices.cuda.reductions import reductions_of
 from ggrun.devices.host_memory import host_memory
@@ -59,8 +59,7 @@ def check_up(p2p: str) -> Checkup:
     if cards := _cards(found):
         found.facts["cuda"] |= _cuda_versions(cards)
         found.facts["cards"] = [_card(cards, index, found) for index in range(cards.count)]
-        _links(found, p2p)
-        _sums(found)
+        _sums(found, _links(found, p2p))
     found.facts["cache"] = _cache(found)
     return found
 
@@ -153,13 +152,18 @@ def _cards(found: Checkup) -> Cards | None:
 def _card(cards: Cards, index: int, found: Checkup) -> dict[str, Any]:
     from ggrun.devices.cuda.cupy_driver import CupyDriver
 
-    properties = cards.cupy.cuda.runtime.getDeviceProperties(index)
-    arch = 10 * properties["major"] + properties["minor"]
+    name = f"cuda:{index}"
+    try:
+        properties = cards.properties(index)
+    except GgrunError as error:
+        found.broken.append(str(error))
+        return {"name": name, "usable": False, "reason": str(error)}
+    arch = arch_of(properties)
     facts = {
-        "name": f"cuda:{index}",
+        "name": name,
         "label": properties["name"].decode(errors="replace"),
         "memory": int(properties["totalGlobalMem"]),
-        "capability": f"{properties['major']}.{properties['minor']}",
+        "capability": f"{arch / 10}",
     }
     try:
         driver = CupyDriver(index)
@@ -172,8 +176,9 @@ def _card(cards: Cards, index: int, found: Checkup) -> dict[str, Any]:
     return facts | {"usable": True, "reason": ""}
 
 
-def _links(found: Checkup, p2p: str) -> None:
-    """Test how all cards that can be used copy to each other, whatever was known of them."""
+def _links(found: Checkup, p2p: str) -> list[Numbers]:
+    """Test how all cards that can be used copy to each other, whatever was known; those that do directly."""
+    direct = []
     usable = [i for i, card in enumerate(found.facts["cards"]) if card["usable"]]
     for (one, other), pair in pairs_of(usable, anew=True).items():
         names = f"cuda:{one} and cuda:{other}"
@@ -181,19 +186,22 @@ def _links(found: Checkup, p2p: str) -> None:
             found.broken.append(f"{names}: copies through the host's memory fail: {pair.broken}")
         if p2p == "on" and pair.direct is None:
             found.broken.append(f"{names}: --p2p on, and direct copies fail: {pair.reason}")
+        if pair.link(p2p).direct:
+            direct.append((one, other))
         for giver, taker, back in ((one, other, False), (other, one, True)):
             ends = {"from": f"cuda:{giver}", "to": f"cuda:{taker}"}
             found.facts["links"].append(ends | vars(pair.link(p2p, back)))
     found.advice += _link_advice(found)
+    return direct
 
 
-def _sums(found: Checkup) -> None:
+def _sums(found: Checkup, direct: list[Numbers]) -> None:
     """Test how all cards that can be used sum what they have in mode row, and how long it takes."""
     usable = [i for i, card in enumerate(found.facts["cards"]) if card["usable"]]
     if len(usable) < 2:
         return
     try:
-        sums = reductions_of(usable, anew=True)
+        sums = reductions_of(usable, direct, anew=True)
     except GgrunError as error:
         found.broken.append(str(error))
         return

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from fractions import Fraction
 
 from ggrun.devices.cuda.device import Cuda
-from ggrun.devices.cuda.found import count_cards
+from ggrun.devices.cuda.found import usable_cards
 from ggrun.devices.cuda.links import known_pairs, pairs_of
 from ggrun.devices.cuda.switch_over import keep_gemm, kept_gemm, measured_gemm
 from ggrun.devices.host_memory import host_memory
@@ -59,7 +59,7 @@ def local_devices(text: str | None = None, threads: int | None = None, p2p: str 
 
 def everything() -> str:
     """The names of all cards that can be used here, and the CPU."""
-    return ",".join([*(f"cuda:{i}" for i in range(count_cards())), "cpu"])
+    return ",".join([*(f"cuda:{i}" for i in usable_cards()), "cpu"])
 
 
 def named_devices(names: Iterable[str], threads: int | None = None, p2p: str = "auto") -> list[DeviceInfo]:

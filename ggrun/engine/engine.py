@@ -19,7 +19,7 @@ from ggrun.engine.pipeline import Pipeline
 from ggrun.engine.runner import CacheSpec
 from ggrun.errors import GgrunError, UsageError
 from ggrun.gguf import GGUF
-from ggrun.plan import Plan
+from ggrun.plan import Plan, host_of
 from ggrun.plan.offload import NONE, Offloads
 from ggrun.plan.usage import Sizes
 
@@ -53,6 +53,8 @@ class Engine:
         self._devices = tuple(devices.values())
         self.most_outputs = sizes.outputs(config.vocab)
         """The most tokens of one run whose logits are all wanted."""
+        # Through a network few are always sooner here.
+        self._few_logits = 0 if host_of(plan.stages[-1].members[0].device) else _FEW_LOGITS
         self.cache = KVCache(sizes.n_ctx, sizes.sequences)
         spec = CacheSpec(sizes.pages, sizes.keys, sizes.values, plan.kv_on_host)
         limits = Limits(sizes.tokens, self.most_outputs, sizes.sequences, sizes.pages)
@@ -86,7 +88,7 @@ class Engine:
         begin = self.cache.length(sequence)
         ids = self.check(tokens, begin)
         if top:  # few values of k, as devices prepare for each
-            many = self.config.vocab > _FEW_LOGITS
+            many = self.config.vocab > self._few_logits
             top = TopK(1 << (top.k - 1).bit_length(), top.words) if many else None
         logits = None if top else self._room(len(ids) if all_logits else 1)
         try:

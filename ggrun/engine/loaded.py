@@ -51,7 +51,7 @@ class Loaded:
         self._plan, self._config, self._cache, self._meter, self._how = plan, config, cache, meter, sums
         for i in which:
             if _shares_rows(stage := plan.stages[i]):
-                tested_sums([devices[member.device] for member in stage.members], sums[0])
+                tested_sums([devices[member.device] for member in stage.members], *sums)
         used = dict.fromkeys(member.device for i in which for member in plan.stages[i].members)
         receiving = {member.device for i in which if i for member in plan.stages[i].members}
         receiving |= {offload.card for offload in offloads.values()}
@@ -70,11 +70,6 @@ class Loaded:
     def tensors(self) -> set[str]:
         """The names of those that were taken."""
         return set().union(*(space.weights.used for space in self._spaces.values()))
-
-    @property
-    def devices(self) -> list[Device]:
-        """All that are used."""
-        return [space.device for space in self._spaces.values()]
 
     def synchronize(self) -> None:
         """Wait until all that was enqueued is done; raises the first error."""

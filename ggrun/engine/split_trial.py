@@ -12,11 +12,9 @@ import numpy as np
 
 from ggrun import __version__
 from ggrun.devices.base import Device
-from ggrun.devices.cuda.kept import tell
-from ggrun.devices.speeds import kept_file
+from ggrun.devices.kept import Kept
 from ggrun.engine.engine import Engine
 from ggrun.engine.loaded import SUMS, Sums
-from ggrun.errors import GgrunError, Interrupted
 from ggrun.gguf import GGUF, FirstLayers
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.options import PlanOptions
@@ -41,9 +39,8 @@ def with_mode(
     opened    opens the devices of these names
     sums      how they sum in mode row
 
-    A mode that does not fit, or that these devices cannot run, is out. Of both, the one with which the first
-    layers of the model take less time: to read a token of a prompt and to write one, as the planner counts.
-    Where that cannot be tried, the one that is predicted to be faster.
+    A mode that does not fit is out. Of both, the one with which the first layers of the model take less time:
+    to read a token of a prompt and to write one, as the planner counts.
     """
     if options.split_mode != "auto":
         return options
@@ -54,29 +51,22 @@ def with_mode(
             plans[mode] = make(facts, replace(options, split_mode=mode))
     if len(plans) < len(MODES) or not _differ(plans):
         return replace(options, split_mode=next(iter(plans), MODES[0]))
-    file = kept_file(_key(model, plans, sums))
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        if (known := json.loads(file.read_text())["mode"]) in MODES:
-            return replace(options, split_mode=known)
-    tell("trying once which is faster here for this model, -sm layer or -sm row: some seconds")
-    seconds: dict[str, float] = {}
-    for mode, planned in plans.items():
-        try:
-            seconds[mode] = _seconds(model, planned, make, opened, sums)
-        except DoesNotFit:  # four layers on cards alone may need what the whole model does not
-            return replace(options, split_mode=make(facts, options).options.split_mode)
-        except Interrupted:
-            raise
-        except GgrunError as error:
-            tell(f"-sm {mode} is out: {error}")
-    best = min(seconds or MODES, key=lambda mode: seconds.get(mode, 0.0))
-    tell(f"-sm {best} it is")
-    if len(seconds) < len(MODES):
-        return replace(options, split_mode=best)
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"mode": best, "seconds": seconds}))
+    key = _key(model, plans, sums)
+    if (best := _KEPT.get(key)) is None:
+        seconds = {mode: _seconds(model, planned, make, opened, sums) for mode, planned in plans.items()}
+        best = min(MODES, key=lambda mode: seconds[mode])
+        _KEPT.put(key, best, json.dumps({"mode": best, "seconds": seconds}))
     return replace(options, split_mode=best)
+
+
+def _read(text: str) -> str:
+    """One of kept.NONSENSE for what is no mode."""
+    if (mode := json.loads(text)["mode"]) not in MODES:
+        raise ValueError("no mode")
+    return str(mode)
+
+
+_KEPT = Kept("split", _read)
 
 
 def _differ(plans: dict[str, Planned]) -> bool:
@@ -90,7 +80,7 @@ def _key(model: GGUF, plans: dict[str, Planned], sums: Sums) -> str:
     hardware = [(d.name, d.label, d.memory) for d in plans["row"].devices]
     where = [planned.plan.to_json() for planned in plans.values()]
     told = json.dumps([tensors, hardware, where, plans["row"].sizes.keys, sums, __version__])
-    return f"{platform.node()}-split-{sha256(told.encode()).hexdigest()[:16]}"
+    return f"{platform.node()}-{sha256(told.encode()).hexdigest()[:16]}"
 
 
 def _seconds(model: GGUF, planned: Planned, make: Make, opened: Opened, sums: Sums) -> float:

@@ -11,7 +11,7 @@ import pytest
 from ggrun import LLM, GgrunError, UsageError
 from ggrun.bundled import demo_model
 from ggrun.devices import local, open_devices
-from ggrun.devices.cuda import kept, links, selftest
+from ggrun.devices.cuda import found, links, selftest
 from ggrun.devices.cuda.found import Cards
 from ggrun.devices.cuda.links import Pair, Way, known_pairs, pairs_of
 from ggrun.devices.cuda.selftest import Check, Outcome
@@ -104,12 +104,12 @@ def test_a_model_on_cards_whose_direct_copies_lose_bytes(
     mode: str, monkeypatch: pytest.MonkeyPatch, cupy: FakeCupy, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(local, "_card_speeds", lambda *_: Speeds(1e9, 1e10, 1e10, 1e9))
-    use("corrupts", monkeypatch)
     path, tokens = Tiny(layers=2).write(tmp_path / "model.gguf"), [i * 7 % 36 for i in range(20)]
     with LLM(path, n_ctx=64, devices="cpu", threads=1) as cpu:
         want = cpu.logits(tokens)
     options: dict[str, Any] = {"split_mode": mode, "tensor_split": (1.0, 1.0), "n_ctx": 64}
-    for p2p, direct in (("auto", False), ("on", True)):
+    for p2p, opener, direct in (("auto", "corrupts", False), ("on", "works", True)):
+        use(opener, monkeypatch)  # sums are tested as copies go
         with LLM(path, devices="cuda:0:96MB,cuda:1:96MB", p2p=p2p, **options) as llm:
             assert distance(llm.logits(tokens), want) <= 1e-6
         assert bool(cupy.copies) == direct
@@ -123,13 +123,13 @@ def test_another_machine_is_tested_again(
     pairs_of([0, 1])
     another_process()
     if change == "driver":
-        monkeypatch.setattr(kept, "nvidia_driver", lambda: "999.1")
+        monkeypatch.setattr(found, "nvidia_driver", lambda: "999.1")
     elif change == "card":
         monkeypatch.setattr(cupy, "deviceGetPCIBusId", lambda index: "another slot")
     elif change == "version":
-        monkeypatch.setattr(kept, "__version__", "99")
+        monkeypatch.setattr(found, "__version__", "99")
     else:
-        monkeypatch.setattr(kept, "_machine", lambda: ["iommu=off"])
+        monkeypatch.setattr(found, "_machine", lambda: ["iommu=off"])
     assert known_pairs([0, 1]) == {}
     pairs_of([0, 1])
     assert len(made) == 4

@@ -1,30 +1,34 @@
 """Sums by NCCL, a fake one that adds on the emulator: what is called, given up, and chosen."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ggrun import GgrunError
-from ggrun.devices import exchange
+from ggrun import LLM, GgrunError
+from ggrun.devices import exchange, local
 from ggrun.devices.all_reduce import open_all_reduce
 from ggrun.devices.base import Device, Limits
 from ggrun.devices.cpu import Cpu
+from ggrun.devices.cuda import links, reductions, selftest, sum_checks, watch
 from ggrun.devices.cuda import nccl as module
-from ggrun.devices.cuda import reductions, selftest, sum_checks, watch
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import Cards
+from ggrun.devices.cuda.links import Numbers
 from ggrun.devices.cuda.nccl import NcclExchange, version_text
 from ggrun.devices.cuda.reductions import Reductions, Tried
 from ggrun.devices.cuda.selftest import Check, Outcome
 from ggrun.devices.cuda.sum_checks import check_reductions, try_copy, try_nccl
-from ggrun.devices.exchange import Exchange, Part, Wire
+from ggrun.devices.exchange import Exchange, Part
 from ggrun.gguf import GGUF
+from ggrun.plan.hardware import Speeds
 from tests.cuda.fake_cupy import FakeCupy
 from tests.cuda.fake_nccl import FakeNccl
 from tests.cuda.models import cards, engine, logits
@@ -45,18 +49,19 @@ def nccl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeNccl]:
     monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", fake)  # type: ignore[arg-type]
     monkeypatch.setenv("GGRUN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(reductions._KEPT, "_found", {})
+    monkeypatch.setattr(module, "_connected_directly", False)  # as in a process that begins
+    monkeypatch.setenv("NCCL_P2P_DISABLE", "0")
     Cards.found.cache_clear()
     yield fake
     fake.held.set()
     Cards.found.cache_clear()
 
 
-def real(n: int) -> list[Cuda]:
-    """Cards by CuPy, connected."""
+def real(n: int, direct: Callable[[Numbers], bool] = lambda pair: True) -> list[Cuda]:
+    """Cards by CuPy, connected. direct: between which pairs directly, the smaller one first."""
     made = [Cuda(CupyDriver(i), f"cuda:{i}") for i in range(n)]
-    for one in made:
-        for other in made:
-            one.connect(other, direct=True)
+    for i, j in permutations(range(n), 2):
+        made[i].connect(made[j], direct((min(i, j), max(i, j))))
     return made
 
 
@@ -75,14 +80,13 @@ def told(work: Callable[[], Any]) -> str:
 # ---------------------------------------------------------------- what is called
 
 
-@pytest.mark.parametrize("wire", ["f32", "bf16"])
 @pytest.mark.parametrize("n", [2, 3, 4])
-def test_sums(n: int, wire: str, nccl: FakeNccl) -> None:
-    """On all cards the same, near the true sum; who adds nothing has it too. Values of two and four bytes."""
+def test_sums(n: int, nccl: FakeNccl) -> None:
+    """On all cards the same, near the true sum; who adds nothing has it too."""
     devices, rng = real(n), np.random.default_rng(n)
     made = members(devices)
     places = [ops.mailbox(8) for _, ops in made]
-    way = NcclExchange(made, 8, Wire(made, 8, wire))
+    way = NcclExchange(made)
     nccl.reductions.clear()
     for rows, empty in ((1, ()), (20, (n - 1,)), (3, (0,))):
         values = rng.standard_normal((n, rows, 8)).astype(np.float32)
@@ -94,26 +98,89 @@ def test_sums(n: int, wire: str, nccl: FakeNccl) -> None:
             device.download(place, rows, out)
         given = [part for i, part in enumerate(values) if i not in empty]
         error = np.abs(found[0] - sum(part.astype(np.float64) for part in given))
-        assert (error <= n * (2.0**-23 if wire == "f32" else 2.0**-8) * np.abs(given).sum(0)).all()
+        assert (error <= n * 2.0**-23 * np.abs(given).sum(0)).all()
         assert all(np.array_equal(found[0], other) for other in found)
-    assert nccl.reductions == [(8, wire), (160, wire), (24, wire)]
+    assert nccl.reductions == [8, 160, 24]
 
 
-@pytest.mark.parametrize("wire", ["f32", "bf16"])
 @pytest.mark.parametrize("kind", ["row 2", "row 3", "row inside layer"])
-def test_models(kind: str, wire: str, nccl: FakeNccl, tmp_path: Path) -> None:
+def test_models(kind: str, nccl: FakeNccl, tmp_path: Path) -> None:
     """Two sums a layer, with no host between them; the text is the one that a single card gives."""
     path = Tiny(layers=3).write(tmp_path / "model.gguf")
     want = logits(engine(path, cards(1)), TOKENS)
     devices = {device.name: device for device in real(4)}
     plan = Plans(GGUF(path), tuple(devices))[kind]
-    split = engine(path, devices, plan, all_reduce="nccl", wire=wire, n_ubatch=8)
+    split = engine(path, devices, plan, all_reduce="nccl", n_ubatch=8)
     nccl.reductions.clear()
     got = logits(split, TOKENS)
     assert len(nccl.reductions) == 2 * 3 * 4  # of four batches
-    assert distance(got, want) <= (1e-6 if wire == "f32" else 1e-3)
-    if wire == "f32":
-        np.testing.assert_array_equal(got.argmax(1), want.argmax(1))
+    assert distance(got, want) <= 1e-6
+    np.testing.assert_array_equal(got.argmax(1), want.argmax(1))
+
+
+# ---------------------------------------------------------------- which way it goes
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_it_uses_peer_access_where_copies_do(n: int, nccl: FakeNccl) -> None:
+    """Where one pair of cards loses bytes in direct copies, or is told to go without them, NCCL does too."""
+    NcclExchange(members(real(n, lambda pair: pair != (0, 1))))
+    assert os.environ["NCCL_P2P_DISABLE"] == "1"
+    assert nccl.p2p_disabled == ["1"]
+    NcclExchange(members(real(n)))  # NCCL has read that, and goes the safe way to the end
+    assert nccl.p2p_disabled == ["1", "1"]
+
+
+def test_what_has_begun_directly_goes_on_so(nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL reads its environment once, so where it is too late sums go by copies."""
+    NcclExchange(members(real(2)))
+    assert nccl.p2p_disabled == ["0"]
+    line = told(lambda: NcclExchange(members(real(2, lambda pair: False))))
+    assert line.startswith("NCCL copies directly between cards in this process already: --all-reduce copy")
+    assert nccl.p2p_disabled == ["0"]
+    monkeypatch.setattr(module, "_connected_directly", False)
+    monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
+    for direct in (True, False):
+        NcclExchange(members(real(2, lambda pair, direct=direct: direct)))  # type: ignore[misc]
+    assert nccl.p2p_disabled == ["0", "1", "1"]
+
+
+@pytest.mark.parametrize(("p2p", "good", "direct"), [("auto", True, True), ("auto", False, False),
+                                                   ("on", False, True), ("off", True, False)])  # fmt: skip
+def test_a_model_says_how(
+    p2p: str, good: bool, direct: bool, nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """--p2p, and what was found of the cards, hold for NCCL and for the test of it; each is kept by itself."""
+    monkeypatch.setattr(local, "_card_speeds", lambda *_: Speeds(1e9, 1e10, 1e10, 1e9))
+    monkeypatch.setattr(links._KEPT, "_found", {})
+    made: list[Check] = []
+    speeds, sums = [{"bandwidth": 1e9, "latency": 1e-5}] * 2, {"sums by copies": 1.0, "sums by NCCL": 0.5}
+
+    def run(checks: Sequence[Check], opener: str) -> list[Outcome]:
+        made.extend(checks)
+        bad = "" if good else "64 bytes came wrong"
+        return [
+            Outcome(check, [[256, sums[check.name]]]) if check.name in sums
+            else Outcome(check, speeds, bad if check.name == "direct copies" else "")
+            for check in checks
+        ]  # fmt: skip
+
+    monkeypatch.setattr(selftest, "run", run)
+    path = Tiny(layers=2).write(tmp_path / "model.gguf")
+    options: dict[str, Any] = {"split_mode": "row", "tensor_split": (1.0, 1.0), "n_ctx": 64, "p2p": p2p}
+    with LLM(path, devices="cuda:0:96MB,cuda:1:96MB", **options) as llm:
+        nccl.reductions.clear()
+        llm.logits([1, 2, 3])
+    assert nccl.reductions
+    assert nccl.p2p_disabled == ["0" if direct else "1"]
+    pairs = ((0, 1),) if direct else ()
+    assert {check.more for check in made if check.name in sums} == {(pairs,)}
+    another = [] if direct else [(0, 1)]
+    made.clear()
+    reductions.reductions_of([0, 1], list(pairs))
+    assert made == []
+    reductions.reductions_of([0, 1], another)
+    assert len(made) == 2
 
 
 # ---------------------------------------------------------------- where it cannot be used
@@ -122,40 +189,34 @@ def test_models(kind: str, wire: str, nccl: FakeNccl, tmp_path: Path) -> None:
 def test_it_is_not_installed(nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch) -> None:
     made = members(real(2))
     nccl.available = False
-    assert told(lambda: NcclExchange(made, 8)).startswith(
-        "NCCL is not installed: pip install nvidia-nccl-cu13"
-    )
+    assert told(lambda: NcclExchange(made)).startswith("NCCL is not installed: pip install nvidia-nccl-cu13")
     monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", None)  # type: ignore[arg-type]
-    assert told(lambda: NcclExchange(made, 8)).startswith("NCCL is not installed")
-
-
-def test_it_is_too_old(nccl: FakeNccl) -> None:
-    nccl._version = 2708
-    assert told(lambda: NcclExchange(members(real(2)), 8)) == "NCCL 2.7.8 is too old: 2.10.0 is needed"
+    assert told(lambda: NcclExchange(made)).startswith("NCCL is not installed")
 
 
 def test_it_refuses(nccl: FakeNccl) -> None:
     nccl.faults.append("refuses")
-    line = told(lambda: NcclExchange(members(real(2)), 8))
+    line = told(lambda: NcclExchange(members(real(2))))
     assert line == "NCCL over cuda:0, cuda:1: NCCL_ERROR_INVALID_USAGE: invalid usage"
     nccl.faults += [None, None, "refuses"]
     made = members(real(2))
-    way = NcclExchange(made, 8)
+    way = NcclExchange(made)
     parts = [Part(ops.mailbox(8)) for _, ops in made]
     line = told(lambda: way.all_reduce(parts, 1))
     assert line.endswith("invalid usage: --all-reduce copy sums without it")
     nccl.broken = True
-    assert told(lambda: NcclExchange(made, 8)).endswith("NCCL_ERROR_SYSTEM_ERROR: unhandled system error")
+    assert told(lambda: NcclExchange(made)).endswith("NCCL_ERROR_SYSTEM_ERROR: unhandled system error")
 
 
 def test_a_card_that_comes_twice(nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NCCL_MULTI_RANK_GPU_ENABLE", raising=False)
-    twins = members([Cuda(CupyDriver(0), "cuda:0"), Cuda(CupyDriver(0), "again")])
-    assert told(lambda: NcclExchange(twins, 8)) == "NCCL 2.27.3 takes each card once, 2.30 may take one twice"
+    one, again = Cuda(CupyDriver(0), "cuda:0"), Cuda(CupyDriver(0), "again")
+    twins = members([one, again])
+    assert told(lambda: NcclExchange(twins)) == "NCCL 2.27.3 takes each card once, 2.30 may take one twice"
     nccl._version = 23003
-    assert "without NCCL_MULTI_RANK_GPU_ENABLE=1 in" in told(lambda: NcclExchange(twins, 8))
+    assert "without NCCL_MULTI_RANK_GPU_ENABLE=1 in" in told(lambda: NcclExchange(twins))
     monkeypatch.setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1")
-    NcclExchange(twins, 8)
+    NcclExchange(twins)
 
 
 def test_devices_that_are_no_cards() -> None:
@@ -164,7 +225,7 @@ def test_devices_that_are_no_cards() -> None:
     line = told(lambda: open_all_reduce(mixed, 8, "nccl"))
     assert line == "NCCL sums over CUDA devices alone, cpu is none"
     emulated = members([Cuda(EmulatedDriver(), f"cuda:{i}") for i in range(2)])
-    assert told(lambda: NcclExchange(emulated, 8)) == "NCCL needs real cards, cuda:0 is emulated"
+    assert told(lambda: NcclExchange(emulated)) == "NCCL needs real cards, cuda:0 is emulated"
     assert isinstance(open_all_reduce(mixed, 8), Exchange)
     assert isinstance(open_all_reduce(emulated, 8), Exchange)
     cpu.close()
@@ -188,7 +249,7 @@ def test_it_does_not_start(
     monkeypatch.setattr(module, "START", 0.2)
     nccl.faults += faults
     devices = real(2)
-    assert told(lambda: NcclExchange(members(devices), 8)) == "NCCL did not connect the cards in 0 s"
+    assert told(lambda: NcclExchange(members(devices))) == "NCCL did not connect the cards in 0 s"
     assert nccl.aborted == aborted
     for device in devices:
         device.stream.synchronize()
@@ -226,7 +287,7 @@ def test_waiting_for_others_is_no_hang(nccl: FakeNccl, monkeypatch: pytest.Monke
     monkeypatch.setattr(watch, "LONGEST", 0.1)
     devices = real(2)
     made = members(devices)
-    way = NcclExchange(made, 8)
+    way = NcclExchange(made)
     streams = [device.driver.stream.raw.ptr for device in devices]  # type: ignore[attr-defined]
     nccl.cupy.hold(streams[1:], nccl.held)
     nccl.faults.append("hangs")
@@ -283,13 +344,20 @@ def test_the_faster_way_for_the_size(
 ) -> None:
     made = outcomes(monkeypatch, copy, by_nccl)
     assert ways(nccl, [1, 3, 4, 20]) == expected
-    assert made == [Check("sums by copies", (0, 1)), Check("sums by NCCL", (0, 1))]
+    assert made == [Check(name, (0, 1), (((0, 1),),)) for name in ("sums by copies", "sums by NCCL")]
     reductions._KEPT._found.clear()  # as in a process that begins
     assert ways(nccl, [1, 3, 4, 20]) == expected
     assert len(made) == 2  # it was kept
     nccl._version += 1
     ways(nccl, [1])
     assert len(made) == 4  # another NCCL
+
+
+def test_bfloat16_goes_by_copies(nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was found of float32; nothing has to be tested for it."""
+    made = outcomes(monkeypatch, [[256, 2.0]], [[256, 1.0]])
+    assert isinstance(open_all_reduce(members(real(2)), 64, wire="bf16"), Exchange)
+    assert made == []
 
 
 def test_why_it_is_not_used(
@@ -304,7 +372,7 @@ def test_why_it_is_not_used(
     reductions._KEPT._found.clear()
     outcomes(monkeypatch, [[256, 2.0]], [[256, 1.0]])
     assert ways(nccl, [1]) == [False]
-    reductions.reductions_of([0, 1], anew=True)
+    reductions.reductions_of([0, 1], [(0, 1)], anew=True)
     nccl.faults.append("refuses")
     assert ways(nccl, [1]) == [False]
     assert "sums over cards go by copies: NCCL over cuda:0, cuda:1: NCCL_ERROR" in capsys.readouterr().err
@@ -318,7 +386,7 @@ def test_cards_that_cannot_sum(nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch) 
     )
     reductions._KEPT._found.clear()
     outcomes(monkeypatch, "no room", "no room", settled=False)
-    reductions.reductions_of([0, 1], anew=True)
+    reductions.reductions_of([0, 1], [(0, 1)], anew=True)
     assert ways(nccl, [1]) == [False]
     reductions._KEPT._found.clear()
     made = outcomes(monkeypatch, "no room", "no room", settled=False)
@@ -345,13 +413,13 @@ def test_good_cards_pass(n: int, nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sum_checks, "_WIDTH", 64)
     monkeypatch.setattr(exchange, "_COPY", 1000)
     drivers = [CupyDriver(i) for i in range(n)]
-    for wire in ("f32", "bf16"):
-        check_reductions(drivers, "copy", wire)
-        check_reductions(drivers, "nccl", wire)
-    for found in (try_copy(drivers), try_nccl(drivers)):
+    for way, wire in (("copy", "f32"), ("copy", "bf16"), ("nccl", "f32")):
+        check_reductions(drivers, way, [(0, 1)], wire)
+    assert nccl.cupy.reached == {(0, 1), (1, 0)}
+    for found in (try_copy(drivers, [(0, 1)]), try_nccl(drivers, [(0, 1)])):
         assert Tried.of(found).seconds(4096) > 0
     with pytest.raises(GgrunError, match="emulated"):
-        check_reductions([EmulatedDriver(), EmulatedDriver()], "nccl")
+        check_reductions([EmulatedDriver(), EmulatedDriver()], "nccl", [])
 
 
 @pytest.mark.parametrize(
@@ -362,7 +430,7 @@ def test_the_self_test_tries_sums(opener: str, copy: str, monkeypatch: pytest.Mo
     """In a real process, on emulated cards; NCCL comes last, and is tried whatever became of copies."""
     monkeypatch.setattr(selftest, "START", 60.0)
     monkeypatch.setattr(selftest, "LIMIT", 10.0 if opener == "never_receives" else 60.0)
-    checks = [Check(name, (0, 1, 2)) for name in ("sums by copies", "sums by NCCL")]
+    checks = [Check(name, (0, 1, 2), ([(0, 1)],)) for name in ("sums by copies", "sums by NCCL")]
     by_copies, by_nccl = selftest.run(checks, f"tests.cuda.openers:{opener}")
     assert by_nccl.reason == "NCCL needs real cards, cuda:0 is emulated"
     if copy:
@@ -383,4 +451,4 @@ def test_the_self_test_tries_sums(opener: str, copy: str, monkeypatch: pytest.Mo
 )
 def test_bad_sums_are_seen(fault: str, words: str, nccl: FakeNccl) -> None:
     nccl.faults += [None, None, *[fault] * 4]
-    assert told(lambda: check_reductions([CupyDriver(0), CupyDriver(1)], "nccl")) == words
+    assert told(lambda: check_reductions([CupyDriver(0), CupyDriver(1)], "nccl", [(0, 1)])) == words

@@ -16,6 +16,8 @@ from ggrun.plan.mixes import outline
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.report import DoesNotFit
 
+SPEEDS = '{"bandwidth": %s, "operations": 0.0, "float_operations": 0.0, "link": 0.0, "unpacked": 0.0}'
+
 
 @pytest.fixture
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -29,7 +31,13 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setenv("GGRUN_CACHE", str(tmp_path))
     monkeypatch.setattr(Cpu, "bandwidth", bandwidth)
     monkeypatch.setattr(speeds, "_PAUSE", 0)
+    monkeypatch.setattr(speeds._KEPT, "_found", {})
     return runs
+
+
+def another_process() -> None:
+    """What comes from now on is as in a process that begins."""
+    speeds._KEPT._found.clear()
 
 
 def test_measured_once_and_kept(measured: list[int]) -> None:
@@ -37,6 +45,7 @@ def test_measured_once_and_kept(measured: list[int]) -> None:
     assert measured == []
     first = local_cpu(1, measure=True)
     assert (first.bandwidth, measured) == (4e9, [1, 1, 1, 1])  # the best of them
+    another_process()
     assert local_cpu(1, measure=True).bandwidth == local_cpu(1).bandwidth == 4e9
     assert len(measured) == 4
     assert local_cpu(2, measure=True).bandwidth == 8e9  # threads have speeds of their own
@@ -44,12 +53,16 @@ def test_measured_once_and_kept(measured: list[int]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"bandwidth": -1, "operations": 0, "float_operations": 0}', '{"bandwidth": "x"}'],
-)
+    [
+        "", "[]", "{}", "[" * 100_000, '{"bandwidth": "x"}', SPEEDS % "-1", SPEEDS % "0", SPEEDS % "NaN",
+        SPEEDS % "Infinity", SPEEDS % ("9" * 400), SPEEDS.replace("0.0", "NaN") % "1",
+    ],
+)  # fmt: skip
 def test_what_was_kept_may_be_damaged(text: str, measured: list[int], tmp_path: Path) -> None:
     local_cpu(1, measure=True)
     (file,) = (tmp_path / "hardware").iterdir()
     file.write_text(text)
+    another_process()
     assert local_cpu(1).bandwidth == local._BANDWIDTH
     assert local_cpu(1, measure=True).bandwidth == 8e9
 
@@ -57,6 +70,8 @@ def test_what_was_kept_may_be_damaged(text: str, measured: list[int], tmp_path: 
 def test_a_cache_that_cannot_be_written(measured: list[int], tmp_path: Path) -> None:
     (tmp_path / "hardware").write_text("a file")
     assert local_cpu(1, measure=True).bandwidth == 4e9
+    assert local_cpu(1).bandwidth == local_cpu(1, measure=True).bandwidth == 4e9  # this process knows
+    assert len(measured) == 4
 
 
 def test_names(measured: list[int]) -> None:

@@ -4,12 +4,11 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from ggrun import LLM, GgrunError, Interrupted
+from ggrun import LLM
 from ggrun.arch.config import Config
 from ggrun.devices.base import Device
 from ggrun.devices.cpu import Cpu
@@ -23,7 +22,7 @@ from ggrun.plan.hardware import DeviceInfo
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planned import Planned
 from ggrun.plan.planner import make_plan
-from ggrun.plan.report import DoesNotFit, require_fit
+from ggrun.plan.report import require_fit
 from ggrun.plan.usage import Sizes
 from tests.tiny import Tiny
 
@@ -33,8 +32,14 @@ TWO = "cpu:0:1GB,cpu:1:1GB"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(split_trial, "kept_file", lambda key: tmp_path / "kept" / key)
-    return tmp_path / "kept"
+    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path))
+    monkeypatch.setattr(split_trial._KEPT, "_found", {})
+    return tmp_path / "hardware"
+
+
+def another_process() -> None:
+    """What comes from now on is as in a process that begins."""
+    split_trial._KEPT._found.clear()
 
 
 @pytest.fixture
@@ -79,10 +84,18 @@ def test_the_faster_one_is_measured_once(
     machine.mode(model, replace(AUTO, cache_type_k="q8_0"))  # another setting is measured by itself
     assert len(machine.tried) == 4
     (one, _) = cache.iterdir()
-    for text in ("", "{}", '{"mode": "sideways"}', "[]"):  # a damaged result is measured again
+    for n, text in enumerate(("", "{}", '{"mode": "sideways"}', "[]", "[" * 100_000), 1):
         one.write_text(text)
-    machine.mode(model), machine.mode(model, replace(AUTO, cache_type_k="q8_0"))
-    assert len(machine.tried) == 6
+        another_process()
+        machine.mode(model), machine.mode(model, replace(AUTO, cache_type_k="q8_0"))
+        assert len(machine.tried) == 4 + 2 * n  # a damaged result is measured again
+
+
+def test_a_cache_that_cannot_be_written(model: GGUF, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    cache.write_text("a file")
+    machine = Machine(monkeypatch, layer=2.0, row=1.0)
+    assert machine.mode(model) == machine.mode(model) == "row"
+    assert machine.tried == ["layer", "row"]
 
 
 def test_what_needs_no_measurement(model: GGUF, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +147,7 @@ def test_measured_on_devices(tmp_path: Path, cache: Path) -> None:
     with LLM(path, devices="cpu", n_ctx=64) as cpu:
         want = cpu.logits(tokens)
     with LLM(path, devices=TWO, split_mode="auto", tensor_split=(1, 1), n_ctx=64) as llm:
-        (file,) = cache.iterdir()
+        (file,) = cache.glob("split-*")
         known = json.loads(file.read_text())
         assert set(known["seconds"]) == {"layer", "row"}
         assert min(known["seconds"].values()) > 0
@@ -148,33 +161,3 @@ def test_plans_take_what_is_predicted(model: GGUF, monkeypatch: pytest.MonkeyPat
     found = make_plan(facts, devices, AUTO)
     assert found.speed.pace == min(planned.speed.pace for planned in plans.values())
     assert found.options.split_mode in plans
-
-
-def test_what_cannot_be_tried(model: GGUF, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    """A mode that fails is out; where four layers find no room on cards, the prediction counts."""
-    machine = Machine(monkeypatch)
-    predicted = make_plan(ModelFacts.from_outline(model), machine.devices, AUTO).options.split_mode
-
-    def failing(error: GgrunError, *modes: str) -> str:
-        def measured(_: GGUF, planned: Planned, *rest: object) -> float:
-            if planned.options.split_mode in modes:
-                raise error
-            return 1.0
-
-        monkeypatch.setattr(split_trial, "_seconds", measured)
-        return machine.mode(model)
-
-    assert failing(GgrunError("cards cannot share rows"), "row") == "layer"
-    assert failing(GgrunError("no"), "layer") == "row"
-    assert failing(GgrunError("no"), "layer", "row") in ("layer", "row")
-    assert failing(DoesNotFit("no room"), "layer") == predicted
-    with pytest.raises(Interrupted):
-        failing(Interrupted("now"), "layer")
-    assert not cache.exists()
-
-
-def test_a_trial_without_room_on_cards(tmp_path: Path, cache: Path) -> None:
-    path = Tiny(layers=8, context=512).write(tmp_path / "model.gguf")
-    options: dict[str, Any] = {"n_gpu_layers": 2, "tensor_split": (1, 1), "n_ctx": 64, "n_ubatch": 16}
-    with LLM(path, devices="cpu:0:600KB,cpu:1:600KB,cpu", split_mode="auto", **options) as llm:
-        assert np.isfinite(llm.logits([1, 2, 3])).all()

@@ -137,6 +137,10 @@ class Cuda:
             self.driver.reach(other.driver)
         self._relays[other.driver] = None if direct else Relay(self.driver, other.driver)
 
+    def is_direct(self, other: "Cuda") -> bool:
+        """Whether copies to another card go direct."""
+        return self._relays.get(other.driver, False) is None
+
     def copy(self, source: CudaPlace, rows: int, device: Device, target: Place) -> None:
         """From card to card as they are connected; to another kind of device by way of the host's memory."""
         if isinstance(device, Cuda):

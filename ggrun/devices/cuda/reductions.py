@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ggrun.devices.cuda import selftest
-from ggrun.devices.cuda.kept import NONSENSE, Kept, key_of, tell
+from ggrun.devices.cuda.found import key_of
+from ggrun.devices.cuda.links import Numbers
 from ggrun.devices.cuda.nccl import library
 from ggrun.devices.cuda.selftest import Check, Outcome
+from ggrun.devices.kept import NONSENSE, Kept, tell
 from ggrun.errors import GgrunError
 
 
@@ -68,19 +70,20 @@ class Reductions:
 _KEPT = Kept("sums", Reductions.from_json)
 
 
-def reductions_of(cards: Sequence[int], anew: bool = False) -> Reductions:
+def reductions_of(cards: Sequence[int], direct: Sequence[Numbers], anew: bool = False) -> Reductions:
     """What is known of sums over these cards; what is not is tested, which stderr tells.
 
+    direct  pairs of them between which copies go directly
     anew    test it, whatever was known
 
     GgrunError where no way comes right.
     """
-    key = key_of(cards, _nccl_version())
+    key = key_of(cards, _nccl_version(), str(sorted(direct)))
     found = None if anew else _KEPT.get(key)
     if found is None:
         names = ", ".join(f"cuda:{card}" for card in cards)
         tell(f"testing how {names} sum what they have: once, some seconds")
-        found = _test(cards, key, names)
+        found = _test(cards, direct, key, names)
     if found.copy.reason and found.nccl.reason:
         raise GgrunError(
             f"cards {', '.join(map(str, cards))} cannot share rows: sums by copies: {found.copy.reason}; "
@@ -89,10 +92,11 @@ def reductions_of(cards: Sequence[int], anew: bool = False) -> Reductions:
     return found
 
 
-def _test(cards: Sequence[int], key: str, names: str) -> Reductions:
+def _test(cards: Sequence[int], direct: Sequence[Numbers], key: str, names: str) -> Reductions:
     """Test cards, and keep what comes of it."""
     # Copies first: cards that hang in NCCL may be good for nothing afterwards.
-    checks = [Check(name, tuple(cards)) for name in ("sums by copies", "sums by NCCL")]
+    pairs = tuple((cards.index(one), cards.index(other)) for one, other in direct)
+    checks = [Check(name, tuple(cards), (pairs,)) for name in ("sums by copies", "sums by NCCL")]
     outcomes = selftest.run(checks, selftest.OPEN)
     found = Reductions(*map(_tried, outcomes))
     if why := outcomes[1].reason:

@@ -1,6 +1,6 @@
 """Runs checks of cards in a process of their own: one that hangs or crashes is ended, and named.
 
-A check is a function of drivers: it returns what JSON can say, or raises a GgrunError with what is wrong.
+A check is a function of drivers, and of what else a Check says: it returns what JSON can say, or raises a GgrunError with what is wrong.
 """
 
 import json
@@ -40,10 +40,14 @@ class Untested(GgrunError):
 
 @dataclass(frozen=True)
 class Check:
-    """A name of CHECKS, and the numbers of the cards that take part."""
+    """A name of CHECKS, and the numbers of the cards that take part.
+
+    more    what else its function takes, of what JSON can say
+    """
 
     name: str
     cards: tuple[int, ...]
+    more: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class _Process:
     """The other process: it says a line of JSON when it has opened the cards, and one after each check."""
 
     def __init__(self, checks: Sequence[Check], opener: str) -> None:
-        work = json.dumps([[CHECKS[check.name], check.cards] for check in checks])
+        work = json.dumps([[CHECKS[check.name], check.cards, check.more] for check in checks])
         # It imports from where we do, and from nowhere else: not from the folder that a user is in.
         self._process = subprocess.Popen(
             [sys.executable, "-c", _MAIN, "\n".join(sys.path), opener, work, str(START), str(LIMIT)],

@@ -15,7 +15,7 @@ _GRACE = 2  # seconds that he has to end us first
 
 
 def main(opener: str, work: str, start: str, limit: str) -> None:
-    """Open cards by a function, `module:name`, and make checks: [[function, numbers of cards], ...].
+    """Open cards by a function, `module:name`, and make checks: [[function, numbers of cards, more], ...].
 
     start, limit    seconds that whoever started us waits for the cards, and for each check
     A line of JSON says that cards are open, or why they are not, and one each what a check found. The first
@@ -27,25 +27,25 @@ def main(opener: str, work: str, start: str, limit: str) -> None:
         # Whatever hangs, and in whatever code: nothing is left behind when our parent dies.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        checks = [(function, tuple(cards)) for function, cards in json.loads(work)]
+        checks = [(function, tuple(cards), more) for function, cards, more in json.loads(work)]
         signal.alarm(round(float(start)) + _GRACE)
         drivers: dict[int, Any] = {}
         if _told(answers, partial(_open, drivers, opener, checks)):
-            for function, cards in checks:
+            for function, cards, more in checks:
                 signal.alarm(round(float(limit)) + _GRACE)
-                if not _told(answers, partial(_check, function, [drivers[card] for card in cards])):
+                if not _told(answers, partial(_check, function, [drivers[card] for card in cards], more)):
                     break
         # Cards that failed may not let go of what they have.
         os._exit(0)
 
 
-def _open(drivers: dict[int, Any], opener: str, checks: list[tuple[str, tuple[int, ...]]]) -> None:
-    for card in sorted({card for _, cards in checks for card in cards}):
+def _open(drivers: dict[int, Any], opener: str, checks: list[tuple[str, tuple[int, ...], list[Any]]]) -> None:
+    for card in sorted({card for _, cards, _ in checks for card in cards}):
         drivers[card] = _found(opener)(card)
 
 
-def _check(function: str, drivers: list[Any]) -> Any:
-    return _found(function)(drivers)
+def _check(function: str, drivers: list[Any], more: list[Any]) -> Any:
+    return _found(function)(drivers, *more)
 
 
 def _found(name: str) -> Callable[..., Any]:

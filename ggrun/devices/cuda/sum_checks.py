@@ -2,19 +2,17 @@
 
 import time
 from collections.abc import Sequence
-from itertools import combinations, product
+from itertools import permutations, product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices.base import Limits, Recorder
-from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.driver import Driver
-from ggrun.devices.cuda.links import known_pairs
 from ggrun.devices.cuda.nccl import NcclExchange
 from ggrun.devices.cuda.selftest import Untested
-from ggrun.devices.exchange import AllReduce, Exchange, Part, Wire
+from ggrun.devices.exchange import AllReduce, Exchange, Part
 from ggrun.errors import GgrunError
 
 SIZES = tuple(4**i for i in range(6, 13))
@@ -28,25 +26,31 @@ _ROUNDING = {"f32": 2.0**-24, "bf16": 2.0**-9}
 Timings = list[tuple[int, float]]
 """Bytes of a part, and the seconds that a sum of such parts takes; the smallest first."""
 
-
-def try_copy(drivers: Sequence[Driver]) -> Timings:
-    """Check and time sums by copies, which go as they were found to come right."""
-    return _try(drivers, "copy")
+Direct = Sequence[Sequence[int]]
+"""Pairs of drivers, by their places, the smaller one first, between which copies go directly."""
 
 
-def try_nccl(drivers: Sequence[Driver]) -> Timings:
+def try_copy(drivers: Sequence[Driver], direct: Direct) -> Timings:
+    """Check and time sums by copies."""
+    return _try(drivers, "copy", direct)
+
+
+def try_nccl(drivers: Sequence[Driver], direct: Direct) -> Timings:
     """Check and time sums by NCCL."""
-    return _try(drivers, "nccl")
+    return _try(drivers, "nccl", direct)
 
 
-def _try(drivers: Sequence[Driver], way: str) -> Timings:
-    check_reductions(drivers, way)
-    return time_reductions(drivers, way, SIZES)
+def _try(drivers: Sequence[Driver], way: str, direct: Direct) -> Timings:
+    check_reductions(drivers, way, direct)
+    return time_reductions(drivers, way, direct, SIZES)
 
 
-def check_reductions(drivers: Sequence[Driver], way: str, wire: str = "f32") -> None:
-    """GgrunError when sums over these cards are wrong, or not the same to the bit on all and twice."""
-    cards = _Cards(drivers, max(_CHECKED), way, wire)
+def check_reductions(drivers: Sequence[Driver], way: str, direct: Direct, wire: str = "f32") -> None:
+    """GgrunError when sums over these cards are wrong, or not the same to the bit on all and twice.
+
+    wire    what travels of copies
+    """
+    cards = _Cards(drivers, max(_CHECKED), way, direct, wire)
     for rows, empty in product(_CHECKED, (False, True)):
         values = _values(len(drivers), rows)
         if empty:
@@ -57,32 +61,36 @@ def check_reductions(drivers: Sequence[Driver], way: str, wire: str = "f32") -> 
         if not np.array_equal(runs[0][0], runs[1][0]):
             raise GgrunError(f"sums of {rows} rows are not the same the second time")
         error = np.abs(runs[0][0] - values.astype(np.float64).sum(0))
-        # Each addition rounds what there is so far; NCCL rounds that to bfloat16 too, where it travels.
+        # Each addition rounds what there is so far.
         if not (error <= 2 * len(drivers) * _ROUNDING[wire] * np.abs(values).sum(0)).all():
             raise GgrunError(f"sums of {rows} rows are wrong")
 
 
-def time_reductions(drivers: Sequence[Driver], way: str, sizes: Sequence[int], wire: str = "f32") -> Timings:
+def time_reductions(
+    drivers: Sequence[Driver], way: str, direct: Direct, sizes: Sequence[int], wire: str = "f32"
+) -> Timings:
     """How long sums over these cards take, when one follows the other as in a model."""
     row = 4 * _WIDTH
-    cards = _Cards(drivers, -(-max(sizes) // row), way, wire)
+    cards = _Cards(drivers, -(-max(sizes) // row), way, direct, wire)
     return [(size, cards.seconds(-(-size // row))) for size in sizes]
 
 
 class _Cards:
     """Cards, and a way to sum over them; Untested where they have no room for it."""
 
-    def __init__(self, drivers: Sequence[Driver], rows: int, way: str, wire: str) -> None:
+    def __init__(
+        self, drivers: Sequence[Driver], rows: int, way: str, direct: Direct, wire: str
+    ) -> None:
         self._devices = [Cuda(driver, f"cuda:{i}") for i, driver in enumerate(drivers)]
-        _connect(self._devices)
+        _connect(self._devices, direct)
         try:
             limits = Limits(rows, 1, 1, 1)
             members: list[tuple[Cuda, Recorder]] = [(card, card.recorder(limits)) for card in self._devices]
             self._places = [ops.mailbox(_WIDTH) for _, ops in members]
-            copies = Exchange(members, _WIDTH, travels := Wire(members, _WIDTH, wire))
+            copies = Exchange(members, _WIDTH, wire)
         except GgrunError as error:
             raise Untested(f"no room for a test: {error}") from None
-        self._way: AllReduce = copies if way == "copy" else NcclExchange(members, _WIDTH, travels)
+        self._way: AllReduce = copies if way == "copy" else NcclExchange(members)
         self._keep = members
 
     def sums(self, values: NDArray[np.float32], rows: int, empty: bool) -> list[NDArray[np.float32]]:
@@ -119,19 +127,10 @@ class _Cards:
             device.stream.synchronize()
 
 
-def _connect(cards: Sequence[Cuda]) -> None:
-    """Let copies go directly where a test has found that they may, and through the host elsewhere."""
-    for one, other in combinations(cards, 2):
-        direct = _are_direct(one.driver, other.driver)
-        one.connect(other, direct)
-        other.connect(one, direct)
-
-
-def _are_direct(one: Driver, other: Driver) -> bool:
-    if one.identity == other.identity:
-        return True
-    numbers = [driver.index for driver in (one, other) if isinstance(driver, CupyDriver)]
-    return any(pair.direct for pair in known_pairs(numbers).values())
+def _connect(cards: Sequence[Cuda], direct: Direct) -> None:
+    """Let copies go directly, and through the host's memory elsewhere."""
+    for i, j in permutations(range(len(cards)), 2):
+        cards[i].connect(cards[j], sorted((i, j)) in [list(pair) for pair in direct])
 
 
 def _values(cards: int, rows: int) -> NDArray[np.float32]:
