@@ -14,7 +14,7 @@ from typing import Any
 
 from ggrun import __version__
 from ggrun.cli.terminal import compile_progress
-from ggrun.devices.cuda.found import OLDEST, Cards, nvidia_driver, version
+from ggrun.devices.cuda.found import OLDEST, Cards, arch_of, nvidia_driver, version
 from ggrun.devices.cuda.links import pairs_of
 from ggrun.devices.cuda.nccl import library, version_text
 from ggrun.devices.cuda.reductions import reductions_of
@@ -153,13 +153,18 @@ def _cards(found: Checkup) -> Cards | None:
 def _card(cards: Cards, index: int, found: Checkup) -> dict[str, Any]:
     from ggrun.devices.cuda.cupy_driver import CupyDriver
 
-    properties = cards.cupy.cuda.runtime.getDeviceProperties(index)
-    arch = 10 * properties["major"] + properties["minor"]
+    name = f"cuda:{index}"
+    try:
+        properties = cards.properties(index)
+    except GgrunError as error:
+        found.broken.append(str(error))
+        return {"name": name, "usable": False, "reason": str(error)}
+    arch = arch_of(properties)
     facts = {
-        "name": f"cuda:{index}",
+        "name": name,
         "label": properties["name"].decode(errors="replace"),
         "memory": int(properties["totalGlobalMem"]),
-        "capability": f"{properties['major']}.{properties['minor']}",
+        "capability": f"{arch / 10}",
     }
     try:
         driver = CupyDriver(index)

@@ -74,6 +74,8 @@ def _cpu(cpu: dict[str, Any]) -> list[str]:
 
 
 def _card(card: dict[str, Any]) -> str:
+    if "label" not in card:
+        return str(card["reason"])
     free = f" ({_gib(card['free'])} free)" if "free" in card else ""
     what = f"{card['label']}, {_gib(card['memory'])}{free}, compute capability {card['capability']}"
     return f"{card['name']}: {what}" + ("" if card["usable"] else f"; cannot be used: {card['reason']}")

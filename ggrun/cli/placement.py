@@ -46,6 +46,9 @@ _OPTIONS = [
            help="The feed-forward of the first N layers stays on the CPU."),
     option("-kvo/-nkvo", "--kv-offload/--no-kv-offload", "kv_offload", default=True, show_default=False,
            help="-nkvo: keys and values stay in the host's memory."),
+    option("--op-offload/--no-op-offload", default=True,
+           help="Feed-forwards on the CPU are computed by a card for large batches, where that is faster and "
+                "it has room: their weights come to it."),
     option("-fit", "--fit", default="on", type=click.Choice(["on", "off"]),
            help="Adjust what is left open to the memory; off: refuse nothing either."),
     option("-fitt", "--fit-target", "fit_margin", default="1024", type=TEXT, metavar="MIB,...",
@@ -71,11 +74,12 @@ _SUMS = [
     option("--all-reduce", default="auto", type=click.Choice(["auto", "nccl", "copy"]),
            help="How devices that share rows sum: copies, NCCL, or what a self-test found faster."),
     option("--wire", default="f32", type=click.Choice(["f32", "bf16"]),
-           help="What they send each other for that; bf16 is half of it, and rounds."),
+           help="What they send each other for that; bf16 is half of it, rounds, and goes by copies."),
 ]  # fmt: skip
 
 _AS_THEY_ARE = (
-    "split_mode", "main_gpu", "cpu_moe", "n_cpu_moe", "n_cpu_ffn", "kv_offload", "fit_ctx", "p2p",
+    "split_mode", "main_gpu", "cpu_moe", "n_cpu_moe", "n_cpu_ffn", "kv_offload", "op_offload",
+    "fit_ctx", "p2p",
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.nccl import NcclExchange
 from ggrun.devices.cuda.reductions import Reductions, reductions_of
-from ggrun.devices.exchange import AllReduce, Exchange, Members, Part, Wire
+from ggrun.devices.exchange import AllReduce, Exchange, Members, Part
 from ggrun.devices.kept import tell
 from ggrun.devices.wire import DTYPES
 from ggrun.errors import GgrunError, UsageError
@@ -22,16 +22,19 @@ def check_sums(way: str, wire: str) -> None:
         raise UsageError(f"all_reduce {way!r:.40}: it must be one of {', '.join(WAYS)}")
     if wire not in tuple(DTYPES):
         raise UsageError(f"wire {wire!r:.40}: it must be one of {', '.join(DTYPES)}")
+    if way == "nccl" and wire == "bf16":
+        raise UsageError("all_reduce nccl sums float32: leave out wire bf16, which copies alone have")
 
 
-def tested_sums(devices: Sequence[Device], way: str) -> Reductions:
+def tested_sums(devices: Sequence[Device], way: str, wire: str) -> Reductions:
     """What is known of sums over these devices, where the way depends on it: cards are tested, once.
 
     Before a model is loaded there is room for that. GgrunError where cards cannot sum in any way.
+    Sums of bfloat16 always go by copies: NCCL would round them at each hop, which nobody has asked for.
     """
     drivers = [device.driver for device in devices if isinstance(device, Cuda)]
     cards = [driver.index for driver in drivers if isinstance(driver, CupyDriver)]
-    if way != "auto" or len(cards) < len(devices) or len(set(cards)) < len(cards):
+    if way != "auto" or wire != "f32" or len(cards) < len(devices) or len(set(cards)) < len(cards):
         return Reductions()
     return reductions_of(sorted(cards))
 
@@ -40,18 +43,17 @@ def open_all_reduce(members: Members, width: int, way: str = "auto", wire: str =
     """Sums over the members' devices, of rows of `width`.
 
     way     one of WAYS; nccl: GgrunError where it cannot be used
-    wire    what travels: f32, or bf16, which is half of it and rounds
+    wire    what travels: f32, or bf16, which is half of it, rounds, and goes by copies
     """
     check_sums(way, wire)
-    travels = Wire(members, width, wire)
-    copies = Exchange(members, width, travels)
+    copies = Exchange(members, width, wire)
     if way == "nccl":
-        return BySize(copies, NcclExchange(members, width, travels), lambda rows: True)
-    found = tested_sums([device for device, _ in members], way)
+        return BySize(copies, NcclExchange(members), lambda rows: True)
+    found = tested_sums([device for device, _ in members], way, wire)
     if not found.ever_by_nccl:
         return copies
     try:
-        nccl = NcclExchange(members, width, travels)
+        nccl = NcclExchange(members)
     except GgrunError as refused:
         tell(f"sums over cards go by copies: {refused}")
         return copies

@@ -37,29 +37,25 @@ class AllReduce(Protocol):
         """Begin anew, when all devices are at rest after an error."""
 
 
-class Wire:
+class _Wire:
     """What travels of a device's part: the part itself, or the same rounded to bfloat16.
 
     All devices add up what travelled, their own too: so the sum has the same bits on each of them.
     """
 
-    def __init__(self, members: Members, width: int, kind: str = "f32") -> None:
+    def __init__(self, members: Members, width: int, kind: str) -> None:
         if kind == "bf16" and len(members) > _MOST_NARROW:
             raise UsageError(f"bf16 on the wire: {len(members)} devices share rows, it takes {_MOST_NARROW}")
         self.kind, self.itemsize = kind, DTYPES[kind].itemsize
         self._devices = [device for device, _ in members]
         self._rooms = [ops.mailbox(width, kind) for _, ops in members] if kind != "f32" else []
 
-    def room(self, rank: int, place: Place) -> Place:
-        """Where what travels of a rank's part is."""
-        return self._rooms[rank] if self._rooms else place
-
     def outgoing(self, rank: int, place: Place, rows: int) -> Place:
         """Enqueue what has to be done before a part can travel; where it is then."""
-        room = self.room(rank, place)
-        if room is not place:
-            self._devices[rank].narrow(place, rows, room)
-        return room
+        if not self._rooms:
+            return place
+        self._devices[rank].narrow(place, rows, self._rooms[rank])
+        return self._rooms[rank]
 
 
 class _Rank:
@@ -79,10 +75,12 @@ class Exchange:
     faster: one transfer each, all at the same time. Many bytes, from three devices on: each adds up a share
     of the rows, and sends the sums to the others (reduce-scatter and all-gather), which is less traffic. The
     sum has the same bits either way.
+
+    wire    what travels: f32 or bf16
     """
 
-    def __init__(self, members: Members, width: int, wire: Wire | None = None) -> None:
-        self._wire, self._width = wire or Wire(members, width), width
+    def __init__(self, members: Members, width: int, wire: str = "f32") -> None:
+        self._wire, self._width = _Wire(members, width, wire), width
         self._everyone = range(len(members))
         self._ranks = [
             _Rank(device, ops, width, self._wire.kind, [j for j in self._everyone if j != i])

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from fractions import Fraction
 
 from ggrun.devices.cuda.device import Cuda
-from ggrun.devices.cuda.found import count_cards
+from ggrun.devices.cuda.found import usable_cards
 from ggrun.devices.cuda.links import known_pairs, pairs_of
 from ggrun.devices.cuda.switch_over import keep_gemm, kept_gemm, measured_gemm
 from ggrun.devices.host_memory import host_memory
@@ -45,6 +45,7 @@ _PRETENDS = re.compile(r"cpu:\d|emulated")
 
 _BESIDE_A_PLAN = (
     "n_ctx", "n_ubatch", "sequences", "cache_type_k", "cache_type_v", "fit", "fit_margin", "fit_ctx",
+    "op_offload",
 )  # fmt: skip
 
 
@@ -58,7 +59,7 @@ def local_devices(text: str | None = None, threads: int | None = None, p2p: str 
 
 def everything() -> str:
     """The names of all cards that can be used here, and the CPU."""
-    return ",".join([*(f"cuda:{i}" for i in range(count_cards())), "cpu"])
+    return ",".join([*(f"cuda:{i}" for i in usable_cards()), "cpu"])
 
 
 def named_devices(names: Iterable[str], threads: int | None = None, p2p: str = "auto") -> list[DeviceInfo]:
@@ -99,15 +100,29 @@ def planned_here(
 
     remote    devices of other machines, which come before this one's: so the logits are made here
     """
-    if plan is None:
-        there = [*remote, *shared_out(local_devices(devices, threads, p2p), options)]
-        planned = make_plan(facts, there, options)
-    else:
-        own = devices_of(plan, threads, p2p) if devices is None else local_devices(devices, threads, p2p)
-        planned = planned_as_written(facts, [*remote, *shared_out(own, options)], options, plan)
+    planned = _planned_here(facts, devices, threads, options, plan, p2p, remote)
+    if planned.offloads and not here_is_known(threads):
+        local_cpu(threads, measure=True)  # when the CPU leaves work to cards is not to be guessed
+        planned = _planned_here(facts, devices, threads, options, plan, p2p, remote)
     if options.fit:
         require_fit(planned)
     return planned
+
+
+def _planned_here(
+    facts: ModelFacts,
+    devices: str | None,
+    threads: int | None,
+    options: PlanOptions,
+    plan: Plan | None,
+    p2p: str,
+    remote: Sequence[DeviceInfo],
+) -> Planned:
+    if plan is None:
+        there = [*remote, *shared_out(local_devices(devices, threads, p2p), options)]
+        return make_plan(facts, there, options)
+    own = devices_of(plan, threads, p2p) if devices is None else local_devices(devices, threads, p2p)
+    return planned_as_written(facts, [*remote, *shared_out(own, options)], options, plan)
 
 
 def shared_out(devices: Sequence[DeviceInfo], options: PlanOptions) -> list[DeviceInfo]:

@@ -161,6 +161,19 @@ def test_cards_that_cannot_be_used(doctor: Run, cupy: FakeCupy, monkeypatch: pyt
     assert facts["broken"][0] == "cuda:0 (Fake): its memory: cudaErrorDevicesUnavailable: busy"
 
 
+def test_a_card_that_is_lost(doctor: Run, cupy: FakeCupy) -> None:
+    """It is broken, and said to be; all else is looked at."""
+    cupy.lost = {0}
+    why = "cuda:0: cudaErrorInvalidDevice: the GPU is lost: nvidia-smi must list it"
+    status, page = doctor()
+    assert status == 1
+    assert f"cards     {why}\n          cuda:1: Fake, " in page
+    assert f"broken    {why}\n" in page
+    facts = doctor("--json")[1]
+    assert facts["cards"][0] == {"name": "cuda:0", "usable": False, "reason": why}
+    assert facts["cards"][1]["usable"]
+
+
 def refuse() -> None:
     raise CUDARuntimeError(46, "cudaErrorDevicesUnavailable: busy\nor whatever")
 

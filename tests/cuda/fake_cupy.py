@@ -1,6 +1,7 @@
 """What ggrun calls of CuPy, on the emulator: all is done at once, or noted while a graph is captured.
 
-A stream may be held: then nothing that is recorded or waited for ends, although all is done.
+A stream may be held: then nothing that is recorded or waited for ends, although all is done. What comes from
+pageable memory of the host lands when its stream is waited for.
 """
 
 import ctypes
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 
@@ -60,6 +62,7 @@ class _Stream:
         cuda.made[self.ptr] = self
         self.held: threading.Event | None = None
         self.captured: list[Callable[[], None]] | None = None
+        self.landing: list[Callable[[], None]] = []
 
     def __enter__(self) -> "_Stream":
         self._cuda.streams.append(self)
@@ -69,6 +72,7 @@ class _Stream:
         assert self._cuda.streams.pop() is self
 
     def do(self, work: Callable[[], None]) -> None:
+        self._land()
         if self.captured is None:
             work()
         else:
@@ -84,6 +88,11 @@ class _Stream:
         if self.held:
             self.held.wait()
             self.held = None
+        self._land()
+
+    def _land(self) -> None:
+        while self.landing:
+            self.landing.pop(0)()
 
     def begin_capture(self) -> None:
         self.captured = []
@@ -194,6 +203,7 @@ class FakeCupy:
     """The module `cupy`, with cards of so many bytes. `failing`: errors by the name of what is called.
 
     peers    whether cards have peer access; `reached`: pairs of cards that have enabled it
+    `lost`: cards that are counted and do not answer
     """
 
     def __init__(self, memory: int = 1 << 28, cards: int = 2, major: int = 8, peers: bool = True) -> None:
@@ -201,7 +211,11 @@ class FakeCupy:
         self.compiled, self._chosen, self.made = 0, _Chosen(), dict[int, _Stream]()
         self._memory, self._used, self._held = memory, 0, dict[int, Memory]()
         self._cards, self._major, self._peers = cards, major, peers
+        self.lost = set[int]()
+        self._pinned_at = set[tuple[int, int]]()
         self.reached, self.copies = set[tuple[int, int]](), list[tuple[int, int]]()
+        self.sent: list[int] = []
+        """The streams of what went from the host's memory to a card."""
         self.cuda = _Cuda(
             library=Cublas(self), runtime=self, driver=SimpleNamespace(CUDADriverError=ZeroDivisionError),
             compiler=SimpleNamespace(CompileException=KeyError),
@@ -258,13 +272,19 @@ class FakeCupy:
     def _pinned(self, nbytes: int) -> _Pinned:
         self._fail("alloc_pinned_memory")
         assert nbytes <= _Pinned._length_
-        return _Pinned()
+        pinned = _Pinned()
+        span = pinned.ptr, pinned.ptr + _Pinned._length_
+        self._pinned_at.add(span)
+        finalize(pinned, self._pinned_at.discard, span)
+        return pinned
 
     def getDeviceCount(self) -> int:  # noqa: N802
         self._fail("getDeviceCount")
         return self._cards
 
     def getDeviceProperties(self, index: int) -> dict[str, Any]:  # noqa: N802
+        if index in self.lost:
+            raise CUDARuntimeError(101, "cudaErrorInvalidDevice: the GPU is lost\nor whatever")
         return {
             "name": b"Fake", "major": self._major, "minor": 0, "multiProcessorCount": 4,
             "uuid": bytes([index] * 16), "totalGlobalMem": self._memory,
@@ -305,14 +325,17 @@ class FakeCupy:
     def free(self, address: int) -> None:
         self._used -= self._held.pop(address).nbytes
 
-    def memcpy(self, target: int, source: int, nbytes: int, kind: int) -> None:
-        assert kind in (self.memcpyHostToDevice, self.memcpyDefault)
-        ctypes.memmove(target, source, nbytes)
-
     def memcpyAsync(  # noqa: N802
         self, target: int, source: int, nbytes: int, kind: int, stream: int
     ) -> None:
-        self.memcpy(target, source, nbytes, kind)
+        assert kind in (self.memcpyHostToDevice, self.memcpyDefault)
+        if kind == self.memcpyHostToDevice:
+            self.sent.append(stream)
+        if kind == self.memcpyDefault or any(begin <= source < end for begin, end in self._pinned_at):
+            ctypes.memmove(target, source, nbytes)
+        else:
+            staged = ctypes.string_at(source, nbytes)
+            self.made[stream].landing.append(lambda: ctypes.memmove(target, staged, nbytes))
 
     def memcpy2DAsync(  # noqa: N802
         self,

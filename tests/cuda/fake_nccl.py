@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from tests.cuda.fake_cupy import FakeCupy
-from tests.cuda.test_reduce import from_bf16, to_bf16
 
-ADD, FLOAT32, BFLOAT16 = 0, 7, 9
+ADD, FLOAT32 = 0, 7
 
 
 class NcclError(RuntimeError):
@@ -26,7 +25,6 @@ class _Call:
     send: int
     receive: int
     count: int
-    kind: int
     stream: int
 
 
@@ -43,8 +41,8 @@ class _Communicator:
         self, send: int, receive: int, count: int, kind: int, op: int, stream: int
     ) -> None:
         assert self.ready
-        assert op == ADD
-        self.nccl.opened().append(_Call(self, send, receive, count, kind, stream))
+        assert (op, kind) == (ADD, FLOAT32)
+        self.nccl.opened().append(_Call(self, send, receive, count, stream))
 
     def abort(self) -> None:
         self.nccl.aborted.append(self.rank)
@@ -56,7 +54,7 @@ class FakeNccl:
     """The module `cupy.cuda.nccl`.
 
     faults        a word, or None, for each group that comes to its end
-    reductions    how many values each has summed, and of what kind
+    reductions    how many values each has summed
     """
 
     available = True
@@ -66,7 +64,7 @@ class FakeNccl:
     def __init__(self, cupy: FakeCupy, version: int = 22703) -> None:
         self.cupy, self._version = cupy, version
         self.faults = deque[str | None]()
-        self.reductions: list[tuple[int, str]] = []
+        self.reductions: list[int] = []
         self.aborted: list[int] = []
         self.held, self.broken = threading.Event(), False
         self._group: list[Any] | None = None
@@ -108,18 +106,18 @@ class FakeNccl:
         return self._group
 
     def _reduce(self, calls: list[_Call], fault: str | None) -> None:
-        count, kind = calls[0].count, calls[0].kind
-        assert {(c.count, c.kind) for c in calls} == {(count, kind)}
+        count = calls[0].count
+        assert {call.count for call in calls} == {count}
         for call in calls:
             assert self.cupy.card_of(call.stream) == call.communicator.card, "each on its own card's stream"
-        self.reductions.append((count, {FLOAT32: "f32", BFLOAT16: "bf16"}[kind]))
+        self.reductions.append(count)
         if fault == "hangs":
             self.cupy.hold([call.stream for call in calls], self.held)
             return
-        given = [self._at(call.send, count, kind).copy() for call in calls]
+        given = [self._at(call.send, count).copy() for call in calls]
         for rank, call in enumerate(calls):
-            there = self._at(call.receive, count, kind)
-            there[:] = _ring(given, kind)
+            there = self._at(call.receive, count)
+            there[:] = _ring(given)
             if fault == "wrong":
                 there[-1] += 1000
             if fault == "differs" and rank == 1:
@@ -127,24 +125,17 @@ class FakeNccl:
             if fault == "changes":
                 there[-1] ^= len(self.reductions) % 2
 
-    def _at(self, address: int, count: int, kind: int) -> np.ndarray:
-        size = {FLOAT32: ctypes.c_uint32, BFLOAT16: ctypes.c_uint16}[kind]
-        return np.frombuffer((size * count).from_address(address), size)
+    def _at(self, address: int, count: int) -> np.ndarray:
+        return np.frombuffer((ctypes.c_uint32 * count).from_address(address), np.uint32)
 
 
-def _ring(given: list[np.ndarray], kind: int) -> np.ndarray:
-    """The bits of sums: each piece begins at another rank, and is rounded wherever it comes."""
+def _ring(given: list[np.ndarray]) -> np.ndarray:
+    """The bits of sums: each piece begins at another rank."""
     pieces = []
     for first in range(len(given)):
         parts = [
             np.array_split(given[(first + i) % len(given)], len(given))[first] for i in range(len(given))
         ]
-        if kind == FLOAT32:
-            total = sum((part.view(np.float32) for part in parts[1:]), parts[0].view(np.float32))
-            pieces.append(total.view(np.uint32))
-        else:
-            narrow = parts[0]
-            for part in parts[1:]:
-                narrow = to_bf16(from_bf16(narrow) + from_bf16(part))
-            pieces.append(narrow)
+        total = sum((part.view(np.float32) for part in parts[1:]), parts[0].view(np.float32))
+        pieces.append(total.view(np.uint32))
     return np.concatenate(pieces)

@@ -11,18 +11,24 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
-from ggrun import LLM, GgrunError, UsageError
+from ggrun import LLM, GgrunError, Interrupted, UsageError
+from ggrun.arch.config import Config
+from ggrun.cli.commands import status_of
 from ggrun.devices import local, open_devices
 from ggrun.devices.cuda import found
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
-from ggrun.devices.cuda.found import Cards, count_cards
+from ggrun.devices.cuda.found import Cards, usable_cards
 from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.cuda.staging import pieces
-from ggrun.gguf import GGUF
+from ggrun.engine.engine import Engine
+from ggrun.gguf import FORMATS, GGUF, Tensor
 from ggrun.plan.hardware import Speeds
+from ggrun.plan.usage import Sizes
+from tests.cuda import fake_cupy
 from tests.cuda.fake_cupy import Cublas, CUDARuntimeError, FakeCupy
 from tests.cuda.models import engine, logits
+from tests.engine.test_offloaded import beside_the_cpu, offloads_of
 from tests.engine.test_outputs import Shares, check_several
 from tests.engine.test_peer import distance
 from tests.plans import Plans
@@ -142,6 +148,59 @@ def test_uploads_go_in_pieces_through_pinned_memory(cupy: FakeCupy, monkeypatch:
     np.testing.assert_array_equal(back.ravel(), values.ravel())
 
 
+def test_weights_that_come_while_the_card_computes(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the second stream, through buffers of its own."""
+    from ggrun.devices.cuda import staging
+
+    monkeypatch.setattr(staging, "_SIZE", 1000)
+    values = np.random.default_rng(1).standard_normal((40, 32)).astype(np.float32)
+    tensor = Tensor("blk.0.ffn_up.weight", (32, 40), FORMATS["F32"], values.view(np.uint8).reshape(-1))
+    device = open_devices(["cuda:0"])["cuda:0"]
+    assert isinstance(device, Cuda)
+    slot = device.slot(2 * values.nbytes)
+    driver, held = device.driver, device.weight(tensor, (0, 40), (0, 32))
+    main, cupy.sent = set(cupy.sent), []
+    for _ in range(2):
+        slot.begin()
+        weight, load = slot.weight(tensor, (8, 40), (0, 32))
+        load()
+        assert len(cupy.sent) > 4  # pieces
+        assert set(cupy.sent) == {driver.transfers.raw.ptr}  # type: ignore[attr-defined]
+    assert main == {driver.stream.raw.ptr}  # type: ignore[attr-defined]
+    back = np.empty((32, 32), np.float32)
+    driver.download(back, weight.address)
+    np.testing.assert_array_equal(back, values[8:])
+    assert held.row_bytes == weight.row_bytes
+    device.interrupt()
+    with pytest.raises(Interrupted):
+        load()
+    device.close()
+
+
+def test_feed_forwards_of_the_cpu(cupy: FakeCupy, tmp_path: Path) -> None:
+    path = Tiny(layers=3).write(tmp_path / "model.gguf")
+    want = logits(engine(path, open_devices(["cpu"], 2)), TOKENS)
+    model, devices = GGUF(path), open_devices(["cpu", "cuda:0"], 2)
+    config = Config.from_gguf(model)
+    plan = beside_the_cpu(config, ["cuda:0"])
+    both = Engine(model, config, plan, devices, Sizes(64, 16), offloads=offloads_of(plan))
+    assert distance(logits(both, TOKENS), want) <= 1e-6
+    card = devices["cuda:0"]
+    assert isinstance(card, Cuda)
+    assert card.driver.transfers.raw.ptr in cupy.sent  # type: ignore[attr-defined]
+    for device in devices.values():
+        device.close()
+
+
+def test_what_is_written_has_come(cupy: FakeCupy) -> None:
+    """Not only left the host: the card's stream may read it next, and waits for nothing."""
+    driver, values, back = CupyDriver(0), np.arange(1000, dtype=np.uint8), np.empty(1000, np.uint8)
+    there = driver.allocate(1000)
+    driver.write(there.address, values)
+    driver.download(back, there.address)
+    np.testing.assert_array_equal(back, values)
+
+
 def test_peer_access(cupy: FakeCupy) -> None:
     one, other, twin = CupyDriver(0), CupyDriver(1), CupyDriver(0)
     assert one.identity == twin.identity != other.identity
@@ -188,8 +247,7 @@ def test_errors_name_the_device_and_what_it_was_for(cupy: FakeCupy, tmp_path: Pa
     driver = CupyDriver(1, "cuda:1")
     line = told(lambda: engine(path, {"cuda:1": Cuda(driver, "cuda:1", 200_000)}))
     assert "cuda:1: no memory for " in line
-    small = FakeCupy(memory=200_000)
-    driver._cupy = small
+    cupy._memory = cupy._used + 200_000
     line = told(lambda: engine(path, {"cuda:1": Cuda(driver, "cuda:1")}))
     assert line.startswith("cuda:1: no memory for ")
     assert "bytes of memory: cudaErrorMemoryAllocation" in line
@@ -198,17 +256,63 @@ def test_errors_name_the_device_and_what_it_was_for(cupy: FakeCupy, tmp_path: Pa
     assert line == "cuda:0 (Fake): the kernel add: nvrtc: error: no"
 
 
+LOST = CUDARuntimeError(700, "cudaErrorIllegalAddress: an illegal memory access\nor whatever")
+TOLD = "cuda:0: cudaErrorIllegalAddress: an illegal memory access: the card has lost what it had: start again"
+
+
+def lose(cupy: FakeCupy, patch: pytest.MonkeyPatch) -> None:
+    """From now on, whatever CUDA is asked for fails."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise LOST
+
+    for owner in (fake_cupy._Stream, fake_cupy._Event):
+        for name in ("synchronize", "record", "wait_event", "launch_host_func"):
+            patch.setattr(owner, name, fail, raising=False)
+    for name in ("free", "malloc", "memcpyAsync", "memcpy2DAsync", "memsetAsync"):
+        patch.setattr(cupy, name, fail)
+    patch.setattr(cupy.cuda, "get_elapsed_time", fail)
+
+
 def test_a_card_that_disappears(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The line says which, and how to go on."""
-    driver = CupyDriver(1)
+    """Wherever that is seen, the line says which, and how to go on; what it had goes without a word."""
+    driver = CupyDriver(0)
+    stream, memory = driver.stream, [driver.allocate(64) for _ in range(2)]
+    event, mark = stream.record(), stream.mark()
+    lose(cupy, monkeypatch)
+    uses: list[Callable[[], Any]] = [
+        stream.synchronize, stream.record, stream.mark, event.block, lambda: stream.wait(event),
+        lambda: stream.enqueue(print), lambda: mark.since(mark),
+    ]  # fmt: skip
+    for use in uses:
+        line = told(use)
+        assert line.startswith(TOLD)
+        assert "-dev" in line
+    Cuda(driver, "cuda:0").close()
+    del driver, memory
+    gc.collect()  # an error in a finalizer would be a warning, and warnings are errors
 
-    def fail() -> None:
-        raise CUDARuntimeError(999, "cudaErrorUnknown: unknown error\nor whatever")
 
-    monkeypatch.setattr(driver.stream.raw, "synchronize", fail)
-    line = told(driver.stream.synchronize)
-    assert line.startswith("cuda:1: cudaErrorUnknown: unknown error: the card has lost what it had: start")
-    assert "-dev" in line
+def test_a_card_that_disappears_in_a_run(
+    cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, and not what closing the model would say."""
+    monkeypatch.setattr(local, "_card_speeds", lambda *_: Speeds(1e9, 1e10, 1e10, 1e9))
+    generate = LLM.generate
+
+    def lost(self: LLM, *args: Any, **options: Any) -> Any:
+        lose(cupy, monkeypatch)
+        return generate(self, *args, **options)
+
+    monkeypatch.setattr(LLM, "generate", lost)
+    small = ["-fitt", "0", "-ub", "16", "-c", "64", "-n", "3"]
+    assert status_of(["run", "--devices", "cuda:0", *small, "-p", "Once"]) == 1
+    gc.collect()
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1].startswith("ggrun: cuda:0")
+    assert "cudaErrorIllegalAddress: an illegal memory access" in err
+    assert "internal error" not in err
+    assert "Traceback" not in err
 
 
 def test_there_is_no_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +333,7 @@ def test_cupy_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert told(lambda: CupyDriver(0)).startswith("CuPy cannot be used: libcudart.so.13: cannot open: pip")
-    assert count_cards() == 0
+    assert usable_cards() == []
 
 
 @pytest.mark.parametrize(
@@ -245,7 +349,7 @@ def test_cuda_cannot_be_used(status: int, driver: bool, words: str, cupy: FakeCu
     if not driver:
         cupy.failing["driver"] = CUDARuntimeError(0, "")
     assert words in told(lambda: CupyDriver(0))
-    assert count_cards() == 0
+    assert usable_cards() == []
 
 
 def test_cards_that_there_are_not_or_that_are_too_old(
@@ -253,10 +357,14 @@ def test_cards_that_there_are_not_or_that_are_too_old(
 ) -> None:
     monkeypatch.setattr(found, "find_spec", lambda name: object())
     assert "cuda:2: there are 2 CUDA cards" in told(lambda: CupyDriver(2), UsageError)
-    assert count_cards() == 2
+    assert usable_cards() == [0, 1]
     cupy._major = 6
     assert "compute capability is 6.0, ggrun needs 7.5" in told(lambda: CupyDriver(0))
-    assert count_cards() == 0
+    assert usable_cards() == []
+    cupy._major, cupy.lost = 8, {0}
+    lost = "cuda:0: cudaErrorInvalidDevice: the GPU is lost: nvidia-smi must list it"
+    assert told(lambda: CupyDriver(0)) == lost
+    assert local.everything() == "cuda:1,cpu"  # it has the number that CUDA gives it
     cupy.failing["getDeviceCount"] = CUDARuntimeError(100, "cudaErrorNoDevice")
     Cards.found.cache_clear()
     assert "there are 0 CUDA cards" in told(lambda: CupyDriver(0), UsageError)

@@ -17,7 +17,7 @@ from ggrun.devices.base import Device, Limits
 from ggrun.devices.cpu import Cpu
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.emulated import Emulated
-from ggrun.devices.exchange import Exchange, Part, Wire
+from ggrun.devices.exchange import Exchange, Part
 from ggrun.devices.late import Late, Schedule
 from ggrun.devices.streams import Threaded
 from tests.cuda.test_reduce import from_bf16, in_order, to_bf16
@@ -77,7 +77,7 @@ def sums(cards: Sequence[Device], width: int, wire: str) -> list[list[np.ndarray
     members = [(card, card.recorder(Limits(ROWS, 1, 1, 1))) for card in cards]
     sources = [[ops.mailbox(width) for _ in STEPS] for _, ops in members]
     places = [ops.place(ops.input(width)) for _, ops in members]
-    way = Exchange(members, width, Wire(members, width, wire))
+    way = Exchange(members, width, wire)
     given = values(n, width)
     for i, (card, _) in enumerate(members):
         for step, parts in enumerate(given):
@@ -221,6 +221,8 @@ def test_ways_and_wires_that_there_are_not() -> None:
         open_all_reduce(members, 8, "ring")
     with pytest.raises(UsageError, match=r"^wire 'f16': it must be one of f32, bf16$"):
         open_all_reduce(members, 8, "copy", "f16")
+    with pytest.raises(UsageError, match=r"^all_reduce nccl sums float32: leave out wire bf16"):
+        open_all_reduce(members, 8, "nccl", "bf16")
     with pytest.raises(UsageError, match=r"^bf16 on the wire: 9 devices share rows, it takes 8$"):
         open_all_reduce(members, 8, "copy", "bf16")
     for cpu in cpus:

@@ -11,6 +11,7 @@ from ggrun.devices.host_memory import HostMemory
 from ggrun.devices.local import local_cpu, local_devices, named_devices, planned_here
 from ggrun.errors import UsageError
 from ggrun.plan.facts import ModelFacts
+from ggrun.plan.hardware import parse_devices
 from ggrun.plan.mixes import outline
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.report import DoesNotFit
@@ -123,6 +124,31 @@ def test_an_open_context_is_what_the_machine_has_room_for(
     assert planned.fits
     assert 4096 <= planned.sizes.n_ctx < 131072
     assert sum(use.total for use in planned.uses.values()) <= 8 << 30
+
+
+def test_what_the_cpu_leaves_to_cards_is_not_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int | None] = []
+
+    def measure(threads: int | None) -> speeds.Speeds:
+        measured.append(threads)
+        return speeds.Speeds(4e9, 1e11)
+
+    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path))
+    monkeypatch.setattr(local, "measured_cpu", measure)
+    facts = ModelFacts.from_outline(outline("llama-3-8b", "Q4_K_M"))
+    (card,) = parse_devices("rtx3090")
+    monkeypatch.setattr(local, "local_card", lambda index: card)
+    monkeypatch.setattr(local, "host_memory", lambda: HostMemory(64 << 30, 32 << 30))
+    options = PlanOptions(n_ctx=512, n_cpu_ffn=8)
+    planned_here(facts, "cuda:0,cpu", 1, replace(options, op_offload=False))
+    planned_here(facts, "cuda:0,cpu", 1, replace(options, n_cpu_ffn=0))
+    assert measured == []
+    planned = planned_here(facts, "cuda:0,cpu", 1, options)
+    assert measured == [1]
+    assert planned.devices[1].bandwidth == 4e9
+    assert planned.offloads
+    planned_here(facts, "cuda:0,cpu", 1, options)
+    assert measured == [1]
 
 
 def test_the_names_of_a_plan_are_those_of_devices() -> None:

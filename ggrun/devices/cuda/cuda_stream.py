@@ -1,6 +1,8 @@
 """A stream of a card, and its events."""
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ggrun.devices.streams import Event, Work
@@ -12,13 +14,33 @@ _FAILED = (
 )
 
 
+def cuda_errors(cupy: Any) -> tuple[type[Exception], ...]:
+    """What CuPy raises for errors of CUDA."""
+    return cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError
+
+
+class _Errors:
+    """What becomes of errors where streams and events of a card are used. name: the card's."""
+
+    def __init__(self, cupy: Any, name: str) -> None:
+        self._kinds, self._name = cuda_errors(cupy), name
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """They become GgrunErrors. A card that has failed once fails in every call from then on."""
+        try:
+            yield
+        except self._kinds as failed:
+            raise GgrunError(f"{self._name}: {str(failed).splitlines()[0]}: {_FAILED}") from None
+
+
 class CudaEvent:
     """A place in a stream of a card. Errors show where the host waits: cards tell them no earlier."""
 
     error: BaseException | None = None
 
-    def __init__(self, raw: Any) -> None:
-        self.raw = raw
+    def __init__(self, raw: Any, errors: _Errors) -> None:
+        self.raw, self._errors = raw, errors
 
     @property
     def done(self) -> bool:
@@ -27,25 +49,28 @@ class CudaEvent:
 
     def block(self) -> None:
         """Let the calling thread sleep until the stream has come there."""
-        self.raw.synchronize()
+        with self._errors.told():
+            self.raw.synchronize()
 
 
 class CudaMark:
     """A moment by the card's own clock, which plain events go without, to be cheaper."""
 
-    def __init__(self, cupy: Any, raw: Any) -> None:
-        self._cupy, self._raw = cupy, raw
+    def __init__(self, cupy: Any, raw: Any, errors: _Errors) -> None:
+        self._cupy, self._raw, self._errors = cupy, raw, errors
 
     def since(self, earlier: "CudaMark") -> float:
         """The seconds from an earlier one."""
-        return float(self._cupy.cuda.get_elapsed_time(earlier._raw, self._raw)) / 1e3
+        with self._errors.told():
+            return float(self._cupy.cuda.get_elapsed_time(earlier._raw, self._raw)) / 1e3
 
 
 class CudaStream:
     """See Stream: what is launched while `raw` is current goes here. device: its number, name: for errors."""
 
     def __init__(self, cupy: Any, name: str, device: int) -> None:
-        self._cupy, self._name, self._device, self._closed = cupy, name, device, False
+        self._cupy, self._device, self._closed = cupy, device, False
+        self._errors = _Errors(cupy, name)
         self.raw = cupy.cuda.Stream(non_blocking=True)
         self._kept: deque[tuple[CudaEvent, Any]] = deque()
         self._error: BaseException | None = None
@@ -61,29 +86,23 @@ class CudaStream:
                     self._error = error
 
         self._open()
-        self.raw.launch_host_func(attempt, None)
+        with self._errors.told():
+            self.raw.launch_host_func(attempt, None)
 
     def record(self) -> CudaEvent:
         """An event behind all that was enqueued before."""
-        self._open()
-        with self._cupy.cuda.Device(self._device):
-            event = self._cupy.cuda.Event(block=True, disable_timing=True)
-            event.record(self.raw)
-        return CudaEvent(event)
+        return CudaEvent(self._recorded(timed=False), self._errors)
 
     def mark(self) -> CudaMark:
         """An event that has a time."""
-        self._open()
-        with self._cupy.cuda.Device(self._device):
-            event = self._cupy.cuda.Event(block=True, disable_timing=False)
-            event.record(self.raw)
-        return CudaMark(self._cupy, event)
+        return CudaMark(self._cupy, self._recorded(timed=True), self._errors)
 
     def wait(self, event: Event) -> None:
         """Of another card's event, without the host; for another kind of device, the host waits."""
         self._open()
         if isinstance(event, CudaEvent):
-            self.raw.wait_event(event.raw)
+            with self._errors.told():
+                self.raw.wait_event(event.raw)
             return
         event.block()
         if event.error:
@@ -101,10 +120,8 @@ class CudaStream:
 
     def synchronize(self) -> None:
         """Wait until all is done; raises the first error."""
-        try:
+        with self._errors.told():
             self.raw.synchronize()
-        except (self._cupy.cuda.runtime.CUDARuntimeError, self._cupy.cuda.driver.CUDADriverError) as failed:
-            raise GgrunError(f"{self._name}: {str(failed).splitlines()[0]}: {_FAILED}") from None
         self._kept.clear()
         error, self._error = self._error, None
         if error:
@@ -118,10 +135,19 @@ class CudaStream:
             self._error = None
 
     def close(self) -> None:
-        """Finish what was enqueued, and take no more."""
+        """Finish what was enqueued, and take no more. A card that has failed has told it before."""
         if not self._closed:
             self._closed = True
-            self.raw.synchronize()
+            with suppress(*cuda_errors(self._cupy)):
+                self.raw.synchronize()
+
+    def _recorded(self, timed: bool) -> Any:
+        """CuPy's event behind all that was enqueued before."""
+        self._open()
+        with self._errors.told(), self._cupy.cuda.Device(self._device):
+            event = self._cupy.cuda.Event(block=True, disable_timing=not timed)
+            event.record(self.raw)
+        return event
 
     def _open(self) -> None:
         if self._closed:

@@ -14,7 +14,7 @@ from weakref import finalize
 from numpy.typing import NDArray
 
 from ggrun.devices.cuda.cublas import Cublas
-from ggrun.devices.cuda.cuda_stream import CudaStream
+from ggrun.devices.cuda.cuda_stream import CudaStream, cuda_errors
 from ggrun.devices.cuda.driver import Driver, Gemm
 from ggrun.devices.cuda.found import Cards
 from ggrun.devices.cuda.staging import Staging
@@ -60,26 +60,24 @@ class CupyDriver:
         self.arch, self.multiprocessors = card.arch, card.multiprocessors
         self._modules: dict[tuple[Any, ...], Any] = {}
         self._kernels: dict[tuple[Any, ...], _Kernel] = {}
-        with self.on("its stream"):
-            self.stream = CudaStream(self._cupy, self._called, index)
+        self.stream, self._writes = self._new_stream(), self._new_stream()
 
     @contextmanager
     def on(self, what: str) -> Iterator[None]:
         """Work on this card and stream; errors of CUDA become GgrunErrors that say for what."""
-        with ExitStack() as stack:
-            try:
+        try:
+            with ExitStack() as stack:
                 stack.enter_context(self._cupy.cuda.Device(self.index))
                 if hasattr(self, "stream"):
                     stack.enter_context(self.stream.raw)
                 yield
-            except self._errors as error:
-                self._refuse(what, error)
+        except self._errors as error:
+            self._refuse(what, error)
 
     @cached_property
     def transfers(self) -> CudaStream:
         """A second stream, made when it is needed."""
-        with self.on("a stream"):
-            return CudaStream(self._cupy, self._called, self.index)
+        return self._new_stream()
 
     def free_memory(self) -> tuple[int, int]:
         """Free and all bytes of the card."""
@@ -157,14 +155,22 @@ class CupyDriver:
             self._runtime.memsetAsync(address, byte, nbytes, self.stream.raw.ptr)
 
     def write(self, address: int, data: NDArray[Any]) -> None:
-        """By cudaMemcpy, which waits for this copy alone: the stream is a non-blocking one."""
-        with self.on("a copy to it"):
-            self._runtime.memcpy(address, data.ctypes.data, data.nbytes, self._runtime.memcpyHostToDevice)
+        """By cudaMemcpyAsync in a stream of its own, whose end is waited for.
 
-    def upload(self, address: int, data: NDArray[Any]) -> None:
+        cudaMemcpy may return when data has left the host's memory, before it has come to the card; our
+        streams, which are non-blocking, would not wait for it.
+        """
+        runtime, stream = self._runtime, self._writes
+        with self.on("a copy to it"):
+            runtime.memcpyAsync(
+                address, data.ctypes.data, data.nbytes, runtime.memcpyHostToDevice, stream.raw.ptr
+            )
+        stream.synchronize()
+
+    def upload(self, address: int, data: NDArray[Any], beside: bool = False) -> None:
         """Through pinned buffers, so that the bus is busy while the next piece is read from the file."""
         with self.on("an upload"):
-            self._staging.upload(address, data)
+            (self._staging_beside if beside else self._staging).upload(address, data)
 
     def download(self, data: NDArray[Any], address: int) -> None:
         """By cudaMemcpy2DAsync: rows of the host's array may be parts of longer ones."""
@@ -215,19 +221,29 @@ class CupyDriver:
 
     def close(self) -> None:
         """Forget kernels and buffers; memory is freed with what holds it."""
+        self._writes.close()
         if transfers := self.__dict__.get("transfers"):
             transfers.close()
         self._modules.clear()
         self._kernels.clear()
-        self.__dict__.pop("_staging", None)
+        for staging in ("_staging", "_staging_beside"):
+            self.__dict__.pop(staging, None)
         if cublas := self.__dict__.get("_cublas"):
             with suppress(GgrunError), self.on("cuBLAS"):  # a card that is lost has told it before
                 cublas.close()
             del self._cublas
 
+    def _new_stream(self) -> CudaStream:
+        with self.on("a stream"):
+            return CudaStream(self._cupy, self._called, self.index)
+
     @cached_property
     def _staging(self) -> Staging:
         return Staging(self._cupy, self.stream)
+
+    @cached_property
+    def _staging_beside(self) -> Staging:
+        return Staging(self._cupy, self.transfers)
 
     @cached_property
     def _cublas(self) -> Cublas | None:
@@ -244,8 +260,8 @@ class CupyDriver:
     def _errors(self) -> tuple[type[Exception], ...]:
         cuda, cublas = self._cupy.cuda, self.__dict__.get("_cublas")
         return (
-            cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError, cuda.compiler.CompileException,
-            cuda.memory.OutOfMemoryError, *([cublas.error] if cublas else []),
+            *cuda_errors(self._cupy), cuda.compiler.CompileException, cuda.memory.OutOfMemoryError,
+            *([cublas.error] if cublas else []),
         )  # fmt: skip
 
     def _refuse(self, what: str, error: Exception) -> NoReturn:
@@ -259,7 +275,8 @@ def _freeing(cupy: Any, index: int, address: int) -> Callable[[], None]:
     def free() -> None:
         if sys.is_finalizing():
             return
-        with cupy.cuda.Device(index):
+        # A card that has failed has told it before, and has lost this memory with all else.
+        with suppress(*cuda_errors(cupy)), cupy.cuda.Device(index):
             cupy.cuda.runtime.free(address)
 
     return free

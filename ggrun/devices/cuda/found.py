@@ -48,7 +48,7 @@ class Cards:
         return Cards()
 
     def usable(self, index: int) -> bool:
-        """Whether it is new enough."""
+        """Whether it is new enough, and answers."""
         try:
             self.card(index)
         except GgrunError:
@@ -56,20 +56,32 @@ class Cards:
         return True
 
     def card(self, index: int) -> Card:
-        """One of them; UsageError when there are not so many, GgrunError when it is too old."""
+        """One of them; UsageError when there are not so many, GgrunError when it is too old, or lost."""
         if index >= self.count:
             raise UsageError(f"cuda:{index}: there are {self.count} CUDA cards, counted from 0")
-        properties = self.cupy.cuda.runtime.getDeviceProperties(index)
-        name = properties["name"].decode(errors="replace")
-        arch = 10 * properties["major"] + properties["minor"]
+        properties = self.properties(index)
+        name, arch = properties["name"].decode(errors="replace"), arch_of(properties)
         if arch < OLDEST:
             raise GgrunError(
                 f"cuda:{index} ({name}): its compute capability is {arch / 10}, "
                 f"ggrun needs {OLDEST / 10} (RTX 20, T4) or newer"
             )
-        slot = self.cupy.cuda.runtime.deviceGetPCIBusId(index)
-        identity = f"{name} {properties.get('uuid', b'').hex()} {slot}"
+        identity = f"{name} {properties.get('uuid', b'').hex()} {properties['slot']}"
         return Card(name, arch, properties["multiProcessorCount"], identity)
+
+    def properties(self, index: int) -> dict[str, Any]:
+        """What CUDA says of a card, and its `slot`; GgrunError where it does not answer."""
+        runtime = self.cupy.cuda.runtime
+        try:
+            return {**runtime.getDeviceProperties(index), "slot": runtime.deviceGetPCIBusId(index)}
+        except runtime.CUDARuntimeError as error:
+            line = str(error).splitlines()[0]
+            raise GgrunError(f"cuda:{index}: {line}: nvidia-smi must list it") from None
+
+
+def arch_of(properties: dict[str, Any]) -> int:
+    """The compute capability, times ten."""
+    return 10 * int(properties["major"]) + int(properties["minor"])
 
 
 def _cupy() -> Any:
@@ -117,15 +129,15 @@ def nvidia_driver() -> str:
     return ""
 
 
-def count_cards() -> int:
-    """How many cards can be used; 0 where there is no CuPy, or it has no card: then nobody asked for one."""
+def usable_cards() -> list[int]:
+    """The cards that can be used; none where there is no CuPy, or it finds none: nobody asked then."""
     if find_spec("cupy") is None:
-        return 0
+        return []
     try:
         found = Cards.found()
-        return sum(found.usable(i) for i in range(found.count))
+        return [index for index in range(found.count) if found.usable(index)]
     except GgrunError:
-        return 0
+        return []
 
 
 def key_of(cards: Sequence[int], *more: str) -> str:

@@ -12,20 +12,15 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from ggrun.devices.base import Place
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.watch import Watch, within
-from ggrun.devices.exchange import Members, Part, Wire
+from ggrun.devices.exchange import Members, Part
 from ggrun.errors import GgrunError
 
-OLDEST = 21000
-"""NCCL's number for 2.10, the first that knows bfloat16."""
 _SHARED_CARD = 23000
 """2.30, the first that takes a card twice, where the environment says that it may."""
 _ALLOW_SHARED = "NCCL_MULTI_RANK_GPU_ENABLE"
-_BFLOAT16 = 9
-"""NCCL's number for it: not all of CuPy's versions have a name."""
 _INSTEAD = "--all-reduce copy sums without it"
 START = 8.0
 """Seconds that NCCL may take to connect the cards."""
@@ -38,13 +33,11 @@ class NcclExchange:
     sums have to go another way.
     """
 
-    def __init__(self, members: Members, width: int, wire: Wire | None = None) -> None:
-        self._wire = wire or Wire(members, width)
+    def __init__(self, members: Members) -> None:
         self._cards = [_card(device) for device, _ in members]
         self._drivers = [_driver(card) for card in self._cards]
         self._nccl = library()
         _refuse_twins(self._nccl, self._drivers)
-        self._kind = _BFLOAT16 if self._wire.kind == "bf16" else self._nccl.NCCL_FLOAT32
         self._communicators: list[Any] = []
         self.lost: str | None = None
         try:
@@ -59,31 +52,23 @@ class NcclExchange:
         """Enqueue that the first rows of each part become the sum of all parts."""
         if self.lost:
             raise GgrunError(self.lost)
-        places = [self._outgoing(rank, part, rows) for rank, part in enumerate(parts)]
+        for driver, part in zip(self._drivers, parts, strict=True):
+            if part.empty:  # what NCCL adds for it
+                driver.fill(part.place.address, 0, part.place.nbytes(rows))
+        places = [part.place for part in parts]
         with self._watch.one():
             self._reduce([place.address for place in places], rows * places[0].width, f": {_INSTEAD}")
-        for card, place, part in zip(self._cards, places, parts, strict=True):
-            if place is not part.place:
-                card.sum([place], rows, part.place)
 
     def forget(self) -> None:
         """Nothing is kept from one sum to the next."""
-
-    def _outgoing(self, rank: int, part: Part, rows: int) -> Any:
-        """What is added, where NCCL adds it: nothing is zeros."""
-        if not part.empty:
-            return self._wire.outgoing(rank, part.place, rows)
-        place: Place = self._wire.room(rank, part.place)
-        self._drivers[rank].fill(place.address, 0, place.nbytes(rows))
-        return place
 
     def _reduce(self, addresses: Sequence[int], count: int, hint: str = "") -> None:
         with self._errors(hint), self._group():
             for communicator, driver, address in zip(
                 self._communicators, self._drivers, addresses, strict=True
             ):
-                stream, add = driver.stream.raw.ptr, self._nccl.NCCL_SUM
-                communicator.allReduce(address, address, count, self._kind, add, stream)
+                kind, add = self._nccl.NCCL_FLOAT32, self._nccl.NCCL_SUM
+                communicator.allReduce(address, address, count, kind, add, driver.stream.raw.ptr)
 
     def _start(self) -> None:
         """Connect the cards, and see one sum arrive: what comes later finds all ways open."""
@@ -136,7 +121,7 @@ class NcclExchange:
 
 
 def library() -> ModuleType:
-    """CuPy's module; GgrunError, with what to install, when there is no NCCL or it is too old."""
+    """CuPy's module; GgrunError, with what to install, when there is no NCCL."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # CuPy's own words for what is told here
         nccl: ModuleType | None
@@ -146,8 +131,6 @@ def library() -> ModuleType:
             nccl = None
     if nccl is None or not getattr(nccl, "available", False):
         raise GgrunError("NCCL is not installed: pip install nvidia-nccl-cu13 (or -cu12, as your CuPy is)")
-    if (version := int(nccl.get_version())) < OLDEST:
-        raise GgrunError(f"NCCL {version_text(version)} is too old: {version_text(OLDEST)} is needed")
     return nccl
 
 

@@ -14,7 +14,7 @@ from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.cuda.links import known_pairs
 from ggrun.devices.cuda.nccl import NcclExchange
 from ggrun.devices.cuda.selftest import Untested
-from ggrun.devices.exchange import AllReduce, Exchange, Part, Wire
+from ggrun.devices.exchange import AllReduce, Exchange, Part
 from ggrun.errors import GgrunError
 
 SIZES = tuple(4**i for i in range(6, 13))
@@ -45,7 +45,10 @@ def _try(drivers: Sequence[Driver], way: str) -> Timings:
 
 
 def check_reductions(drivers: Sequence[Driver], way: str, wire: str = "f32") -> None:
-    """GgrunError when sums over these cards are wrong, or not the same to the bit on all and twice."""
+    """GgrunError when sums over these cards are wrong, or not the same to the bit on all and twice.
+
+    wire    what travels of copies
+    """
     cards = _Cards(drivers, max(_CHECKED), way, wire)
     for rows, empty in product(_CHECKED, (False, True)):
         values = _values(len(drivers), rows)
@@ -57,7 +60,7 @@ def check_reductions(drivers: Sequence[Driver], way: str, wire: str = "f32") -> 
         if not np.array_equal(runs[0][0], runs[1][0]):
             raise GgrunError(f"sums of {rows} rows are not the same the second time")
         error = np.abs(runs[0][0] - values.astype(np.float64).sum(0))
-        # Each addition rounds what there is so far; NCCL rounds that to bfloat16 too, where it travels.
+        # Each addition rounds what there is so far.
         if not (error <= 2 * len(drivers) * _ROUNDING[wire] * np.abs(values).sum(0)).all():
             raise GgrunError(f"sums of {rows} rows are wrong")
 
@@ -79,10 +82,10 @@ class _Cards:
             limits = Limits(rows, 1, 1, 1)
             members: list[tuple[Cuda, Recorder]] = [(card, card.recorder(limits)) for card in self._devices]
             self._places = [ops.mailbox(_WIDTH) for _, ops in members]
-            copies = Exchange(members, _WIDTH, travels := Wire(members, _WIDTH, wire))
+            copies = Exchange(members, _WIDTH, wire)
         except GgrunError as error:
             raise Untested(f"no room for a test: {error}") from None
-        self._way: AllReduce = copies if way == "copy" else NcclExchange(members, _WIDTH, travels)
+        self._way: AllReduce = copies if way == "copy" else NcclExchange(members)
         self._keep = members
 
     def sums(self, values: NDArray[np.float32], rows: int, empty: bool) -> list[NDArray[np.float32]]:
