@@ -31,6 +31,7 @@ from ggrun.gguf import GGUF
 from ggrun.plan.hardware import Speeds
 from tests.cuda.fake_cupy import FakeCupy
 from tests.cuda.fake_nccl import FakeNccl
+from tests.cuda.limits import limit_checks
 from tests.cuda.models import cards, engine, logits
 from tests.engine.test_peer import distance
 from tests.plans import Plans
@@ -368,7 +369,7 @@ def test_why_it_is_not_used(
     outcomes(monkeypatch, [[256, 1.0]], "no end after 5 s")
     ways(nccl, [1])
     assert capsys.readouterr().err == (
-        "ggrun: testing how cuda:0, cuda:1 sum what they have: once, some seconds\n"
+        "ggrun: testing how cuda:0, cuda:1 sum what they have: once, 38 s at the most\n"
         "ggrun: cuda:0, cuda:1: sums go by copies, without NCCL (no end after 5 s)\n"
     )
     reductions._KEPT._found.clear()
@@ -384,7 +385,7 @@ def test_cards_that_cannot_sum(nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch) 
     outcomes(monkeypatch, "sums of 7 rows are wrong", "it died of SIGSEGV")
     assert told(lambda: ways(nccl, [1])) == (
         "cards 0, 1 cannot share rows: sums by copies: sums of 7 rows are wrong; "
-        "by NCCL: it died of SIGSEGV: use -sm layer"
+        "by NCCL: it died of SIGSEGV: use -sm layer; ggrun doctor tests them again"
     )
     reductions._KEPT._found.clear()
     outcomes(monkeypatch, "no room", "no room", settled=False)
@@ -430,7 +431,7 @@ def test_good_cards_pass(n: int, nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch
 )
 def test_the_self_test_tries_sums(opener: str, copy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a real process, on emulated cards; NCCL comes last, and is tried whatever became of copies."""
-    monkeypatch.setattr(selftest, "LIMIT", 3.0 if opener == "never_receives" else 60.0)
+    limit_checks(monkeypatch, 3.0 if opener == "never_receives" else 60.0)
     checks = [Check(name, (0, 1, 2), ([(0, 1)],)) for name in ("sums by copies", "sums by NCCL")]
     by_copies, by_nccl = selftest.run(checks, f"tests.cuda.openers:{opener}")
     assert by_nccl.reason == "NCCL needs real cards, cuda:0 is emulated"

@@ -12,7 +12,7 @@ from ggrun.devices.best import Best, TopK
 from ggrun.devices.budget import Budget
 from ggrun.devices.cuda import grids
 from ggrun.devices.cuda.attention import row_bytes
-from ggrun.devices.cuda.driver import Driver
+from ggrun.devices.cuda.driver import Driver, OutOfMemory
 from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.cuda.memory import CudaMemory, CudaPlace, CudaWeight
 from ggrun.devices.cuda.recorder import CudaRecorder
@@ -203,8 +203,8 @@ class Cuda:
         self._budget.check(nbytes, what)
         try:
             allocation = self.driver.allocate(nbytes)
-        except GgrunError as error:
-            raise GgrunError(f"{self.name}: no memory for {what}: {error}") from None
+        except OutOfMemory as error:
+            raise OutOfMemory(f"{self.name}: no memory for {what}: {error}") from None
         memory = CudaMemory(allocation.address, nbytes, allocation)
         self._budget.take(memory, nbytes, what)
         return memory
