@@ -44,7 +44,7 @@ class LLM:
     cache_type_k, cache_type_v
                   the form of keys and values in the cache: f16, f32, bf16 or q8_0
     all_reduce    how devices that share rows sum what they have: by copies (copy), by NCCL (nccl), or auto
-    wire          what they send each other for that: f32, or bf16, which is half of it, rounds, goes by copies
+    wire          what they send each other for that: f32, or bf16, which is half of it, rounded, by copies
     metered       measure where the time goes, for `meter`: it costs some
     plan          where every layer runs, instead of devices and what follows
     p2p           how cards copy to each other: "on": directly; "off": through the host's memory; "auto":

@@ -16,8 +16,8 @@ from ggrun.devices import exchange, local
 from ggrun.devices.all_reduce import open_all_reduce
 from ggrun.devices.base import Device, Limits
 from ggrun.devices.cpu import Cpu
-from ggrun.devices.cuda import nccl as module
 from ggrun.devices.cuda import links, reductions, selftest, sum_checks, watch
+from ggrun.devices.cuda import nccl as module
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import Cards
@@ -151,7 +151,7 @@ def test_what_has_begun_directly_goes_on_so(nccl: FakeNccl, monkeypatch: pytest.
 def test_a_model_says_how(
     p2p: str, good: bool, direct: bool, nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """--p2p, and what was found of the cards, hold for NCCL and for the test of it; each is kept by itself."""
+    """--p2p, and what was found of the cards, hold for NCCL and for its test; each is kept by itself."""
     monkeypatch.setattr(local, "_card_speeds", lambda *_: Speeds(1e9, 1e10, 1e10, 1e9))
     monkeypatch.setattr(links._KEPT, "_found", {})
     made: list[Check] = []
@@ -190,9 +190,7 @@ def test_a_model_says_how(
 def test_it_is_not_installed(nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch) -> None:
     made = members(real(2))
     nccl.available = False
-    assert told(lambda: NcclExchange(made)).startswith(
-        "NCCL is not installed: pip install nvidia-nccl-cu13"
-    )
+    assert told(lambda: NcclExchange(made)).startswith("NCCL is not installed: pip install nvidia-nccl-cu13")
     monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", None)  # type: ignore[arg-type]
     assert told(lambda: NcclExchange(made)).startswith("NCCL is not installed")
 

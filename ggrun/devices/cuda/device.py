@@ -19,7 +19,7 @@ from ggrun.devices.cuda.recorder import CudaRecorder
 from ggrun.devices.cuda.relay import Relay
 from ggrun.devices.streams import Stream
 from ggrun.devices.wire import DTYPES
-from ggrun.errors import GgrunError, Interrupted
+from ggrun.errors import Interrupted
 from ggrun.gguf import Tensor
 
 _PROBED, _PASSES = 1 << 30, 7  # bytes that the bandwidth is measured on, and how often

@@ -1,7 +1,7 @@
 """Runs checks of cards in a process of their own: one that hangs or crashes is ended, and named.
 
-A check is a function of drivers, and of what else a Check says: it returns what JSON can say, or raises a GgrunError with what is wrong. OutOfMemory,
-and what is no GgrunError, say nothing of the cards.
+A check is a function of drivers, and of what else a Check says: it returns what JSON can say, or raises a
+GgrunError with what is wrong. OutOfMemory, and what is no GgrunError, say nothing of the cards.
 """
 
 import json
@@ -20,7 +20,6 @@ from ggrun.devices.cuda.kept import tell
 from ggrun.errors import GgrunError
 
 
-
 class Kind(NamedTuple):
     """The function of a check, `module:name`, and the seconds that it may take."""
 
@@ -32,8 +31,9 @@ CHECKS = {
     "direct copies": Kind("ggrun.devices.cuda.copies:check_direct", 5.0),
     "copies through the host": Kind("ggrun.devices.cuda.copies:check_staged", 5.0),
     "sums by copies": Kind("ggrun.devices.cuda.sum_checks:try_copy", 12.0),
-    "sums by NCCL": Kind("ggrun.devices.cuda.sum_checks:try_nccl", 12.0),  # nccl.START of them to connect cards
+    "sums by NCCL": Kind("ggrun.devices.cuda.sum_checks:try_nccl", 12.0),
 }
+"""NCCL may take nccl.START of its seconds to connect the cards."""
 OPEN = "ggrun.devices.cuda.cupy_driver:CupyDriver"
 """What makes a driver of a card's number."""
 
@@ -91,9 +91,9 @@ def run(checks: Sequence[Check], opener: str) -> list[Outcome]:
         outcomes += _some(left, opener)
         last = len(outcomes) - 1
         if outcomes[last].hung and retried != last:
-            retried, check = last, outcomes.pop().check
-            names = ", ".join(f"cuda:{card}" for card in check.cards)
-            tell(f"{check.name}, {names}: no end in {CHECKS[check.name].limit:g} s: once more, {longest([check])}")
+            retried, hung = last, outcomes.pop()
+            cards = ", ".join(f"cuda:{card}" for card in hung.check.cards)
+            tell(f"{hung.check.name}, {cards}: {hung.reason}: once more, {longest([hung.check])}")
     return outcomes
 
 

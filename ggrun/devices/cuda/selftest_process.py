@@ -15,7 +15,7 @@ _GRACE = 2  # seconds that he has to end us first
 
 
 Task = tuple[str, float, tuple[int, ...], list[Any]]
-"""A check: its function, the seconds that whoever started us waits for it, numbers of cards, what else it takes."""
+"""A check: its function, the seconds that whoever started us waits, numbers of cards, what else it takes."""
 
 
 def main(opener: str, work: str, start: str) -> None:

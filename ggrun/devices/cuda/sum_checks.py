@@ -77,9 +77,7 @@ def time_reductions(
 class _Cards:
     """Cards, and a way to sum over them; OutOfMemory where they have no room for it."""
 
-    def __init__(
-        self, drivers: Sequence[Driver], rows: int, way: str, direct: Direct, wire: str
-    ) -> None:
+    def __init__(self, drivers: Sequence[Driver], rows: int, way: str, direct: Direct, wire: str) -> None:
         self._devices = [Cuda(driver, f"cuda:{i}") for i, driver in enumerate(drivers)]
         _connect(self._devices, direct)
         limits = Limits(rows, 1, 1, 1)
