@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from ggrun.devices.cuda.copies import check_direct, check_staged
 from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.cuda.selftest import Check, Outcome, run
 from ggrun.devices.late import Schedule
+from tests.waiting import until
 from tools.cuda_emulator.driver import EmulatedDriver
 
 ROOT = Path(__file__).parents[2]
@@ -151,23 +151,16 @@ def test_it_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     """In time, even where it hangs in a call."""
     file = tmp_path / "pid"
     script = (
-        "from ggrun.devices.cuda import selftest; selftest.LIMIT, pair = 1.0, (0, 1)\n"
+        "from ggrun.devices.cuda import selftest; selftest.START, selftest.LIMIT, pair = 60.0, 1.0, (0, 1)\n"
         "selftest.run([selftest.Check('direct copies', pair)], 'tests.cuda.openers:tells_its_pid_and_hangs')"
     )
     environment = {**os.environ, "PID_FILE": str(file)}
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=environment)
-    wait_for(lambda: file.exists() and file.read_text() != "")
+    until(lambda: file.exists() and file.read_text() != "")
     child = int(file.read_text())
     parent.kill()
     parent.wait()
-    wait_for(lambda: not alive(child))
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: not alive(child))
 
 
 def alive(pid: int) -> bool:
