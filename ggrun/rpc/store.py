@@ -3,7 +3,9 @@
 import logging
 import mmap
 import os
+import re
 import shutil
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,6 +23,7 @@ from ggrun.rpc.opening import Declared
 log = logging.getLogger(__name__)
 _BLOCK = 1 << 20
 _ROOM = 1 << 30  # bytes of a disk that are left to others
+_NAME = re.compile(r"([0-9a-f]{2})[0-9a-f]{62}(\.\d+)?(\.part)?")
 
 Bytes = NDArray[np.uint8]
 
@@ -88,11 +91,18 @@ class Store:
                     total -= status.st_size
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """The store's own: a user may have pointed --cache-dir at anything."""
         busy = {digest.hex() for digest in self._coming}
         for path in self._folder.glob("??/*"):
+            name = _NAME.fullmatch(path.name)
+            if name is None or name[1] != path.parent.name:
+                continue
+            if path.suffix and path.stem.partition(".")[0] in busy:
+                continue
             with suppress(OSError):
-                if not (path.suffix and path.stem.partition(".")[0] in busy):
-                    yield path, path.stat()
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode):
+                    yield path, status
 
     def _path(self, digest: bytes) -> Path:
         name = digest.hex()

@@ -23,7 +23,7 @@ from ggrun.rpc.opening import Declared
 from ggrun.rpc.placed import RpcOptions
 from ggrun.rpc.store import Library, Store
 from tests.rpc.conftest import Start
-from tests.rpc.processes import plan_of
+from tests.rpc.processes import WorkerProcess, plan_of
 from tests.rpc.proxy import Proxy
 from tests.tiny import Tiny
 
@@ -51,11 +51,17 @@ def sent(port: int, want: str) -> int:
         return proxy.up
 
 
+def kept(worker: WorkerProcess) -> list[Path]:
+    """The files of its cache."""
+    return list((worker.folder / "cache" / "tensors").glob("??/*"))
+
+
 def test_weights_are_sent_once(start: Start, want: str) -> None:
     worker = start("--insecure")
     first, second = sent(worker.port, want), sent(worker.port, want)
     assert first > 6 << 20
     assert second < 1_000_000
+    assert kept(worker)
 
 
 def test_weights_that_the_worker_has_are_not_sent(start: Start, want: str, tmp_path: Path) -> None:
@@ -67,7 +73,7 @@ def test_weights_that_the_worker_has_are_not_sent(start: Start, want: str, tmp_p
     worker = start("--insecure", "--models", str(tmp_path / "models"))
     assert sent(worker.port, want) < 1_000_000
     assert "broken.gguf is left out" in worker.text
-    assert not list((worker.folder / "cache").glob("??/*"))
+    assert kept(worker) == []
 
 
 def test_a_file_of_the_same_shape_is_not_taken_for_it(start: Start, tmp_path: Path) -> None:
@@ -100,7 +106,7 @@ def test_a_broken_load_goes_on_where_it_was(start: Start, want: str) -> None:
 def test_nothing_stays_without_a_cache(start: Start, want: str) -> None:
     worker = start("--insecure", "--no-cache")
     assert sent(worker.port, want) > 6 << 20
-    assert not list((worker.folder / "cache").glob("??/*"))
+    assert kept(worker) == []
     assert sent(worker.port, want) > 6 << 20
 
 
@@ -173,6 +179,22 @@ def test_what_is_mapped_stays_for_who_maps_it(tmp_path: Path) -> None:
     store.trim()
     assert store.find(tensor("a", data)) is None
     assert bytes(mapped) == data
+
+
+def test_files_of_others_stay(tmp_path: Path) -> None:
+    """Whatever folder --cache-dir is."""
+    store, digest = Store(tmp_path, 0), "ab" + "0" * 62
+    others = [f"hf/{name}" for name in ("README", "model.gguf", "model.part", digest)]
+    others += [f"ab/{digest}.gguf", f"abc/{digest}", digest]
+    ours = [f"ab/{digest}", f"ab/{digest}.part"]
+    for name in others + ours:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(100))
+    (tmp_path / "ab" / ("ab" + "1" * 62)).mkdir()
+    store.trim()
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == set(others)
 
 
 def test_what_has_another_hash_is_refused_and_forgotten(tmp_path: Path) -> None:
