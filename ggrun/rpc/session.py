@@ -177,7 +177,7 @@ class Session:
             raise ProtocolError("a chunk came that nobody waits for")
         before = self._intake.quarters
         if self._intake.take(message):
-            self._jobs.put(self._load)
+            self._jobs.put(partial(self._arrived, message.tensor))
         if self._intake.quarters > before:
             log.info("%s: %d %% of the weights have come", self._peer, 25 * self._intake.quarters)
         self._replies.put(pb.Reply(received=pb.Received(bytes=self._intake.received)))
@@ -239,6 +239,11 @@ class Session:
             log.info("%s: %d MiB of weights are missing here", self._peer, intake.total >> 20)
             self._replies.put(pb.Reply(missing=pb.Missing(wants=wants)))
         else:
+            self._load()
+
+    def _arrived(self, tensor: int) -> None:
+        assert self._intake
+        if self._intake.arrived(tensor):
             self._load()
 
     def _load(self) -> None:

@@ -224,6 +224,45 @@ def test_a_part_is_gone_on_with(tmp_path: Path) -> None:
     assert bytes(both.finish()) == data
 
 
+def test_clients_that_send_the_same_do_not_meet(tmp_path: Path) -> None:
+    """Who gives a tensor up does not open the file of another; who is late takes what is there."""
+    store, data = Store(tmp_path, 1000), bytes(range(200))
+    one = tensor("a", data)
+    honest = store.begin(one)
+    honest.write(data[:50])
+    store.begin(one).close()
+    hostile = store.begin(one)
+    assert hostile.offset == 0
+    honest.write(data[50:150])
+    hostile.write(bytes([1]) * 150)
+    late = store.begin(one)
+    late.write(data)
+    honest.write(data[150:])
+    assert bytes(honest.finish()) == data
+    hostile.write(bytes([1]) * 50)
+    with pytest.raises(GgrunError, match="another SHA-256"):
+        hostile.finish()
+    hostile.close()
+    assert bytes(late.finish()) == data
+    found = store.find(one)
+    assert found is not None
+    assert bytes(found) == data
+    assert [path.name for path in tmp_path.glob("??/*")] == [one.sha256.hex()]
+
+
+def test_what_is_hashed_is_the_file(tmp_path: Path) -> None:
+    store, data = Store(tmp_path, 1000), bytes(range(200))
+    one = tensor("a", data)
+    incoming = store.begin(one)
+    incoming.write(data)
+    (file,) = tmp_path.glob("??/*")
+    assert file.stat().st_mode & 0o777 == 0o600
+    file.write_bytes(data[::-1])
+    with pytest.raises(GgrunError, match="another SHA-256"):
+        incoming.finish()
+    assert store.find(one) is None
+
+
 def test_no_room_on_the_disk(tmp_path: Path) -> None:
     with pytest.raises(GgrunError, match="the worker's disk has no room for"):
         Store(tmp_path, 1000).check_room(1 << 60)
