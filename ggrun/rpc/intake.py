@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ggrun.gguf import Tensor
+from ggrun.plan.facts import ModelFacts
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc.opening import Declared, Opening
+from ggrun.rpc.opening import Declared, Opening, wanted
 from ggrun.rpc.store import Bytes, Incoming, Library, Store
 from ggrun.rpc.wire import ProtocolError
 
@@ -33,6 +34,9 @@ class Intake:
         sizes = {t.sha256: t.nbytes for t in self._needed.values()}
         if any(t.nbytes != sizes[t.sha256] for t in self._needed.values()):
             raise ProtocolError("tensors of two sizes have the same hash")
+        used = wanted(ModelFacts.from_outline(opening.outline), opening.plan, opening.stages)
+        if strange := [t.name for t in self._needed.values() if t.name not in used]:
+            raise ProtocolError(f"tensor {strange[0]}: these stages do not need it")
         self._found: dict[bytes, Bytes] = {}
         self._coming: dict[int, Incoming] = {}
         self._lock = threading.Lock()  # held for a chunk, and to close: nothing is written after that
@@ -45,6 +49,7 @@ class Intake:
 
     def look(self) -> list["pb.Want"]:
         """What is missing; GgrunError when the disk has no room for it."""
+        self._store.trim()
         of_digest: dict[bytes, int] = {}
         for i, tensor in self._needed.items():
             of_digest.setdefault(tensor.sha256, i)
@@ -91,11 +96,12 @@ class Intake:
         return Gathered(self._opening.outline.path, tensors)
 
     def close(self) -> None:
-        """Let go of what has not come; it stays on the disk for another try."""
+        """Let go of what has not come; as much as the cache may have stays on the disk for another try."""
         with self._lock:
             for incoming in self._coming.values():
                 incoming.close()
             self._coming.clear()
+        self._store.trim()
 
     def _in_store(self, tensor: Declared) -> bool:
         data = self._store.find(tensor)

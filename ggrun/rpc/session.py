@@ -253,7 +253,6 @@ class Session:
         self._intake.close()
         self._devices = open_devices(self._opening.devices, self._shop.threads)
         work = Work(self._opening, model, self._devices, self._emit, self._fail)
-        self._shop.store.trim()
         self._work = work
         log.info("%s: is ready", self._peer)
         self._replies.put(pb.Reply(ready=pb.Ready(tensors=sorted(work.loaded.tensors))))

@@ -32,7 +32,8 @@ Bytes = NDArray[np.uint8]
 class Store:
     """Tensors that came over the network, a file each; the least recently used go beyond the limit.
 
-    limit    bytes; what sessions still use may be more for a while. 0: nothing is kept behind a session.
+    limit    bytes, kept to from the start and at the begin and the end of each load; what sessions still use
+             may be more for a while. 0: nothing is kept.
 
     A tensor whose bytes have all come, and are right, is `ab/abcd...`, its SHA-256. What is still coming is a
     `.NUMBER.part` of its own for each client; one that was broken off is a `.part`, and the next to take that
@@ -47,6 +48,7 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise GgrunError(f"{folder}: {error.strerror}: give another cache with GGRUN_CACHE") from None
+        self.trim()
 
     def find(self, tensor: Declared) -> Bytes | None:
         """A tensor's bytes, if they came before."""
@@ -114,7 +116,7 @@ class Store:
 
 
 class Incoming:
-    """A tensor that comes in chunks, in order. One thread at a time; its file is open only while it is used."""
+    """A tensor that comes in chunks, in order. Its file is open only while it is used."""
 
     def __init__(self, store: Store, tensor: Declared, path: Path, part: Path) -> None:
         self.tensor = tensor
@@ -140,8 +142,8 @@ class Incoming:
     def finish(self) -> Bytes:
         """The tensor's bytes; GgrunError when they are not what was announced.
 
-        What is looked at is the file, not what came, and it is on the disk before it has its name: whoever finds
-        that name trusts it.
+        What is looked at is the file, not what came, and it is on the disk before it has its name: whoever
+        finds that name trusts it.
         """
         try:
             with open(self._part, "r+b") as file:

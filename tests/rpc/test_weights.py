@@ -14,14 +14,20 @@ import pytest
 
 from ggrun import LLM
 from ggrun.bundled import demo_model
+from ggrun.devices.base import Limits
 from ggrun.engine.hosts import HostLost
+from ggrun.engine.runner import CacheSpec
 from ggrun.errors import GgrunError
 from ggrun.gguf import FORMATS, GGUF
+from ggrun.plan.facts import ModelFacts
+from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc import hashes as hashing
 from ggrun.rpc.hashes import hashes
-from ggrun.rpc.opening import Declared
+from ggrun.rpc.intake import Intake
+from ggrun.rpc.opening import Declared, Opening, opening, read, wanted
 from ggrun.rpc.placed import RpcOptions
 from ggrun.rpc.store import Library, Store
+from ggrun.rpc.wire import ProtocolError
 from tests.rpc.conftest import Start
 from tests.rpc.processes import WorkerProcess, plan_of
 from tests.rpc.proxy import Proxy
@@ -261,6 +267,44 @@ def test_what_is_hashed_is_the_file(tmp_path: Path) -> None:
     with pytest.raises(GgrunError, match="another SHA-256"):
         incoming.finish()
     assert store.find(one) is None
+
+
+def announced(path: Path, **hashes: bytes) -> Opening:
+    """The second of two layers of a Tiny model, and the output; hashes: more than these need."""
+    model, plan = GGUF(path), plan_of(path, ("cpu", 2), ("w/cpu", 4))
+    names = wanted(ModelFacts.from_outline(model), plan, [1]) & model.tensors.keys()
+    digests = {name: sha256(model.tensors[name].data).digest() for name in names} | hashes
+    limits, cache = Limits(8, 8, 2, 2), CacheSpec(2)
+    return read(opening("w", plan, [range(1, 2)], model, digests, cache, limits, 128, 3, pb.F32), ["cpu"])
+
+
+def test_only_what_stages_need_is_taken(tmp_path: Path) -> None:
+    path, store = Tiny(layers=2).write(tmp_path / "model.gguf"), Store(tmp_path / "store", 1 << 30)
+    assert len(Intake(announced(path), Library(None), store).look()) > 5
+    more = announced(path, **{"blk.0.attn_q.weight": bytes(32)})
+    with pytest.raises(ProtocolError, match=r"^tensor blk\.0\.attn_q\.weight: these stages do not need it"):
+        Intake(more, Library(None), store)
+
+
+def sizes(folder: Path) -> list[int]:
+    return [path.stat().st_size for path in folder.glob("??/*")]
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 30])
+def test_the_limit_holds_for_what_was_broken_off(tmp_path: Path, limit: int) -> None:
+    path, store = Tiny(layers=2).write(tmp_path / "model.gguf"), Store(tmp_path / "store", limit)
+    intake = Intake(announced(path), Library(None), store)
+    want = intake.look()[0]
+    chunk = pb.Chunk(tensor=want.tensor, data=bytes(3))
+    assert not intake.take(chunk)
+    store.trim()  # another client's
+    assert sizes(tmp_path / "store") == [3]
+    intake.close()
+    assert sizes(tmp_path / "store") == ([3] if limit else [])
+    with pytest.raises(ProtocolError, match="is not what comes next"):
+        intake.take(chunk)
+    Store(tmp_path / "store", 0)
+    assert sizes(tmp_path / "store") == []
 
 
 def test_no_room_on_the_disk(tmp_path: Path) -> None:
