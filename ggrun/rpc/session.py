@@ -177,7 +177,7 @@ class Session:
             raise ProtocolError("a chunk came that nobody waits for")
         before = self._intake.quarters
         if self._intake.take(message):
-            self._jobs.put(self._load)
+            self._jobs.put(partial(self._arrived, message.tensor))
         if self._intake.quarters > before:
             log.info("%s: %d %% of the weights have come", self._peer, 25 * self._intake.quarters)
         self._replies.put(pb.Reply(received=pb.Received(bytes=self._intake.received)))
@@ -241,6 +241,11 @@ class Session:
         else:
             self._load()
 
+    def _arrived(self, tensor: int) -> None:
+        assert self._intake
+        if self._intake.arrived(tensor):
+            self._load()
+
     def _load(self) -> None:
         assert self._opening
         assert self._intake
@@ -248,7 +253,6 @@ class Session:
         self._intake.close()
         self._devices = open_devices(self._opening.devices, self._shop.threads)
         work = Work(self._opening, model, self._devices, self._emit, self._fail)
-        self._shop.store.trim()
         self._work = work
         log.info("%s: is ready", self._peer)
         self._replies.put(pb.Reply(ready=pb.Ready(tensors=sorted(work.loaded.tensors))))
