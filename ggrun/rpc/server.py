@@ -88,7 +88,7 @@ class Server:
     def _session(self, requests: Any, context: Any) -> Iterator["pb.Reply"]:
         peer = _peer(context)
         self._check_token(peer, context)
-        session = Session(self._shop, peer)
+        session = Session(self._shop, peer, context.cancel)
         with self._lock:
             full = len(self._sessions) >= self._most
             if not full:

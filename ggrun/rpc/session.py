@@ -39,6 +39,8 @@ _MOST_HELD = 256 << 20
 """Bytes that a client may have under way beside the activations of its batches: logits, tokens, positions."""
 _MOST_REPLIES = 1024
 """Replies that a client has not read: more, and it does not want to."""
+_LAST_WORDS = 3.0
+"""Seconds that a client has to read why its session is at its end."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,13 @@ class Shop:
 
 
 class Session:
-    """A client. `answer` is its stream; nothing that it sends can do more than end it."""
+    """A client. `answer` is its stream; nothing that it sends can do more than end it.
 
-    def __init__(self, shop: Shop, peer: str) -> None:
-        self._shop, self._peer = shop, peer
+    cancel    breaks its stream off, from any thread
+    """
+
+    def __init__(self, shop: Shop, peer: str, cancel: Callable[[], object]) -> None:
+        self._shop, self._peer, self._cancel = shop, peer, cancel
         self._replies: SimpleQueue[pb.Reply | None] = SimpleQueue()
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._heard, self._greeted = time.monotonic(), False
@@ -87,6 +92,7 @@ class Session:
         self._handoffs: dict[int, Handoff] = {}
         self._run, self._held = 1, 0  # bytes of batches and results that are under way
         self._closed, self._lock = False, threading.Lock()
+        self._ended = 0.0  # when it was closed
 
     def answer(self, requests: Iterable[bytes]) -> Iterator["pb.Reply"]:
         """The replies to a client's requests, as bytes, until one of both ends it."""
@@ -104,9 +110,15 @@ class Session:
             worker.join()
 
     def check(self) -> None:
-        """End the session if its client has been silent for too long; is called every second or so."""
-        silent, allowed = time.monotonic() - self._heard, SILENCE if self._greeted else FIRST_WORD
-        if silent > allowed and not self._closed:
+        """End the session if its client has been silent for too long; is called every second or so.
+
+        A client that does not read keeps the thread that writes to it, until its stream is broken off.
+        """
+        now, allowed = time.monotonic(), SILENCE if self._greeted else FIRST_WORD
+        if self._closed:
+            if now - self._ended > _LAST_WORDS:
+                self._cancel()
+        elif (silent := now - self._heard) > allowed:
             log.warning("%s: silent for %.0f seconds: its session ends", self._peer, silent)
             self.close()
 
@@ -115,7 +127,7 @@ class Session:
         with self._lock:
             if self._closed:
                 return
-            self._closed = True
+            self._ended, self._closed = time.monotonic(), True
         self._interrupt()
         if self._work:
             self._look_again(self._work)

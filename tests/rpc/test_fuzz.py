@@ -160,7 +160,7 @@ def talk(shop: Shop, requests: Callable[[list[pb.Reply]], Iterator[bytes]]) -> l
     done = threading.Event()
 
     def answer() -> None:
-        for reply in Session(shop, "fuzz").answer(requests(replies)):
+        for reply in Session(shop, "fuzz", bool).answer(requests(replies)):
             replies.append(reply)
         done.set()
 
