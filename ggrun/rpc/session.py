@@ -178,8 +178,11 @@ class Session:
             raise ProtocolError("a session loads stages once")
         opening = read(message, [d.name for d in self._shop.devices])
         needs = opening.needs()
-        self._shop.ledger.take(needs)
-        self._opening, self._reserved = opening, needs
+        with self._lock:  # who closes it gives back what is reserved, and nothing may come after
+            if self._closed:
+                return
+            self._shop.ledger.take(needs)
+            self._opening, self._reserved = opening, needs
         names = ", ".join(f"{name} {nbytes >> 20} MiB" for name, nbytes in needs.items())
         log.info("%s: loads stages %s (%s)", self._peer, opening.stages, names)
         self._jobs.put(self._look_for_weights)
@@ -215,7 +218,11 @@ class Session:
         self._jobs.put(partial(self._reset, message.resume))
 
     def _take_invite(self, message: "pb.Invite") -> None:
-        key = self._shop.doors.open(self._inbox(message.part))
+        inbox = self._inbox(message.part)
+        with self._lock:  # as with memory: what is opened later nobody closes
+            if self._closed:
+                return
+            key = self._shop.doors.open(inbox)
         self._replies.put(pb.Reply(invited=pb.Invited(part=message.part, key=key)))
 
     def _take_handoff(self, message: "pb.Handoff") -> None:

@@ -23,7 +23,7 @@ from ggrun.gguf import GGUF
 from ggrun.plan import Plan
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.hardware import DeviceInfo
-from ggrun.rpc import PROTOCOL, wire
+from ggrun.rpc import PROTOCOL, session, wire
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.handoff import Doors
 from ggrun.rpc.hashes import hashes
@@ -209,6 +209,35 @@ def test_a_hostile_client(shop: Shop, path: Path, messages: int) -> None:
     assert ready > 5
     assert len(ends) > 5
     assert memory() - before < 50 << 20
+
+
+def test_a_client_that_goes_while_its_open_is_read(
+    shop: Shop, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is reserved for a session that has given back what it had."""
+    script, reading, gone, read = Script(path), threading.Event(), threading.Event(), session.read
+
+    def slow(*args: Any) -> Any:
+        opening = read(*args)
+        reading.set()
+        assert gone.wait(10)
+        return opening
+
+    monkeypatch.setattr(session, "read", slow)
+    done = threading.Event()
+
+    def requests() -> Iterator[bytes]:
+        yield pb.Request(hello=script.hello).SerializeToString()
+        yield pb.Request(open=script.open).SerializeToString()
+        done.set()
+
+    answers = Session(shop, "fuzz", bool).answer(requests())
+    next(answers)
+    assert reading.wait(10)
+    answers.close()  # type: ignore[attr-defined]
+    gone.set()
+    assert done.wait(10)
+    assert shop.ledger.free("cpu:0:64MB") == ROOM
 
 
 # ---------------------------------------------------------------- a hostile worker
