@@ -22,10 +22,11 @@ _KEY_BYTES = 32
 
 
 class Doors:
-    """The inboxes that other workers may push to. A key opens one of them once."""
+    """The inboxes that other workers may push to. A key opens one of them once, and one at a time pushes."""
 
     def __init__(self) -> None:
         self._keys: dict[bytes, Inbox] = {}
+        self._inside: dict[Inbox, Callable[[], object]] = {}  # and what ends who pushes
         self._lock = threading.Lock()
 
     def open(self, inbox: Inbox) -> bytes:
@@ -36,16 +37,32 @@ class Doors:
             self._keys[key] = inbox
         return key
 
-    def enter(self, key: bytes) -> Inbox | None:
-        """The inbox of a key, which then is used up."""
+    def enter(self, key: bytes, cancel: Callable[[], object], most: int) -> Inbox | None:
+        """The inbox of a key, which then is used up; None when there is none, or `most` are in.
+
+        cancel    ends who has entered, from any thread
+        """
         with self._lock:
             found = [known for known in self._keys if hmac.compare_digest(known, key)]
-            return self._keys.pop(found[0]) if found else None
+            if not found or len(self._inside) >= most:
+                return None
+            inbox = self._keys.pop(found[0])
+            self._inside[inbox] = cancel
+            return inbox
+
+    def leave(self, inbox: Inbox, cancel: Callable[[], object]) -> None:
+        """Who entered has gone."""
+        with self._lock:
+            if self._inside.get(inbox) == cancel:
+                del self._inside[inbox]
 
     def close(self, inbox: Inbox) -> None:
-        """Let nobody in any more."""
+        """Let nobody in any more, and end who is in."""
         with self._lock:
             self._keys = {key: other for key, other in self._keys.items() if other is not inbox}
+            cancel = self._inside.pop(inbox, None)
+        if cancel:
+            cancel()
 
 
 class Handoff:
