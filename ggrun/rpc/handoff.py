@@ -69,15 +69,22 @@ class Handoff:
     """The way of one part's results to the next worker.
 
     insecure    where plain text may go: see WorkerOptions
+    sent        is told how many bytes gRPC has taken, from any thread
     lost        is told when it is broken, from any thread
     """
 
-    def __init__(self, message: "pb.Handoff", insecure: int, lost: Callable[[GgrunError], None]) -> None:
+    def __init__(
+        self,
+        message: "pb.Handoff",
+        insecure: int,
+        sent: Callable[[int], None],
+        lost: Callable[[GgrunError], None],
+    ) -> None:
         host, _ = split_address(message.address)
         if len(message.key) != _KEY_BYTES or len(message.fingerprint) not in (0, 32):
             raise ProtocolError("a key or a fingerprint of the wrong size")
         self._allowed = bool(message.fingerprint) or insecure > 1 or (insecure == 1 and is_loopback(host))
-        self._address, self._lost = message.address, lost
+        self._address, self._sent, self._lost = message.address, sent, lost
         self._key, self._expected = message.key, message.fingerprint or None
         self._queue: SimpleQueue[pb.Push | None] = SimpleQueue()
         self._channel: Any = None
@@ -120,6 +127,7 @@ class Handoff:
     def _pushes(self) -> Iterator["pb.Push"]:
         while (push := self._queue.get()) is not None:
             yield push
+            self._sent(len(push.values))  # gRPC asks for another when it has sent one
 
     def _watch(self, call: Any) -> None:
         try:

@@ -227,7 +227,7 @@ class Session:
 
     def _take_handoff(self, message: "pb.Handoff") -> None:
         self._inbox(message.part)
-        handoff = Handoff(message, self._shop.insecure, self._next_lost)
+        handoff = Handoff(message, self._shop.insecure, lambda n: self._hold(-n), self._next_lost)
         self._jobs.put(partial(self._connect, message.part, handoff))
 
     def _ready(self) -> Work:
@@ -305,18 +305,18 @@ class Session:
         assert self._opening
         last = self._opening.parts[message.part].stop == len(self._opening.plan.stages)
         data = encode(values, pb.F32 if last else self._opening.form)
+        self._hold(len(data))
         if handoff := self._handoffs.get(message.part):
             handoff.push(message.batch, data)
         else:
             result = pb.Result(run=message.run, batch=message.batch, part=message.part, values=data)
             if ids is not None:
                 result.ids = ids.astype("<i4", copy=False).tobytes()
-            self._hold(len(data))
             self._replies.put(pb.Reply(result=result))
-            try:
-                self._check_held()
-            except ProtocolError as error:  # the thread may be a stream's, which has no use for it
-                self._end(error)
+        try:
+            self._check_held()
+        except ProtocolError as error:  # the thread may be a stream's, which has no use for it
+            self._end(error)
 
     def _next_lost(self, error: GgrunError) -> None:
         """The client has lost that worker too, or lays its layers elsewhere."""
@@ -335,7 +335,7 @@ class Session:
             self._held += nbytes
 
     def _check_held(self) -> None:
-        """ProtocolError when a client sends without end, or does not read."""
+        """ProtocolError when a client sends without end, or does not read, or who is pushed to does not."""
         assert self._opening
         batch = self._opening.config.width * self._opening.limits.tokens * 4
         if self._held > _MOST_HELD + 4 * self._opening.slots * len(self._opening.parts) * batch:

@@ -5,10 +5,12 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import psutil
 import pytest
@@ -209,6 +211,55 @@ def test_a_hostile_client(shop: Shop, path: Path, messages: int) -> None:
     assert ready > 5
     assert len(ends) > 5
     assert memory() - before < 50 << 20
+
+
+def test_a_next_worker_that_does_not_read(
+    shop: Shop, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is pushed to it and not taken counts as under way: the session ends before memory does."""
+    monkeypatch.setattr(session, "_MOST_HELD", 128 << 10)
+    script, stop = Script(path), threading.Event()
+
+    def inbox(pushes: Any, context: Any) -> Iterator[bytes]:
+        yield b""
+        stop.wait(30)
+
+    handlers = {"Inbox": grpc.stream_stream_rpc_method_handler(inbox)}
+    deaf = grpc.server(ThreadPoolExecutor(1), options=[("grpc.http2.bdp_probe", 0)])
+    deaf.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("ggrun.Worker", handlers),))
+    address = f"127.0.0.1:{deaf.add_insecure_port('127.0.0.1:0')}"
+    deaf.start()
+    sent = 0
+
+    def requests(replies: list[pb.Reply]) -> Iterator[bytes]:
+        nonlocal sent
+        yield pb.Request(hello=script.hello).SerializeToString()
+        yield pb.Request(open=script.open).SerializeToString()
+        await_kind(replies, "ready")
+        handoff = pb.Handoff(part=0, address=address, key=bytes(32))
+        yield pb.Request(handoff=handoff).SerializeToString()
+        await_kind(replies, "handed")
+        forward = script.forward(random.Random(3), 1)
+        forward.outputs, forward.top = b"\1" * len(forward.outputs), 0
+        while sent < 2000 and not any(reply.HasField("failed") for reply in replies):
+            sent += 1
+            forward.batch = sent
+            yield pb.Request(forward=forward).SerializeToString()
+            time.sleep(0.001)
+
+    replies = talk(shop, requests)
+    stop.set()
+    deaf.stop(0)
+    assert "MiB of batches are under way" in replies[-1].failed.text
+    assert sent < 2000
+    assert replies[-2].handed.ok
+
+
+def await_kind(replies: list[pb.Reply], kind: str) -> None:
+    deadline = time.monotonic() + 10
+    while not any(reply.HasField(kind) for reply in replies):
+        assert time.monotonic() < deadline, replies
+        time.sleep(0.001)
 
 
 def test_a_client_that_goes_while_its_open_is_read(
