@@ -53,7 +53,7 @@ class Batches:
         self._broken: GgrunError | None = None  # why nothing more comes of this run
         self._ended: GgrunError | None = None  # or of any
         self._heard = -math.inf
-        self._numbers, self._lock = count(1), threading.Lock()
+        self._numbers, self._lock = count(1), threading.RLock()  # an interrupt may come in a signal's handler
 
     def number(self) -> int:
         """A new batch's."""

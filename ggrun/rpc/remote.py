@@ -219,24 +219,26 @@ class Remote:
 
     def abandon(self) -> None:
         """Begin another run; what comes of this one is dropped."""
-        self.batches.begin_run()
+        self.batches.begin_run(_interrupted() if self._interrupted else None)
         for hop in self._hops:
             hop.abandon()
         with suppress(GgrunError):  # a worker that is lost is at rest
             self.link.send(reset=pb.Reset(run=self.batches.run))
 
     def interrupt(self) -> None:
-        """Make what it computes end with Interrupted; from any thread."""
+        """Make what it computes end with Interrupted, whether it answers or not; from any thread."""
         self._interrupted = True
         with suppress(GgrunError):
             self.link.send(interrupt=pb.Interrupt())
+        self.batches.fail(_interrupted(), self.batches.run)
 
     def resume(self) -> None:
         """Let it compute again."""
         if self._interrupted:
             self._interrupted = False
             self.batches.begin_run()
-            self.link.send(reset=pb.Reset(run=self.batches.run, resume=True))
+            with suppress(GgrunError):  # who uses it next learns that it is lost
+                self.link.send(reset=pb.Reset(run=self.batches.run, resume=True))
 
     def close(self) -> None:
         """End the session."""
@@ -264,7 +266,7 @@ class Remote:
     def _failed(self, failed: "pb.Failed") -> None:
         error: GgrunError = GgrunError(f"{self.name}: {shown(failed.text)}")
         if failed.kind == pb.Failed.INTERRUPTED:
-            error = Interrupted("the computation was interrupted")
+            error = _interrupted()
         if failed.kind == pb.Failed.HANDOFF and (hop := next((h for h in self._hops if h.pushes_to), None)):
             assert hop.pushes_to
             error = HostLost(hop.pushes_to.host, f"the worker is lost to {self.name}")
@@ -311,6 +313,10 @@ class Remote:
         if answer is None:
             raise ProtocolError(f"{self.name}: the worker answers what nobody asked")
         answer.come(message)
+
+
+def _interrupted() -> Interrupted:
+    return Interrupted("the computation was interrupted")
 
 
 class _Answer:
