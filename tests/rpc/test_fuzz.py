@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,12 @@ from ggrun.plan.hardware import DeviceInfo
 from ggrun.rpc import PROTOCOL, wire
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.handoff import Doors
-from ggrun.rpc.hashes import hashes
+from ggrun.rpc.hashes import Stop, check, hashes, never
 from ggrun.rpc.ledger import Ledger
-from ggrun.rpc.opening import opening, wanted
+from ggrun.rpc.opening import Declared, opening, wanted
 from ggrun.rpc.remote import Remote
 from ggrun.rpc.session import Session, Shop
-from ggrun.rpc.store import Library, Store
+from ggrun.rpc.store import Bytes, Library, Store
 from tests.rpc.processes import plan_of
 from tests.tiny import Tiny
 
@@ -209,6 +210,29 @@ def test_a_hostile_client(shop: Shop, path: Path, messages: int) -> None:
     assert ready > 5
     assert len(ends) > 5
     assert memory() - before < 50 << 20
+
+
+def test_who_leaves_while_files_are_hashed(shop: Shop, path: Path) -> None:
+    """Nothing is computed for who has gone, and the memory is free again."""
+    hashing = threading.Event()
+
+    class Slow(Library):
+        def find(self, tensors: list[Declared], stop: Stop = never) -> dict[str, Bytes]:
+            hashing.set()
+            while True:
+                check(stop)
+                time.sleep(0.001)
+
+    def requests(replies: list[pb.Reply]) -> Iterator[bytes]:
+        script = Script(path)
+        yield pb.Request(hello=script.hello).SerializeToString()
+        yield pb.Request(open=script.open).SerializeToString()
+        assert hashing.wait(30)
+        assert shop.ledger.free("cpu:0:64MB") < ROOM
+
+    replies = talk(replace(shop, library=Slow(None)), requests)
+    assert [reply.WhichOneof("kind") for reply in replies] == ["welcome"]
+    assert shop.ledger.free("cpu:0:64MB") == ROOM
 
 
 # ---------------------------------------------------------------- a hostile worker

@@ -17,7 +17,7 @@ from ggrun.bundled import demo_model
 from ggrun.devices.base import Limits
 from ggrun.engine.hosts import HostLost
 from ggrun.engine.runner import CacheSpec
-from ggrun.errors import GgrunError
+from ggrun.errors import GgrunError, Interrupted
 from ggrun.gguf import FORMATS, GGUF
 from ggrun.plan.facts import ModelFacts
 from ggrun.rpc import ggrun_pb2 as pb
@@ -338,6 +338,50 @@ def test_hashes_are_kept_while_the_file_stays(tmp_path: Path, monkeypatch: pytes
         file.write_text(text)
         assert hashes(other, names[:3]) == again
     assert hashing.silent("", 0, 0) is None
+
+
+def test_hashing_is_stopped_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hashing, "physical_cores", lambda: 1)
+    model = GGUF(Tiny().write(tmp_path / "model.gguf"))
+    tensors = list(model.tensors.values())[:5]
+    found = {tensor.name: sha256(tensor.data).digest() for tensor in tensors}
+    looks = iter([False] * 3)  # one at the file, one at each tensor: they fit into a block
+    with pytest.raises(Interrupted):
+        Library(tmp_path).find(
+            [Declared(t.name, t.shape, t.format, found[t.name]) for t in tensors], lambda: next(looks, True)
+        )
+    told: list[int] = []
+    assert hashes(model, found, lambda what, done, total: told.append(done)) == found
+    assert len(told) == 3
+
+
+def test_a_file_is_hashed_once_for_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for another can be stopped too."""
+    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path / "cache"))
+    path = Tiny().write(tmp_path / "model.gguf")
+    names = list(GGUF(path).tensors)
+    begun, waits = threading.Event(), threading.Event()
+    told: list[int] = []
+
+    def first(what: str, done: int, total: int) -> None:
+        begun.set()
+        assert waits.wait(30)
+
+    def second() -> None:
+        hashes(GGUF(path), names, lambda what, done, total: told.append(done), lambda: bool(waits.set()))
+
+    threads = [threading.Thread(target=hashes, args=(GGUF(path), names, first))]
+    threads[0].start()
+    assert begun.wait(30)
+    with pytest.raises(Interrupted):
+        hashes(GGUF(path), names, stop=lambda: True)
+    threads.append(threading.Thread(target=second))
+    threads[1].start()
+    for thread in threads:
+        thread.join(30)
+    assert waits.is_set()
+    assert told == []
 
 
 def test_the_library_looks_at_shape_and_format_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
