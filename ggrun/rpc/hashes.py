@@ -67,10 +67,10 @@ def hashes(
 
 
 def _digest(tensor: Tensor, stop: Stop) -> bytes:
-    found = sha256()
+    found, data = sha256(), tensor.data.data
     for begin in range(0, tensor.nbytes, _BLOCK):
         check(stop)
-        found.update(tensor.data[begin : begin + _BLOCK])
+        found.update(data[begin : begin + _BLOCK])
     return found.digest()
 
 

@@ -22,7 +22,6 @@ from ggrun.rpc.hashes import Stop, check, hashes, never
 from ggrun.rpc.opening import Declared
 
 log = logging.getLogger(__name__)
-_BLOCK = 1 << 20
 _ROOM = 1 << 30  # bytes of a disk that are left to others
 _NAME = re.compile(r"([0-9a-f]{2})[0-9a-f]{62}((\.\d+)?\.part)?")
 
@@ -149,7 +148,7 @@ class Incoming:
             with open(self._part, "r+b") as file:
                 os.fsync(file.fileno())
             data = _mapped(self._part)
-            if sha256(data).digest() != self.tensor.sha256:
+            if sha256(data.data).digest() != self.tensor.sha256:
                 self._again()
                 name = self.tensor.name
                 raise GgrunError(f"tensor {name}: what came has another SHA-256 than was announced")
@@ -194,7 +193,7 @@ class Library:
                 found |= self._in_file(path, {n: t for n, t in wanted.items() if n not in found}, stop)
             except Interrupted:
                 raise
-            except GgrunError as error:  # no model, or one that is just being written
+            except (GgrunError, OSError) as error:  # no model, or one that is just being written or removed
                 log.warning("%s is left out: %s", path, error)
         return found
 
