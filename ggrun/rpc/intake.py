@@ -7,6 +7,7 @@ from pathlib import Path
 from ggrun.gguf import Tensor
 from ggrun.plan.facts import ModelFacts
 from ggrun.rpc import ggrun_pb2 as pb
+from ggrun.rpc.hashes import Stop, never
 from ggrun.rpc.opening import Declared, Opening, wanted
 from ggrun.rpc.store import Bytes, Incoming, Library, Store
 from ggrun.rpc.wire import ProtocolError
@@ -47,14 +48,14 @@ class Intake:
         """How many quarters of what was missing have come."""
         return 4 * self.received // max(self.total, 1)
 
-    def look(self) -> list["pb.Want"]:
-        """What is missing; GgrunError when the disk has no room for it."""
+    def look(self, stop: Stop = never) -> list["pb.Want"]:
+        """What is missing; GgrunError when the disk has no room for it, Interrupted when stopped."""
         self._store.trim()
         of_digest: dict[bytes, int] = {}
         for i, tensor in self._needed.items():
             of_digest.setdefault(tensor.sha256, i)
         missing = {i for i in of_digest.values() if not self._in_store(self._needed[i])}
-        here = self._library.find([self._needed[i] for i in missing])
+        here = self._library.find([self._needed[i] for i in missing], stop)
         self._found |= {
             self._needed[i].sha256: here[t.name] for i in missing if (t := self._needed[i]).name in here
         }

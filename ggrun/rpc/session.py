@@ -254,7 +254,7 @@ class Session:
     def _look_for_weights(self) -> None:
         assert self._opening
         self._intake = intake = Intake(self._opening, self._shop.library, self._shop.store)
-        if wants := intake.look():
+        if wants := intake.look(lambda: self._closed):
             log.info("%s: %d MiB of weights are missing here", self._peer, intake.total >> 20)
             self._replies.put(pb.Reply(missing=pb.Missing(wants=wants)))
         else:

@@ -16,13 +16,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ggrun.errors import GgrunError
+from ggrun.errors import GgrunError, Interrupted
 from ggrun.gguf import GGUF, Outline
-from ggrun.rpc.hashes import hashes
+from ggrun.rpc.hashes import Stop, check, hashes, never
 from ggrun.rpc.opening import Declared
 
 log = logging.getLogger(__name__)
-_BLOCK = 1 << 20
 _ROOM = 1 << 30  # bytes of a disk that are left to others
 _NAME = re.compile(r"([0-9a-f]{2})[0-9a-f]{62}((\.\d+)?\.part)?")
 
@@ -149,7 +148,7 @@ class Incoming:
             with open(self._part, "r+b") as file:
                 os.fsync(file.fileno())
             data = _mapped(self._part)
-            if sha256(data).digest() != self.tensor.sha256:
+            if sha256(data.data).digest() != self.tensor.sha256:
                 self._again()
                 name = self.tensor.name
                 raise GgrunError(f"tensor {name}: what came has another SHA-256 than was announced")
@@ -184,18 +183,21 @@ class Library:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def find(self, tensors: list[Declared]) -> dict[str, Bytes]:
-        """The bytes of as many of the tensors as there are, by name."""
+    def find(self, tensors: list[Declared], stop: Stop = never) -> dict[str, Bytes]:
+        """The bytes of as many of the tensors as there are, by name. Interrupted when stopped."""
         found: dict[str, Bytes] = {}
         wanted = {t.name: t for t in tensors}
         for path in sorted(self._folder.rglob("*.gguf")) if self._folder and wanted else ():
+            check(stop)
             try:
-                found |= self._in_file(path, {n: t for n, t in wanted.items() if n not in found})
-            except GgrunError as error:  # no model, or one that is just being written
+                found |= self._in_file(path, {n: t for n, t in wanted.items() if n not in found}, stop)
+            except Interrupted:
+                raise
+            except (GgrunError, OSError) as error:  # no model, or one that is just being written or removed
                 log.warning("%s is left out: %s", path, error)
         return found
 
-    def _in_file(self, path: Path, wanted: dict[str, Declared]) -> dict[str, Bytes]:
+    def _in_file(self, path: Path, wanted: dict[str, Declared], stop: Stop) -> dict[str, Bytes]:
         declared = Outline.read(path).tensors
         alike = [
             name
@@ -205,7 +207,7 @@ class Library:
         if not alike:
             return {}
         model = GGUF(path)
-        digests = hashes(model, alike)
+        digests = hashes(model, alike, stop=stop)
         return {n: model.tensors[n].data for n in alike if digests[n] == wanted[n].sha256}
 
 
