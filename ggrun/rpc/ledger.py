@@ -31,13 +31,10 @@ class Ledger:
         with self._lock:
             for device, nbytes in needs.items():
                 if nbytes > (free := self._free(device)):
-                    raise NoRoom(
-                        f"{device}: {nbytes >> 20} MiB are needed, {free >> 20} MiB are left of what this "
-                        "worker gives to its clients"
-                    )
+                    raise NoRoom(f"{device}: {_short(nbytes, free)} of what this worker gives to its clients")
             total = sum(needs.values())
             if self._most is not None and total > (free := self._most - sum(self._taken.values())):
-                raise NoRoom(f"{total >> 20} MiB are needed, {free >> 20} MiB are left (--max-memory)")
+                raise NoRoom(f"{_short(total, free)} (--max-memory)")
             for device, nbytes in needs.items():
                 self._taken[device] += nbytes
 
@@ -50,3 +47,8 @@ class Ledger:
     def _free(self, device: str) -> int:
         free = self._capacity[device] - self._taken[device]
         return free if self._most is None else min(free, self._most - sum(self._taken.values()))
+
+
+def _short(needed: int, free: int) -> str:
+    """Both in MiB, to the sides that show which one is more."""
+    return f"{-(-needed >> 20)} MiB are needed, {free >> 20} MiB are left"
