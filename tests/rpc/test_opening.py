@@ -14,7 +14,6 @@ from ggrun.plan.options import PlanOptions
 from ggrun.plan.planned import Planned
 from ggrun.plan.planner import make_plan
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc.ledger import Ledger, NoRoom
 from ggrun.rpc.opening import Opening, opening, read, wanted
 from ggrun.rpc.wire import ProtocolError
 from tests.tiny import Tiny
@@ -75,9 +74,3 @@ def test_more_batches_under_way_than_are_counted(model: GGUF) -> None:
     opened(model, made, "a:1", slots)
     with pytest.raises(ProtocolError, match=f"{slots + 1} at a time cannot be"):
         opened(model, made, "a:1", slots + 1)
-
-
-def test_no_room_by_a_byte() -> None:
-    ledger = Ledger({"cpu:0": 2 << 20})
-    with pytest.raises(NoRoom, match=r"^cpu:0: 3 MiB are needed, 2 MiB are left of what"):
-        ledger.take({"cpu:0": (2 << 20) + 1})
