@@ -1,6 +1,7 @@
 """A worker's door: who may come in, how many, and what becomes of their streams."""
 
 import logging
+import resource
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,11 @@ log = logging.getLogger(__name__)
 TOKEN = "ggrun-token-bin"
 """The name of the metadata with a client's token."""
 _LOOK = 1.0
+_HANDSHAKE = 5.0
+"""Seconds that a connection has until it speaks TLS and HTTP/2."""
+_IDLE = 30.0
+"""Seconds that one without a stream is kept."""
+_MOST_FILES = 1 << 16
 
 
 class Server:
@@ -40,7 +46,7 @@ class Server:
         # Each has a thread, as each inbox has; some are left for those that are turned away.
         self._most_inboxes = 2 * sessions
         threads = ThreadPoolExecutor(sessions + self._most_inboxes + 16)
-        self._server = grpc.server(threads, options=OPTIONS)
+        self._server = grpc.server(threads, options=[*OPTIONS, *_connections(sessions)])
         self._server.add_generic_rpc_handlers((self._handlers(),))
         try:
             self.port = self._listen(address)
@@ -139,6 +145,21 @@ class Server:
         while not self._closed.wait(_LOOK):
             for session in list(self._sessions):
                 session.check()
+
+
+def _connections(sessions: int) -> list[tuple[str, int]]:
+    """Limits for connections, so that files can be opened however many come and say nothing.
+
+    A client has one for its session; those of its inboxes, and the first look at the certificate, come on top.
+    """
+    most, hard = 4 * sessions + 64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    files = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return [
+        ("grpc.max_allowed_incoming_connections", min(most, files // 2)),
+        ("grpc.server_handshake_timeout_ms", int(1000 * _HANDSHAKE)),
+        ("grpc.max_connection_idle_ms", int(1000 * _IDLE)),
+    ]
 
 
 def _metadata(context: Any, name: str) -> bytes:

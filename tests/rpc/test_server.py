@@ -1,5 +1,6 @@
 """Clients that misbehave at a worker's door: none keeps what others need."""
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ LABEL = "x" * (8 << 20)  # more than a connection holds for who does not read
 def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A server for one client; its Welcome is large."""
     monkeypatch.setattr(server, "_LOOK", 0.05)
+    monkeypatch.setattr(server, "_HANDSHAKE", 1.0)
     monkeypatch.setattr(session, "_LAST_WORDS", 0.2)
     device = DeviceInfo("cpu:0:64MB", 64 << 20, 64 << 20, 1e10, 1e11, 1e10, LABEL, shared=False)
     ledger, store = Ledger({device.name: device.free}), Store(tmp_path, 0)
@@ -41,6 +43,31 @@ def settles(true: Callable[[], bool]) -> bool:
     while not true() and time.monotonic() < deadline:
         time.sleep(0.01)
     return true()
+
+
+def test_connections_that_say_nothing(one: Server) -> None:
+    """Only so many are taken, and these end soon: others come in again."""
+    silent = [socket.create_connection(("127.0.0.1", one.port), 5) for _ in range(100)]
+    refused = 100 - (4 + 64)
+    assert settles(lambda: sum(map(ended, silent)) >= refused)
+    assert sum(map(ended, silent)) == refused
+    assert settles(lambda: all(map(ended, silent)))
+    Link(f"127.0.0.1:{one.port}", None).close()
+    for connection in silent:
+        connection.close()
+
+
+def ended(connection: socket.socket) -> bool:
+    """Whether the other side has closed it; what that said before is read."""
+    try:
+        connection.setblocking(False)
+        while connection.recv(1 << 10):
+            pass
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        pass
+    return True
 
 
 def test_an_inbox_ends_with_its_session(one: Server) -> None:
