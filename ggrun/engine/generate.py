@@ -142,8 +142,8 @@ class Context:
             self._check(text)
             self._engine = self._replace(self._lost)  # its error is tried again
             self._lost = None
-        # An interrupt that resume takes back, or that came to an engine that is no more, has been counted
-        # before; of one that comes later the devices know. So none is lost, whatever Python does when it comes.
+        # An interrupt that resume takes back, or that an engine got which is no more, has been counted before;
+        # of one that comes later the devices know. So none is lost, whatever Python does when it comes.
         self._engine.resume()
         self._check(text)
         if missing := self._tokens[self._engine.cache.length(self._sequence) :]:
