@@ -267,9 +267,10 @@ class Remote:
         error: GgrunError = GgrunError(f"{self.name}: {shown(failed.text)}")
         if failed.kind == pb.Failed.INTERRUPTED:
             error = _interrupted()
-        if failed.kind == pb.Failed.HANDOFF and (hop := next((h for h in self._hops if h.pushes_to), None)):
-            assert hop.pushes_to
-            error = HostLost(hop.pushes_to.host, f"the worker is lost to {self.name}")
+        if failed.kind == pb.Failed.HANDOFF:
+            if failed.part >= len(self._hops) or (to := self._hops[failed.part].pushes_to) is None:
+                raise ProtocolError(f"{self.name}: the worker has lost one to which it does not push")
+            error = HostLost(to.host, f"the worker is lost to {self.name}")
         if failed.run == 0:
             raise error
         self.batches.fail(error, failed.run)
@@ -299,9 +300,11 @@ class Remote:
         message = pb.Handoff(
             part=part, address=to.name, key=key, fingerprint=known.fingerprint if known else b""
         )
+        hop = self._hops[part]
+        hop.pushes_to = to._hops[to_part]  # before the answer: that the way breaks may follow at once
         answer = self._ask("handed", part, lambda: self.link.send(handoff=message))
-        if answer and answer.ok:
-            self._hops[part].pushes_to = to._hops[to_part]
+        if not (answer and answer.ok):
+            hop.pushes_to = None
 
     def _ask(self, kind: str, part: int, send: Callable[[], None]) -> Any:
         answer = self._answers[kind, part] = _Answer()
