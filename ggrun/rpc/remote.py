@@ -29,7 +29,7 @@ from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.link import Link
 from ggrun.rpc.on_demand import OnDemand
 from ggrun.rpc.pending import Batches, Pending
-from ggrun.rpc.upload import Upload
+from ggrun.rpc.upload import CHUNK, Upload
 from ggrun.rpc.wire import ProtocolError, encode, forward, shown
 
 MOST_DEVICES = 64
@@ -174,7 +174,7 @@ class Remote:
 
     def __init__(self, link: Link, form: "pb.Form", progress: Progress = silent) -> None:
         self.name, self.link, self.form = link.host, link, form
-        self.width = self.slots = 0
+        self.width = self.slots = self._activations = 0
         self.batches = Batches()
         self._progress = progress
         self.latency, self.bandwidth = link.measure()
@@ -199,6 +199,7 @@ class Remote:
         self._vocab = self.width = 0
         self._upload.begin(plan, parts, model, cache, limits, slots, self.form)
         self.width, self._vocab = self._upload.width, self._upload.vocab
+        self._activations = 4 * self.width * limits.tokens
         self.slots, ends = slots, (0, len(plan.stages))
         self._hops = [
             RemoteHop(self, i, first=part.start == ends[0], last=part.stop == ends[1])
@@ -276,6 +277,10 @@ class Remote:
         self.batches.fail(error, failed.run)
 
     def _check(self) -> None:
+        largest = self.batches.largest()
+        message = CHUNK if largest is None else max(CHUNK, largest, self._activations)
+        # There and back; and networks are not always as fast as when they were measured.
+        self.link.busy = 2 * 2 * message / self.bandwidth
         if self.batches.silent() > PATIENCE:
             raise HostLost(self.name, f"the worker has given nothing for {PATIENCE:.0f} seconds")
 

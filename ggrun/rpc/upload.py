@@ -18,7 +18,8 @@ from ggrun.rpc.link import Link
 from ggrun.rpc.opening import opening, wanted
 from ggrun.rpc.wire import ProtocolError
 
-_CHUNK = 1 << 20
+CHUNK = 1 << 20
+"""Bytes of a message with weights."""
 PATIENCE = 1800.0
 """Seconds that the worker has for a sign that loading goes on: it may have to hash files of its own."""
 _WINDOW = 32 << 20
@@ -91,8 +92,8 @@ class Upload:
 
     def _chunks(self, tensors: list[Tensor], want: "pb.Want") -> Iterator["pb.Chunk"]:
         data = tensors[want.tensor].data
-        for begin in range(want.offset, len(data), _CHUNK):
-            yield pb.Chunk(tensor=want.tensor, offset=begin, data=data[begin : begin + _CHUNK].tobytes())
+        for begin in range(want.offset, len(data), CHUNK):
+            yield pb.Chunk(tensor=want.tensor, offset=begin, data=data[begin : begin + CHUNK].tobytes())
 
     def _wait(self, there: Any) -> None:
         with self._changed:
@@ -106,7 +107,7 @@ class Upload:
         self._tell("_missing", missing)
 
     def _on_received(self, received: "pb.Received") -> None:
-        if not self._received <= received.bytes <= self.sent + _CHUNK:
+        if not self._received <= received.bytes <= self.sent + CHUNK:
             raise ProtocolError(f"{self._link.host}: the worker has received what was not sent")
         self._tell("_received", received.bytes)
 
