@@ -16,7 +16,7 @@ from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.hashes import hashes
 from ggrun.rpc.link import Link
 from ggrun.rpc.opening import opening, wanted
-from ggrun.rpc.wire import ProtocolError
+from ggrun.rpc.wire import ProtocolError, check_tokens
 
 CHUNK = 1 << 20
 """Bytes of a message with weights."""
@@ -47,9 +47,10 @@ class Upload:
         self, plan: Plan, parts: Sequence[range], model: GGUF, cache: CacheSpec, limits: Limits, slots: int,
         form: "pb.Form",
     ) -> None:  # fmt: skip
-        """Start to load runs of stages."""
+        """Start to load runs of stages; UsageError where batches are too large for messages."""
         facts = ModelFacts.from_outline(model)
         self.width, self.vocab = facts.config.width, facts.config.vocab
+        check_tokens(limits.tokens, self.width, form)
         names = wanted(facts, plan, [i for part in parts for i in part]) & model.tensors.keys()
 
         def load() -> None:
