@@ -195,6 +195,10 @@ def test_keys_survive_the_way_through_text(tmp_path: Path) -> None:
     assert keys.Key.parse(str(made.key)) == made.key
     again, fresh = keys.identity(tmp_path / "worker")
     assert (again, fresh) == (made, False)
+    (tmp_path / "worker" / "certificate.pem").unlink()
+    other, fresh = keys.identity(tmp_path / "worker")
+    assert fresh  # the fingerprint is in the join line, as the token is
+    assert (other.token, other.key.fingerprint == made.key.fingerprint) == (made.token, False)
 
 
 # ---------------------------------------------------------------- handshakes
