@@ -21,7 +21,7 @@ from ggrun.rpc.wire import ProtocolError, parsed, shown
 BEAT = 2.0
 """Seconds of silence after which the worker is asked whether it is there."""
 SILENCE = 10.0
-"""Seconds of silence after which it is lost."""
+"""Seconds of silence after which it is lost; see Link.busy."""
 _BALLAST = 256 << 10
 _PINGS, _LOADED_PINGS = 8, 3
 
@@ -38,6 +38,8 @@ class Link:
         self.error: GgrunError | None = None
         self.in_use = False
         """A model is loaded there: whatever ends the session, but for `close`, is the worker's loss now."""
+        self.busy = 0.0
+        """Seconds that a large message may take to come: a ping, or its answer, waits behind it."""
         self._requests: SimpleQueue[pb.Request | None] = SimpleQueue()
         self._handlers: dict[str, Callable[[Any], None]] = {"pong": self._pong}
         self._ended: list[Callable[[GgrunError], None]] = []
@@ -173,8 +175,8 @@ class Link:
     def _watch(self) -> None:
         while self.error is None:
             silent = time.monotonic() - self._heard
-            if silent > SILENCE:
-                self.fail(HostLost(self.host, f"the worker has not answered for {SILENCE:.0f} seconds"))
+            if silent > SILENCE + self.busy:
+                self.fail(HostLost(self.host, f"the worker has not answered for {silent:.0f} seconds"))
             elif silent > BEAT / 2:
                 self._requests.put(pb.Request(ping=pb.Ping()))
             try:

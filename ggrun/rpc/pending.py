@@ -111,6 +111,11 @@ class Batches:
             since = min((one.since for one in self._pending.values()), default=math.inf)
             return time.monotonic() - max(since, self._heard)
 
+    def largest(self) -> int | None:
+        """Bytes of the largest result that is to come; None: none is."""
+        with self._lock:
+            return max((4 * one.rows * one.width for one in self._pending.values()), default=None)
+
     def _drop_done(self) -> None:
         """What was pushed to another worker is done when its results come from there."""
         if done := [number for number, one in self._pending.items() if one.event.done]:

@@ -27,7 +27,7 @@ from ggrun.rpc.link import Link
 from ggrun.rpc.offered import devices_of
 from ggrun.rpc.on_demand import OnDemand
 from ggrun.rpc.pending import Batches, Pending
-from ggrun.rpc.upload import Upload
+from ggrun.rpc.upload import CHUNK, Upload
 from ggrun.rpc.wire import ProtocolError, encode, forward, shown
 
 _WAIT = 10.0
@@ -170,7 +170,7 @@ class Remote:
 
     def __init__(self, link: Link, form: "pb.Form", progress: Progress = silent) -> None:
         self.name, self.link, self.form = link.host, link, form
-        self.width = self.slots = 0
+        self.width = self.slots = self._activations = 0
         self.batches = Batches()
         self._progress = progress
         self.latency, self.bandwidth = link.measure()
@@ -195,6 +195,7 @@ class Remote:
         self._vocab = self.width = 0
         self._upload.begin(plan, parts, model, cache, limits, slots, self.form)
         self.width, self._vocab = self._upload.width, self._upload.vocab
+        self._activations = 4 * self.width * limits.tokens
         self.slots, ends = slots, (0, len(plan.stages))
         self._hops = [
             RemoteHop(self, i, first=part.start == ends[0], last=part.stop == ends[1])
@@ -263,14 +264,19 @@ class Remote:
         error: GgrunError = GgrunError(f"{self.name}: {shown(failed.text)}")
         if failed.kind == pb.Failed.INTERRUPTED:
             error = _interrupted()
-        if failed.kind == pb.Failed.HANDOFF and (hop := next((h for h in self._hops if h.pushes_to), None)):
-            assert hop.pushes_to
-            error = HostLost(hop.pushes_to.host, f"the worker is lost to {self.name}")
+        if failed.kind == pb.Failed.HANDOFF:
+            if failed.part >= len(self._hops) or (to := self._hops[failed.part].pushes_to) is None:
+                raise ProtocolError(f"{self.name}: the worker has lost one to which it does not push")
+            error = HostLost(to.host, f"the worker is lost to {self.name}")
         if failed.run == 0:
             raise error
         self.batches.fail(error, failed.run)
 
     def _check(self) -> None:
+        largest = self.batches.largest()
+        message = CHUNK if largest is None else max(CHUNK, largest, self._activations)
+        # There and back; and networks are not always as fast as when they were measured.
+        self.link.busy = 2 * 2 * message / self.bandwidth
         if self.batches.silent() > PATIENCE:
             raise HostLost(self.name, f"the worker has given nothing for {PATIENCE:.0f} seconds")
 
@@ -295,9 +301,11 @@ class Remote:
         message = pb.Handoff(
             part=part, address=to.name, key=key, fingerprint=known.fingerprint if known else b""
         )
+        hop = self._hops[part]
+        hop.pushes_to = to._hops[to_part]  # before the answer: that the way breaks may follow at once
         answer = self._ask("handed", part, lambda: self.link.send(handoff=message))
-        if answer and answer.ok:
-            self._hops[part].pushes_to = to._hops[to_part]
+        if not (answer and answer.ok):
+            hop.pushes_to = None
 
     def _ask(self, kind: str, part: int, send: Callable[[], None]) -> Any:
         answer = self._answers[kind, part] = _Answer()

@@ -227,7 +227,8 @@ class Session:
 
     def _take_handoff(self, message: "pb.Handoff") -> None:
         self._inbox(message.part)
-        handoff = Handoff(message, self._shop.insecure, lambda n: self._hold(-n), self._next_lost)
+        lost = partial(self._next_lost, message.part)
+        handoff = Handoff(message, self._shop.insecure, lambda n: self._hold(-n), lost)
         self._jobs.put(partial(self._connect, message.part, handoff))
 
     def _ready(self) -> Work:
@@ -322,10 +323,10 @@ class Session:
         except ProtocolError as error:  # the thread may be a stream's, which has no use for it
             self._end(error)
 
-    def _next_lost(self, error: GgrunError) -> None:
+    def _next_lost(self, part: int, error: GgrunError) -> None:
         """The client has lost that worker too, or lays its layers elsewhere."""
         log.warning("%s: %s", self._peer, error)
-        failed = pb.Failed(kind=pb.Failed.HANDOFF, text=str(error), run=self._run)
+        failed = pb.Failed(kind=pb.Failed.HANDOFF, text=str(error), run=self._run, part=part)
         self._replies.put(pb.Reply(failed=failed))
 
     def _fail(self, message: "pb.Forward", error: BaseException) -> None:

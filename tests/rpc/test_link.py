@@ -17,6 +17,8 @@ from ggrun.rpc.offered import devices_of
 from ggrun.rpc.placed import RpcOptions
 from tests.rpc.conftest import Start
 from tests.rpc.processes import plan_of
+from tests.rpc.proxy import Proxy
+from tests.tiny import Tiny
 
 MODEL, HALVES = Path(demo_model()), 16
 
@@ -62,6 +64,22 @@ def test_an_interrupt_ends_a_text_whose_results_never_come(start: Start) -> None
         assert "".join(llm.generate("The king", temp=0.0, max_tokens=8)) == want
         assert worker.address in llm.plan.to_json()
     assert told == []
+
+
+def test_a_slow_network_is_no_silence(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer to a ping waits behind 4 MiB of activations, for longer than a worker may be silent."""
+    monkeypatch.setattr("ggrun.rpc.link.SILENCE", 1.0)
+    monkeypatch.setattr("ggrun.rpc.link.BEAT", 0.2)
+    path = Tiny(layers=2, width=1024, heads=8, context=1024).write(tmp_path / "model.gguf")
+    worker, told = start("--insecure", "--models", str(tmp_path)), []
+    with Proxy(worker.port, pace=0.04) as proxy:
+        plan = plan_of(path, ("cpu", 2), (f"{proxy.address}/cpu:0:1GB", 4))
+        rpc = RpcOptions(proxy.address, insecure=1, tell=told.append)
+        with LLM(path, n_ctx=1024, n_ubatch=1024, threads=1, plan=plan, rpc=rpc) as llm:
+            begun = time.monotonic()
+            next(llm.generate_tokens([1] * 1000, temp=0.0))
+            assert time.monotonic() - begun > 1.5
+            assert told == []
 
 
 def test_a_load_that_never_ends(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,23 @@ def test_workers_that_lose_each_other(start: Start, want: str) -> None:
     assert f"{proxy.address}: the worker is lost to {a.address}" in told[0]
 
 
+def test_one_of_two_that_a_worker_pushes_to(start: Start, want: str) -> None:
+    """The one that is lost is left out, and not the other."""
+    a, b, c = (start("--insecure", name=name) for name in "abc")
+    told: list[str] = []
+    with Proxy(c.port) as proxy:
+        at_c = f"{proxy.address}/cpu:0:1GB"
+        plan = plan_of(MODEL, (a.device(), 4), (b.device(), 8), (a.device(), 12), (at_c, HALVES))
+        rpc = RpcOptions(f"{a.address},{b.address},{proxy.address}", insecure=1, tell=told.append)
+        with LLM(MODEL, n_ctx=256, threads=1, plan=plan, rpc=rpc) as llm:
+            pieces = llm.generate(PROMPT, **SAMPLING)
+            got = [next(pieces) for _ in range(5)]
+            proxy.cut(since=2)  # as in the test before
+            got += list(pieces)
+    assert "".join(got) == want
+    assert [line.partition(": ")[0] for line in told] == [proxy.address]
+
+
 def test_a_session_that_the_worker_ends(start: Start, want: str) -> None:
     """Whatever its reason is: the text goes on without it, and so does the next."""
     worker, told = start("--insecure"), []
