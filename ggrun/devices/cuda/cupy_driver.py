@@ -21,6 +21,7 @@ from ggrun.devices.cuda.staging import Staging
 from ggrun.errors import GgrunError
 from ggrun.kernels import CUDA_OPTIONS, cuda_source, cuda_state
 
+_MORE_ROOM = "who else has taken memory of it? -fitt leaves more free, -c and -ub take less"
 _STATIC_SHARED = 48 << 10
 """Bytes of shared memory that a block has without asking."""
 _NO_MEMORY = 2  # cudaErrorMemoryAllocation
@@ -268,8 +269,10 @@ class CupyDriver:
     def _refuse(self, what: str, error: Exception) -> NoReturn:
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         short = isinstance(error, self._cupy.cuda.memory.OutOfMemoryError)
-        kind = OutOfMemory if short or getattr(error, "status", None) == _NO_MEMORY else GgrunError
-        raise kind(f"{self._called} ({self.name}): {what}: {text}") from None
+        line = f"{self._called} ({self.name}): {what}: {text}"
+        if short or getattr(error, "status", None) == _NO_MEMORY:
+            raise OutOfMemory(f"{line}: {_MORE_ROOM}") from None
+        raise GgrunError(line) from None
 
 
 def _freeing(cupy: Any, index: int, address: int) -> Callable[[], None]:
