@@ -44,7 +44,7 @@ class LLM:
     cache_type_k, cache_type_v
                   the form of keys and values in the cache: f16, f32, bf16 or q8_0
     all_reduce    how devices that share rows sum what they have: by copies (copy), by NCCL (nccl), or auto
-    wire          what they send each other for that: f32, or bf16, which is half of it, rounded, by copies
+    wire          what they send each other for that: f32; or bf16, half of it, which rounds, by copies
     metered       measure where the time goes, for `meter`: it costs some
     plan          where every layer runs, instead of devices and what follows
     p2p           how cards copy to each other: "on": directly; "off": through the host's memory; "auto":
@@ -53,7 +53,7 @@ class LLM:
                   lost, the model is loaded without it, and the text goes on
     progress      is told how many bytes of the weights have come to cards: ("loading", done, of how many)
     placement     what is left of ggrun.plan.options.PlanOptions: split_mode, n_gpu_layers, tensor_split,
-                  overrides, n_cpu_moe, fit and others, with llama.cpp's meanings
+                  overrides, n_cpu_moe, op_offload, fit and others, with llama.cpp's meanings
 
     Whatever goes wrong is a ggrun.GgrunError whose text is one line. A model without a usable tokenizer
     loads, and takes token ids; `tokenizer` then raises the TokenizerError that says why.

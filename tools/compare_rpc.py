@@ -7,9 +7,10 @@ its own (compare_worker.py), and they take turns.
 SO is libggml-rpc.so: of a llama-cpp-python that was built with CMAKE_ARGS=-DGGML_RPC=on -DGGML_BACKEND_DL=on,
 or compiled from the two files of its ggml/src/ggml-rpc with -DGGML_BACKEND_DL.
 
-first load    from a new process to the first token; the worker has nothing yet. Files are warm
-second load   the same again, with the worker's cache (theirs: rpc-server -c)
-ppN, tgN      as compare_llama_cpp.py has them
+load     seconds that a process, once it is there, takes to load the model; first: the worker has nothing yet;
+         second: with the worker's cache (theirs: rpc-server -c). Files are warm
+start    from a new process to the first token
+ppN, tgN as compare_llama_cpp.py has them
 """
 
 import argparse
@@ -123,13 +124,16 @@ def started(command: list[str], env: dict[str, str]) -> Iterator["subprocess.Pop
 
 def compare(o: argparse.Namespace, open_: Callable[[str], Any]) -> Iterator[Result]:
     """All tests, in turn."""
-    loads: dict[str, list[list[float]]] = {engine: [] for engine in NAMES}
-    for engine in NAMES:
-        for _ in range(1 + o.r):
+    loads: dict[str, list[float]] = {engine: [] for engine in NAMES}
+    starts: dict[str, list[float]] = {engine: [] for engine in NAMES}
+    for _ in range(1 + o.r):
+        for engine in NAMES:
             with open_(engine) as worker:
-                loads[engine].append([worker.start])
-    yield Result("first load", "s", {engine: found[0] for engine, found in loads.items()})
-    yield Result("second load", "s", {e: [s for one in found[1:] for s in one] for e, found in loads.items()})
+                loads[engine].append(worker.hello["load"])
+                starts[engine].append(worker.start)
+    for what, found in (("load", loads), ("start", starts)):
+        yield Result(f"first {what}", "s", {engine: times[:1] for engine, times in found.items()})
+        yield Result(f"second {what}", "s", {engine: times[1:] for engine, times in found.items()})
     with ExitStack() as stack:
         workers = {engine: stack.enter_context(open_(engine)) for engine in NAMES}
         tests = [(f"pp{n}", n, {"do": "pp", "n": n}) for n in o.p]

@@ -1,7 +1,7 @@
 """One engine in a process of its own, for compare_llama_cpp.py: JSON commands in, answers out, a line each.
 
-The only argument is a JSON object: the fields of Settings. The first line out, {"about", "vocab", "memory"},
-comes when the model is loaded and has computed its first token. Then, from stdin:
+The only argument is a JSON object: the fields of Settings. The first line out, {"about", "vocab", "memory",
+"load"} (seconds), comes when the model is loaded and has computed its first token. Then, from stdin:
 
     {"do": "pp", "n": 512}                the seconds that a prompt of 512 tokens takes
     {"do": "tg", "n": 64, "depth": 0}     the seconds of 64 tokens, one at a time, behind a filled context
@@ -277,10 +277,12 @@ def serve(settings: Settings) -> None:
         print(json.dumps(value), file=answers, flush=True)
 
     try:
+        begin = time.perf_counter()
         engine: Engine = ENGINES[settings.engine](settings)
+        load = time.perf_counter() - begin
         session = Session(engine, settings.n_ctx)
         session.pp(FIRST_PROMPT)
-        answer({"about": engine.about, "vocab": engine.vocab, "memory": session.memory()})
+        answer({"about": engine.about, "vocab": engine.vocab, "memory": session.memory(), "load": load})
         for line in sys.stdin:
             command = json.loads(line)
             answer({"value": getattr(session, command.pop("do"))(**command)})

@@ -22,7 +22,7 @@ _LLAMA_CPP = """
     --mirostat-lr --mirostat-ent --dynatemp-range --dynatemp-exp --adaptive-target --adaptive-decay
     --no-perf --perf -v --verbose --log-file --log-disable --host --port --api-key --ppl-stride
     --ppl-output-type --kl-divergence --kl-divergence-base --save-all-logits --hellaswag
-    --winogrande --multiple-choice -embd --embeddings -nopo --no-op-offload -mmp -nr --cpu-strict
+    --winogrande --multiple-choice -embd --embeddings -nopo -mmp -nr --cpu-strict
 """
 NOT_BUILT = frozenset(_LLAMA_CPP.split())
 """Flags that users of llama.cpp know and ggrun does not have (yet)."""

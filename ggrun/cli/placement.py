@@ -46,6 +46,9 @@ _OPTIONS = [
            help="The feed-forward of the first N layers stays on the CPU."),
     option("-kvo/-nkvo", "--kv-offload/--no-kv-offload", "kv_offload", default=True, show_default=False,
            help="-nkvo: keys and values stay in the host's memory."),
+    option("--op-offload/--no-op-offload", default=True,
+           help="Feed-forwards on the CPU are computed by a card for large batches, where that is faster and "
+                "it has room: their weights come to it."),
     option("-fit", "--fit", default="on", type=click.Choice(["on", "off"]),
            help="Adjust what is left open to the memory; off: refuse nothing either."),
     option("-fitt", "--fit-target", "fit_margin", default="1024", type=TEXT, metavar="MIB,...",
@@ -75,7 +78,8 @@ _SUMS = [
 ]  # fmt: skip
 
 _AS_THEY_ARE = (
-    "split_mode", "main_gpu", "cpu_moe", "n_cpu_moe", "n_cpu_ffn", "kv_offload", "fit_ctx", "p2p",
+    "split_mode", "main_gpu", "cpu_moe", "n_cpu_moe", "n_cpu_ffn", "kv_offload", "op_offload",
+    "fit_ctx", "p2p",
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import click
 from ggrun.cli.flags import TEXT, Command, option
 from ggrun.cli.streams import say
 from ggrun.errors import GgrunError, UsageError
+from ggrun.rpc import PORT
 
 if TYPE_CHECKING:
     from ggrun.plan.hardware import DeviceInfo
@@ -25,7 +26,7 @@ _UNITS = {unit: 1 << (10 * i) for i, unit in enumerate(("", "K", "M", "G", "T"))
 @click.command(cls=Command)
 @option("-H", "--host", default="127.0.0.1", type=TEXT,
         help="Address to listen at; 0.0.0.0: all of this machine's.")  # fmt: skip
-@option("-p", "--port", default=50052, type=click.IntRange(0, 65535), help="0: a free one.")
+@option("-p", "--port", default=PORT, type=click.IntRange(0, 65535), help="0: a free one.")
 @option("-d", "--device", "devices", type=TEXT,
         help="Devices to lend: cuda:0,cpu or cpu:0:8GB. Default: all cards, and the CPU.")  # fmt: skip
 @option("-t", "--threads", type=click.IntRange(1), help="Of the CPU. Default: one for each physical core.")

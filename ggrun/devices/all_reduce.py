@@ -6,10 +6,10 @@ from itertools import combinations
 from ggrun.devices.base import Device
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
-from ggrun.devices.cuda.kept import tell
 from ggrun.devices.cuda.nccl import NcclExchange
 from ggrun.devices.cuda.reductions import Reductions, reductions_of
 from ggrun.devices.exchange import AllReduce, Exchange, Members, Part
+from ggrun.devices.kept import tell
 from ggrun.devices.wire import DTYPES
 from ggrun.errors import GgrunError, UsageError
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices.best import Best, TopK
-from ggrun.devices.streams import Stream
+from ggrun.devices.streams import Stream, Work
 from ggrun.gguf import Tensor
 
 Memory = Any
@@ -176,6 +176,23 @@ class Recorder(Protocol):
         """Enqueue the writing of inputs. What `write` reads must not change any more."""
 
 
+class Slot(Protocol):
+    """Memory of a device where weights lie by turns: they are loaded while it computes, again and again."""
+
+    @property
+    def stream(self) -> Stream:
+        """Where that is enqueued, beside the device's own."""
+
+    def begin(self) -> None:
+        """What is placed from now on lies where all that was placed before does."""
+
+    def weight(self, tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> tuple[Weight, Work]:
+        """A block, see Device.weight, behind those placed before; and what enqueues that it is loaded.
+
+        GgrunError when there is no room behind them.
+        """
+
+
 class Device(Protocol):
     """Memory, a stream, and a way to record programs for them."""
 
@@ -208,6 +225,12 @@ class Device(Protocol):
 
         The memory is taken now (GgrunError when there is none), what needs loading is enqueued: so a model
         that does not fit is refused before any of it is loaded.
+        """
+
+    def slot(self, nbytes: int) -> Slot | None:
+        """Memory for weights by turns; None for a device that has no memory of its own to load them to.
+
+        GgrunError when there is not so much.
         """
 
     def rows(self, weight: Weight, rows: tuple[int, int]) -> Weight:

@@ -114,6 +114,9 @@ class Cpu:
         self._budget.take(weight, weight.nbytes(tensor), f"the weights {tensor.name}")
         return weight
 
+    def slot(self, nbytes: int) -> None:
+        """Weights are read where they lie."""
+
     def rows(self, weight: CpuWeight, rows: tuple[int, int]) -> CpuWeight:
         """A view of a view."""
         return weight.cut(rows)

@@ -6,7 +6,7 @@ its work is done late (see late.py); and its time is virtual.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,17 +14,21 @@ from numpy.typing import NDArray
 
 from ggrun.devices.base import Cells, Device, Inputs, Limits, Place
 from ggrun.devices.best import Best, TopK
-from ggrun.devices.cpu import Cpu, add_up, view
-from ggrun.devices.cpu_memory import zeros
+from ggrun.devices.cpu import Cpu, CpuWeight, add_up, view
+from ggrun.devices.cpu_memory import LINE, zeros
 from ggrun.devices.cpu_recorder import CpuRecorder
 from ggrun.devices.late import Late, Schedule
+from ggrun.devices.streams import Work
 from ggrun.devices.wire import narrowed
+from ggrun.errors import GgrunError
 from ggrun.gguf import Tensor
 
 LAUNCH = 1.0
 """What a program or a sum takes of virtual time."""
 COPY = 0.01
 """What a copy takes."""
+LOAD = 0.25
+"""What loading a weight to a slot takes."""
 MEMORY = 1 << 30
 """Bytes of a device that is not given a limit."""
 
@@ -74,16 +78,22 @@ class Emulated:
 
     def weight(self, tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Owned:
         """A copy of the block, which is made late."""
-        there = view(tensor, rows, columns)
-        row, first = tensor.format.nbytes(there.columns), tensor.format.nbytes(columns[0])
-        memory = self._cpu.zeros(there.nbytes(tensor), f"the weights {tensor.name}")
-        block = memory.reshape(there.experts, there.rows, row)
-        whole = tensor.data.reshape(there.experts, tensor.shape[1], tensor.row_bytes)
-        part = whole[:, rows[0] : rows[1], first : first + row]
-        self.stream.enqueue(lambda: np.copyto(block, part), COPY)
-        address, per_expert = memory.ctypes.data, row * there.rows
-        here = replace(there, address=address, row_stride=row, expert_stride=per_expert, data=memory)
-        return Owned(self, here)
+        nbytes = view(tensor, rows, columns).nbytes(tensor)
+        memory = self._cpu.zeros(nbytes, f"the weights {tensor.name}")
+        weight, load = _placed(tensor, rows, columns, memory)
+        self.stream.enqueue(load, COPY)
+        return Owned(self, weight)
+
+    def slot(self, nbytes: int) -> "EmulatedSlot":
+        """Memory of this device, full of numbers that are none."""
+        memory = self._cpu.zeros(nbytes, "weights that come as they are needed")
+        memory[:] = 0xFF
+        return EmulatedSlot(self, memory)
+
+    @cached_property
+    def transfers(self) -> Late:
+        """A second stream, which is in the schedule once it is needed."""
+        return self.stream.beside()
 
     def rows(self, weight: Owned, rows: tuple[int, int]) -> Owned:
         """A view on this device."""
@@ -150,6 +160,41 @@ class Emulated:
         if thing is None or isinstance(thing, int | float | str):
             return thing
         raise TypeError(f"{self.name} cannot reach a {type(thing).__name__} of the host")
+
+
+class EmulatedSlot:
+    """See Slot."""
+
+    def __init__(self, device: Emulated, memory: NDArray[np.uint8]) -> None:
+        self._device, self._memory, self._end = device, memory, 0
+        self.stream = device.transfers
+
+    def begin(self) -> None:
+        """Place weights at the front."""
+        self._end = 0
+
+    def weight(self, tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> tuple[Owned, Work]:
+        """A copy of the block, which is made late."""
+        nbytes, begin = view(tensor, rows, columns).nbytes(tensor), self._end
+        if begin + nbytes > len(self._memory):
+            raise GgrunError(f"{self._device.name}: no room for the weights {tensor.name} beside others")
+        self._end = begin + -(-nbytes // LINE) * LINE
+        weight, load = _placed(tensor, rows, columns, self._memory[begin:][:nbytes])
+        return Owned(self._device, weight), lambda: self.stream.enqueue(load, LOAD)
+
+
+def _placed(
+    tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int], memory: NDArray[np.uint8]
+) -> tuple[CpuWeight, Work]:
+    """A block of a tensor that lies in some memory; and what copies it there."""
+    there = view(tensor, rows, columns)
+    row, first = tensor.format.nbytes(there.columns), tensor.format.nbytes(columns[0])
+    block = memory.reshape(there.experts, there.rows, row)
+    whole = tensor.data.reshape(there.experts, tensor.shape[1], tensor.row_bytes)
+    part = whole[:, rows[0] : rows[1], first : first + row]
+    address, per_expert = memory.ctypes.data, row * there.rows
+    here = replace(there, address=address, row_stride=row, expert_stride=per_expert, data=memory)
+    return here, lambda: np.copyto(block, part)
 
 
 class _Recorder:

@@ -45,6 +45,7 @@ _PRETENDS = re.compile(r"cpu:\d|emulated")
 
 _BESIDE_A_PLAN = (
     "n_ctx", "n_ubatch", "sequences", "cache_type_k", "cache_type_v", "fit", "fit_margin", "fit_ctx",
+    "op_offload",
 )  # fmt: skip
 
 
@@ -99,15 +100,29 @@ def planned_here(
 
     remote    devices of other machines, which come before this one's: so the logits are made here
     """
-    if plan is None:
-        there = [*remote, *shared_out(local_devices(devices, threads, p2p), options)]
-        planned = make_plan(facts, there, options)
-    else:
-        own = devices_of(plan, threads, p2p) if devices is None else local_devices(devices, threads, p2p)
-        planned = planned_as_written(facts, [*remote, *shared_out(own, options)], options, plan)
+    planned = _planned_here(facts, devices, threads, options, plan, p2p, remote)
+    if planned.offloads and not here_is_known(threads):
+        local_cpu(threads, measure=True)  # when the CPU leaves work to cards is not to be guessed
+        planned = _planned_here(facts, devices, threads, options, plan, p2p, remote)
     if options.fit:
         require_fit(planned)
     return planned
+
+
+def _planned_here(
+    facts: ModelFacts,
+    devices: str | None,
+    threads: int | None,
+    options: PlanOptions,
+    plan: Plan | None,
+    p2p: str,
+    remote: Sequence[DeviceInfo],
+) -> Planned:
+    if plan is None:
+        there = [*remote, *shared_out(local_devices(devices, threads, p2p), options)]
+        return make_plan(facts, there, options)
+    own = devices_of(plan, threads, p2p) if devices is None else local_devices(devices, threads, p2p)
+    return planned_as_written(facts, [*remote, *shared_out(own, options)], options, plan)
 
 
 def shared_out(devices: Sequence[DeviceInfo], options: PlanOptions) -> list[DeviceInfo]:

@@ -1,21 +1,19 @@
 """How fast this machine's devices are: measured once, and kept."""
 
 import json
+import math
 import platform
-import re
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, astuple, fields
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ggrun.devices.base import Device, Inputs, Limits, Rows
+from ggrun.devices.kept import Kept
 from ggrun.devices.threads import physical_cores
 from ggrun.gguf import FORMATS, Tensor
-from ggrun.kernels import cache_home
 from ggrun.plan.hardware import Speeds
 
 _OF_A_PROMPT = 0.78
@@ -49,27 +47,30 @@ def measured_card(device: Device) -> Speeds:
 
 
 def kept(key: str) -> Speeds | None:
-    """What was measured before, if it makes sense."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        known: dict[str, Any] = json.loads(kept_file(key).read_text())
-        speeds = Speeds(*(float(known[field.name]) for field in fields(Speeds)))
-        if speeds.bandwidth > 0 and min(astuple(speeds)) >= 0:
-            return speeds
-    return None
+    """What was measured, now or before."""
+    return _KEPT.get(key)
 
 
 def keep(key: str, speeds: Speeds) -> None:
-    """Keep it, or measure again the next time."""
-    with suppress(OSError):
-        file = kept_file(key)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(asdict(speeds)))
+    """Keep it."""
+    _KEPT.put(key, speeds, json.dumps(asdict(speeds)))
 
 
 def forget(key: str) -> None:
     """Measure again the next time."""
-    with suppress(OSError):
-        kept_file(key).unlink()
+    _KEPT.forget(key)
+
+
+def _read(text: str) -> Speeds:
+    """One of kept.NONSENSE for what no device reaches."""
+    known = json.loads(text)
+    speeds = Speeds(*(float(known[field.name]) for field in fields(Speeds)))
+    if not (speeds.bandwidth > 0 and all(0 <= speed < math.inf for speed in astuple(speeds))):
+        raise ValueError("no speeds")
+    return speeds
+
+
+_KEPT = Kept("speeds", _read)
 
 
 def _measured(device: Device, matrix: int, rows: int) -> Speeds:
@@ -120,8 +121,3 @@ def least_seconds(device: Device, work: Callable[[], None], times: int) -> float
         device.stream.synchronize()
         found.append(time.perf_counter() - start)
     return min(found)
-
-
-def kept_file(key: str) -> Path:
-    """Where what was measured is kept."""
-    return cache_home() / "hardware" / (re.sub(r"[^\w.-]", "_", key) + ".json")

@@ -19,7 +19,8 @@ from ggrun.engine.pipeline import Pipeline
 from ggrun.engine.runner import CacheSpec
 from ggrun.errors import GgrunError, UsageError
 from ggrun.gguf import GGUF
-from ggrun.plan import Plan
+from ggrun.plan import Plan, host_of
+from ggrun.plan.offload import NONE, Offloads
 from ggrun.plan.usage import Sizes
 
 _FEW_LOGITS = 1 << 15
@@ -32,6 +33,7 @@ class Engine:
     hosts    the other machines of the plan, by name
     meter    measures where the time goes, if there is one
     sums     how members sum what they have, see Loaded
+    offloads stages of the CPU that cards compute for large batches
     """
 
     def __init__(
@@ -44,16 +46,19 @@ class Engine:
         hosts: Mapping[str, Host] | None = None,
         meter: Meter | None = None,
         sums: Sums = SUMS,
+        offloads: Offloads = NONE,
     ) -> None:
         plan.check(config)
         self.config, self._sizes = config, sizes
         self._devices = tuple(devices.values())
         self.most_outputs = sizes.outputs(config.vocab)
         """The most tokens of one run whose logits are all wanted."""
+        # Through a network few are always sooner here.
+        self._few_logits = 0 if host_of(plan.stages[-1].members[0].device) else _FEW_LOGITS
         self.cache = KVCache(sizes.n_ctx, sizes.sequences)
         spec = CacheSpec(sizes.pages, sizes.keys, sizes.values, plan.kv_on_host)
         limits = Limits(sizes.tokens, self.most_outputs, sizes.sequences, sizes.pages)
-        self._pipeline = Pipeline(plan, devices, model, config, spec, limits, hosts, meter, sums)
+        self._pipeline = Pipeline(plan, devices, model, config, spec, limits, hosts, meter, sums, offloads)
 
     @property
     def n_ctx(self) -> int:
@@ -83,7 +88,7 @@ class Engine:
         begin = self.cache.length(sequence)
         ids = self.check(tokens, begin)
         if top:  # few values of k, as devices prepare for each
-            many = self.config.vocab > _FEW_LOGITS
+            many = self.config.vocab > self._few_logits
             top = TopK(1 << (top.k - 1).bit_length(), top.words) if many else None
         logits = None if top else self._room(len(ids) if all_logits else 1)
         try:

@@ -13,7 +13,7 @@ from ggrun.devices.threads import ProcessLock
 from ggrun.engine.engine import Engine
 from ggrun.engine.hosts import HostLost
 from ggrun.engine.outputs import Scores
-from ggrun.engine.sampler import Sampler
+from ggrun.engine.sampler import Sampler, SamplingOptions
 from ggrun.errors import GgrunError, Interrupted
 
 
@@ -148,6 +148,11 @@ class Context:
             if self._tokens:
                 self._engine.decode(self._tokens, self._sequence)
             self._lost = None
+
+
+def usual_top(words: int) -> TopK:
+    """What a text with the default options needs of a run: whoever times runs wants no more either."""
+    return TopK(SamplingOptions().top_k, words)
 
 
 def generate(

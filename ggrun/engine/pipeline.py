@@ -20,6 +20,7 @@ from ggrun.engine.weights import refuse_unused
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan
 from ggrun.plan.cuts import check_cuts
+from ggrun.plan.offload import NONE, Offloads
 
 
 class Pipeline:
@@ -27,7 +28,8 @@ class Pipeline:
 
     hosts    other machines, by the names that the plan's devices begin with
     meter    measures what the devices here do, if there is one
-    sums     how they sum, see Loaded
+    sums, offloads
+             how they sum, and what cards compute for the CPU, see Loaded
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Pipeline:
         hosts: Mapping[str, Host] | None = None,
         meter: Meter | None = None,
         sums: Sums = SUMS,
+        offloads: Offloads = NONE,
     ) -> None:
         check_cuts(plan, model, config)
         self._config, self._meter, ways = config, meter, hops(plan)
@@ -54,7 +57,7 @@ class Pipeline:
             for name, host in self._hosts.items()
         }
         here = [run.start for host, run in ways if not host]
-        self._here = Loaded(plan, here, devices, model, config, cache, limits, slots, meter, sums)
+        self._here = Loaded(plan, here, devices, model, config, cache, limits, slots, meter, sums, offloads)
         self._stages: list[Hop] = [
             next(elsewhere[host]) if host else self._here.stages[run.start] for host, run in ways
         ]

@@ -10,6 +10,7 @@ from ggrun.devices.base import Buffer, Cells, Device, Place, Program
 from ggrun.devices.exchange import Part
 from ggrun.devices.streams import Stream
 from ggrun.engine.forward import Forward, LayerCells
+from ggrun.engine.weights import Weights
 from ggrun.engine.workspace import Workspace
 from ggrun.plan import Member, Stage
 from ggrun.plan.facts import PAGE
@@ -39,16 +40,18 @@ class Runner:
 
     `residual` is where the residual stream comes in and goes out, `logits` where the member's share of these
     is, and `best` what Recorder.top_k gives of it.
+
+    weights    in place of those that the runners of a device share
     """
 
     def __init__(
         self, space: Workspace, config: Config, stage: Stage, member: Member, cache: CacheSpec,
-        *, first: bool, last: bool,
+        *, first: bool, last: bool, weights: Weights | None = None,
     ) -> None:  # fmt: skip
         self.space, self.member = space, member
         self._config, self._cache = config, cache
         ops = space.ops
-        forward = Forward(ops, config, space.weights, member)
+        forward = Forward(ops, config, weights or space.weights, member)
         x = forward.embed() if first else ops.input(config.width)
         self.segments: list[Segment] = []
         for half in range(*stage.halves):

@@ -12,8 +12,9 @@ import numpy as np
 
 from ggrun import __version__
 from ggrun.devices.base import Device
-from ggrun.devices.speeds import kept_file
+from ggrun.devices.kept import Kept
 from ggrun.engine.engine import Engine
+from ggrun.engine.generate import usual_top
 from ggrun.engine.loaded import SUMS, Sums
 from ggrun.gguf import GGUF, FirstLayers
 from ggrun.plan.facts import ModelFacts
@@ -51,16 +52,22 @@ def with_mode(
             plans[mode] = make(facts, replace(options, split_mode=mode))
     if len(plans) < len(MODES) or not _differ(plans):
         return replace(options, split_mode=next(iter(plans), MODES[0]))
-    file = kept_file(_key(model, plans, sums))
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        if (known := json.loads(file.read_text())["mode"]) in MODES:
-            return replace(options, split_mode=known)
-    seconds = {mode: _seconds(model, planned, make, opened, sums) for mode, planned in plans.items()}
-    best = min(MODES, key=lambda mode: seconds[mode])
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"mode": best, "seconds": seconds}))
+    key = _key(model, plans, sums)
+    if (best := _KEPT.get(key)) is None:
+        seconds = {mode: _seconds(model, planned, make, opened, sums) for mode, planned in plans.items()}
+        best = min(MODES, key=lambda mode: seconds[mode])
+        _KEPT.put(key, best, json.dumps({"mode": best, "seconds": seconds}))
     return replace(options, split_mode=best)
+
+
+def _read(text: str) -> str:
+    """One of kept.NONSENSE for what is no mode."""
+    if (mode := json.loads(text)["mode"]) not in MODES:
+        raise ValueError("no mode")
+    return str(mode)
+
+
+_KEPT = Kept("split", _read)
 
 
 def _differ(plans: dict[str, Planned]) -> bool:
@@ -74,7 +81,7 @@ def _key(model: GGUF, plans: dict[str, Planned], sums: Sums) -> str:
     hardware = [(d.name, d.label, d.memory) for d in plans["row"].devices]
     where = [planned.plan.to_json() for planned in plans.values()]
     told = json.dumps([tensors, hardware, where, plans["row"].sizes.keys, sums, __version__])
-    return f"{platform.node()}-split-{sha256(told.encode()).hexdigest()[:16]}"
+    return f"{platform.node()}-{sha256(told.encode()).hexdigest()[:16]}"
 
 
 def _seconds(model: GGUF, planned: Planned, make: Make, opened: Opened, sums: Sums) -> float:
@@ -96,13 +103,13 @@ def _seconds(model: GGUF, planned: Planned, make: Make, opened: Opened, sums: Su
 
 
 def _once(engine: Engine) -> float:
-    prompt = np.arange(_PROMPT) * 7919 % engine.config.vocab
+    prompt, top = np.arange(_PROMPT) * 7919 % engine.config.vocab, usual_top(engine.config.vocab)
     engine.cache.truncate(0, 0)
     begin = time.perf_counter()
-    engine.decode(prompt.tolist())
+    engine.evaluate(prompt.tolist(), top=top)
     read = time.perf_counter()
     for token in prompt[:_TOKENS].tolist():
-        engine.decode([token])
+        engine.evaluate([token], top=top)
     return (read - begin) / _PROMPT + (time.perf_counter() - read) / _TOKENS
 
 

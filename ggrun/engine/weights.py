@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.arch import find
-from ggrun.devices.base import Device, Memory, Weight
+from ggrun.devices.base import Device, Memory, Slot, Weight
+from ggrun.devices.streams import Work
 from ggrun.gguf import GGUF, GGUFError, Tensor
 from ggrun.plan import Range
 
@@ -36,12 +37,22 @@ class Weights:
 
     `used` has the names of all tensors that were taken. What is taken again is on the device once: the rows
     of an embedding that is the output matrix too.
+
+    slot    where matrices lie, from its begin on, when they were loaded; None: each has memory of its own
     """
 
-    def __init__(self, model: Model, device: Device) -> None:
-        self._model, self.device = model, device
+    def __init__(self, model: Model, device: Device, slot: Slot | None = None) -> None:
+        self._model, self.device, self._slot = model, device, slot
+        self.loads: list[Work] = []
+        """What enqueues the loading of each matrix to the slot."""
+        if slot:
+            slot.begin()
         self.used: set[str] = set()
         self._whole: dict[tuple[str, Range], Weight] = {}  # of which all rows are there
+
+    def by_turns(self, slot: Slot) -> "Weights":
+        """The same model's on the same device, but in a slot."""
+        return Weights(self._model, self.device, slot)
 
     def __contains__(self, name: str) -> bool:
         return name in self._model.tensors
@@ -69,9 +80,16 @@ class Weights:
         cut, cut_columns = cut or (0, rows), cut_columns or (0, columns)
         if (name, cut_columns) in self._whole:
             return self.device.rows(self._whole[name, cut_columns], cut)
-        weight = self.device.weight(tensor, cut, cut_columns)
+        weight = self._placed(tensor, cut, cut_columns)
         if cut == (0, rows):
             self._whole[name, cut_columns] = weight
+        return weight
+
+    def _placed(self, tensor: Tensor, rows: Range, columns: Range) -> Weight:
+        if self._slot is None:
+            return self.device.weight(tensor, rows, columns)
+        weight, load = self._slot.weight(tensor, rows, columns)
+        self.loads.append(load)
         return weight
 
     def values(self, name: str, size: int) -> NDArray[np.float32]:

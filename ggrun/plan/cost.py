@@ -10,10 +10,11 @@ through llama.cpp's published tg512 on one RTX 3090 and one 4090 with 8B and on 
 they meet within 6 %; and that through Q4_K_M and Q8_0 of a 1.1B on two cores with AVX-512 is the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from ggrun.plan import Member, Plan, host_of
+from ggrun.plan import Member, Plan, host_of, whole
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.hardware import DeviceInfo, card_name
 from ggrun.plan.usage import Sizes
@@ -96,9 +97,18 @@ class Clock:
         """The same for the last token that the context holds."""
         return self._item(item, place, 1, self._sizes.n_ctx)
 
-    def batch(self, item: int, place: Place) -> int:
-        """Picoseconds of an item for a micro-batch of a prompt."""
-        return self._item(item, place, self.micro_batch, self.prompt_tokens // 2)
+    def batch(self, item: int, place: Place, tokens: int | None = None) -> int:
+        """Picoseconds of an item for a micro-batch of a prompt, or for so many tokens of one."""
+        return self._item(item, place, tokens or self.micro_batch, self.prompt_tokens // 2)
+
+    def offloaded(self, item: int, card: DeviceInfo, tokens: int | None = None) -> int:
+        """The same for a feed-forward whose weights come to a card for it, while it computes others.
+
+        So what takes longer counts, the way or the work.
+        """
+        way = _ps(self._facts.part(item).total / card.link)
+        member = whole(self._facts.config, card.name)
+        return max(way, self._share(item, member, card, tokens or self.micro_batch, 0))
 
     def both(self, token: int, batch: int) -> int:
         """What plans are compared by: of a token that is written and one that is read, prompt_tokens times.
@@ -165,25 +175,38 @@ class Clock:
         return _ps(max(seconds, device.products(weights, floats, slow, tokens)) + HALF_LAYER)
 
 
-def predict(facts: ModelFacts, plan: Plan, sizes: Sizes, devices: dict[str, DeviceInfo]) -> Speed:
-    """The times of a plan."""
+def predict(
+    facts: ModelFacts,
+    plan: Plan,
+    sizes: Sizes,
+    devices: Mapping[str, DeviceInfo],
+    offloaded: Mapping[int, str] = MappingProxyType({}),
+) -> Speed:
+    """The times of a plan. offloaded: the stages that cards compute for prompts, by number (offload.py)."""
     clock, flow = Clock(facts, sizes, plan.kv_on_host), [0, 0, 0]
     busy: dict[str, int] = {}
     batch: dict[str, int] = {}
     before: tuple[DeviceInfo, ...] = ()
-    for stage in plan.stages:
+    read_before: tuple[DeviceInfo, ...] = ()
+    for i, stage in enumerate(plan.stages):
         place = Place(tuple(devices[m.device] for m in stage.members), stage.members)
         items = [*range(*stage.halves), *([len(facts.parts)] if stage is plan.stages[-1] else [])]
         token = sum(clock.token(item, place) for item in items)
-        prompt = sum(clock.batch(item, place) for item in items)
+        readers = place.devices
+        if i in offloaded:
+            readers = (card := devices[offloaded[i]],)
+            prompt = clock.offloaded(stage.halves[0], card)
+        else:
+            prompt = sum(clock.batch(item, place) for item in items)
         for member, device in zip(place.members, place.devices, strict=True):
             alone = sum(clock.share(item, member, device) for item in items)
             busy[device.name] = busy.get(device.name, 0) + alone
+        for device in readers:
             batch[device.name] = batch.get(device.name, 0) + prompt
         flow[0] += token + (clock.move(before, place.devices) if before else 0)
         flow[2] += sum(clock.last_token(item, place) for item in items) - token
-        flow[1] += prompt + (clock.move(before, place.devices, clock.micro_batch) if before else 0)
-        before = place.devices
+        flow[1] += prompt + (clock.move(read_before, readers, clock.micro_batch) if before else 0)
+        before, read_before = place.devices, readers
     # Micro-batches follow each other as closely as the device with the most to do lets them.
     prompt_time = flow[1] + (clock.micro_batches - 1) * max(batch.values())
     return Speed(flow[0], flow[0] + flow[2], prompt_time, clock.prompt_tokens, busy)

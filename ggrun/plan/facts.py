@@ -45,6 +45,7 @@ class Part:
     slow: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # of them too: see _SLOW
     experts: int = 0  # bytes, of those above
     padding: int = 0  # bytes beside the tensors' own: alignment, vectors that become float32
+    vectors: int = 0  # bytes of those as float32, with alignment
     names: list[str] = field(default_factory=list)
 
     @property
@@ -72,6 +73,8 @@ class Part:
             self.floats[share] += numbers * used[0] // used[1] if tensor.format.block == 1 else 0
             self.slow[share] += numbers * used[0] // used[1] if _SLOW.match(tensor.format.name) else 0
         self.experts += size if expert else 0
+        if len(tensor.shape) == 1:
+            self.vectors += ALIGNMENT + 4 * numbers
         self.padding += ALIGNMENT + (max(0, 4 * numbers - size) if len(tensor.shape) == 1 else 0)
         self.names.append(tensor.name)
 

@@ -32,6 +32,7 @@ class PlanOptions:
     n_cpu_moe, n_cpu_ffn
                      the experts, or the feed-forward, of the FIRST so many layers stay on the CPU
     kv_offload       False: the KV cache stays in the host's memory
+    op_offload       False: cards compute no feed-forwards of the CPU where a batch is large
     n_ctx            positions; 0: the model's, or as many as fit, but fit_ctx at least
     fit              False: nothing is adjusted to the memory, and nothing refused
     fit_margin       MiB that stay free on every device that others use too; several: on each of the devices
@@ -48,6 +49,7 @@ class PlanOptions:
     n_cpu_moe: int | None = None
     n_cpu_ffn: int | None = None
     kv_offload: bool = True
+    op_offload: bool = True
     n_ctx: int = 0
     n_ubatch: int = 512
     sequences: int = 1

@@ -9,6 +9,7 @@ from ggrun.plan.choice import Choice
 from ggrun.plan.cost import Speed, predict
 from ggrun.plan.facts import PAGE, ModelFacts
 from ggrun.plan.hardware import DeviceInfo
+from ggrun.plan.offload import NONE, Offloads, offloads
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.usage import Sizes, Use, plan_use
 
@@ -54,9 +55,22 @@ class Planned:
         return limits(self.devices, self.options)
 
     @cached_property
+    def offloads(self) -> Offloads:
+        """What cards compute of the CPU's feed-forwards where a batch is large."""
+        if not self.options.op_offload or not self.fits:
+            return NONE
+        room = {name: self.limits[name] - use.total for name, use in self.uses.items()}
+        return offloads(self.facts, self.plan, self.sizes, self._by_name, room)
+
+    @cached_property
     def speed(self) -> Speed:
         """What is predicted."""
-        return predict(self.facts, self.plan, self.sizes, {device.name: device for device in self.devices})
+        offloaded = {i: offload.card for i, offload in self.offloads.items()}
+        return predict(self.facts, self.plan, self.sizes, self._by_name, offloaded)
+
+    @property
+    def _by_name(self) -> dict[str, DeviceInfo]:
+        return {device.name: device for device in self.devices}
 
     @property
     def over(self) -> dict[str, int]:

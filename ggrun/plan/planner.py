@@ -9,6 +9,7 @@ from ggrun.plan.choice import Choice
 from ggrun.plan.cost import Place
 from ggrun.plan.facts import EMBEDDING, PAGE, ModelFacts
 from ggrun.plan.hardware import DeviceInfo
+from ggrun.plan.offload import slot_bytes
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planned import Planned, Settled, limits, most_pages
 from ggrun.plan.rows import candidates, proportional, shared
@@ -57,10 +58,31 @@ class _Planner:
         sums = self._sums(self._context())
         found = self._best(sums, spill=True)
         layout, settled = found or self._to_show(sums)
+        planned = self._made_of(sums, layout, settled, tried=found is not None)
+        if planned.fits and self._slots_are_open() and _overflows(planned.plan):
+            others = self._with_slots(sums)
+            return min([planned, *others], key=lambda made: made.speed.pace)
+        return planned
+
+    def _made_of(self, sums: Sums, layout: Layout, settled: Settled, tried: bool = True) -> Planned:
         plan = _plan(self.facts, layout, sums.kv_on_host)
-        tried = found is not None
         made = self.facts, self.options, self.devices, self.choice, plan, sums.sizes, settled
         return Planned(*made, tried=tried)
+
+    def _slots_are_open(self) -> bool:
+        """Whether cards may compute feed-forwards for the CPU that the planner leaves to it."""
+        o, both = self.options, self.choice.host and self.choice.cards
+        return bool(both and o.op_offload and o.fit and o.cpu_halves_open and not o.rows)
+
+    def _with_slots(self, sums: Sums) -> Iterator[Planned]:
+        """A plan that leaves the cards room for that: the CPU has nothing else, and as few as can be."""
+        for cpu_ffn in range(1, self.layers + 1):
+            problem = self._problem(sums, settled := Settled(cpu_ffn), spill=False)
+            slots = slot_bytes(self.facts, range(1, 2 * cpu_ffn, 2))
+            limits = {name: n if name == "cpu" else n - slots for name, n in problem.limits.items()}
+            if layout := solve(replace(problem, limits=limits)):
+                yield self._made_of(sums, layout, settled)
+                return
 
     # ---------------------------------------------------------------- the context
 
@@ -253,6 +275,11 @@ class _Planner:
         layout = solve(replace(problem, limits=dict.fromkeys(problem.limits, 1 << 80)))
         assert layout is not None, "without limits there is always a layout"
         return layout, trial
+
+
+def _overflows(plan: Plan) -> bool:
+    """Whether the CPU has any half layers."""
+    return any(s.halves[0] < s.halves[1] and any(m.device == "cpu" for m in s.members) for s in plan.stages)
 
 
 def _bound(problem: Problem) -> int:

@@ -53,6 +53,7 @@ def _as_given(o: PlanOptions) -> list[str]:
     ):  # fmt: skip
         found += [flag, str(value)] if value != default else []
     found += ["-nkvo"] if not o.kv_offload else []
+    found += ["--no-op-offload"] if not o.op_offload else []
     found += ["-fit", "off"] if not o.fit else []
     found += ["-cmoe"] if o.cpu_moe else []
     found += ["-dev", ",".join(o.order)] if o.order is not None else []
@@ -98,7 +99,8 @@ def bottleneck(planned: Planned) -> str:
 
 
 def notes(planned: Planned) -> Iterator[str]:
-    """What a user should know: devices that are left out, cuts that cannot be made."""
+    """What a user should know: what cards do for the CPU, devices left out, cuts that cannot be made."""
+    yield from _offloads(planned)
     if planned.own:
         return
     used = planned.uses
@@ -111,6 +113,17 @@ def notes(planned: Planned) -> Iterator[str]:
         yield f"-ot {pattern} changes nothing: those before it match all that it does"
     if any(len(stage.members) > 1 for stage in planned.plan.stages) and (what := uncut(planned.facts)):
         yield f"{what} cannot be cut: one device has all of it, the others share the rest"
+
+
+def _offloads(planned: Planned) -> Iterator[str]:
+    """How many feed-forwards of the CPU cards compute, and from how many tokens on."""
+    leasts: dict[str, list[int]] = {}
+    for offload in planned.offloads.values():
+        leasts.setdefault(offload.card, []).append(offload.least)
+    for card, every in leasts.items():
+        least = " to ".join(map(str, sorted({min(every), max(every)})))
+        many = f"where a batch has {least} tokens or more"
+        yield f"{card} computes {len(every)} of the CPU's feed-forwards {many}"
 
 
 def _why_left_out(planned: Planned, position: int) -> str:

@@ -113,7 +113,7 @@ def _attention_row(facts: ModelFacts, member: Member) -> int:
 
 
 def _on_card(member: Member) -> bool:
-    return member.device.startswith("cuda:")
+    return member.device.rpartition("/")[2].startswith("cuda:")  # of this machine or another one
 
 
 def _column(values: int) -> int:

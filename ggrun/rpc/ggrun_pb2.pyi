@@ -289,13 +289,13 @@ class Failed(_message.Message):
         NO_ROOM: _ClassVar[Failed.Kind]
         INTERRUPTED: _ClassVar[Failed.Kind]
         PROTOCOL: _ClassVar[Failed.Kind]
-        BUSY: _ClassVar[Failed.Kind]
+        HANDOFF: _ClassVar[Failed.Kind]
     OTHER: Failed.Kind
     VERSION: Failed.Kind
     NO_ROOM: Failed.Kind
     INTERRUPTED: Failed.Kind
     PROTOCOL: Failed.Kind
-    BUSY: Failed.Kind
+    HANDOFF: Failed.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]

@@ -51,15 +51,15 @@ class Doors:
 class Handoff:
     """The way of one part's results to the next worker.
 
-    lost    is told when it is broken, from any thread
+    insecure    where plain text may go: see WorkerOptions
+    lost        is told when it is broken, from any thread
     """
 
-    def __init__(self, message: "pb.Handoff", insecure: bool, lost: Callable[[GgrunError], None]) -> None:
+    def __init__(self, message: "pb.Handoff", insecure: int, lost: Callable[[GgrunError], None]) -> None:
         host, _ = split_address(message.address)
         if len(message.key) != _KEY_BYTES or len(message.fingerprint) not in (0, 32):
             raise ProtocolError("a key or a fingerprint of the wrong size")
-        if not message.fingerprint and not (insecure and is_loopback(host)):
-            raise ProtocolError("this worker pushes to others by TLS only")
+        self._allowed = bool(message.fingerprint) or insecure > 1 or (insecure == 1 and is_loopback(host))
         self._address, self._lost = message.address, lost
         self._key, self._expected = message.key, message.fingerprint or None
         self._queue: SimpleQueue[pb.Push | None] = SimpleQueue()
@@ -68,21 +68,24 @@ class Handoff:
 
     def connect(self) -> bool:
         """Whether the other worker takes it; if not, there is no way to it from here, and all is closed."""
+        timer = threading.Timer(_TIMEOUT, self.close)
         try:
+            if not self._allowed:
+                raise GgrunError("plain text does not go there")
             self._channel = open_channel(self._address, self._expected, timeout=_TIMEOUT)
             call = self._channel.stream_stream(
                 "/ggrun.Worker/Inbox",
                 request_serializer=pb.Push.SerializeToString,
                 response_deserializer=pb.Pushed.FromString,
             )(iter(self._pushes()), metadata=[(KEY, self._key)])
-            timer = threading.Timer(_TIMEOUT, call.cancel)
             timer.start()
             next(call)  # the other side says that the key is good
-            timer.cancel()
         except Exception as error:  # of many kinds; the client then has results sent to itself
             log.info("no way to %s: %s", self._address, error)
             self.close()
             return False
+        finally:
+            timer.cancel()
         threading.Thread(target=self._watch, args=(call,), daemon=True, name="ggrun-handoff").start()
         return True
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
+from ggrun.devices.kept import NONSENSE
 from ggrun.devices.progress import Progress, silent
 from ggrun.devices.threads import physical_cores
 from ggrun.gguf import GGUF
@@ -46,7 +47,7 @@ def _state(model: GGUF) -> list[list[int]]:
 
 def _kept(file: Path | None, state: list[list[int]]) -> dict[str, bytes]:
     if file is not None:
-        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        with suppress(OSError, AttributeError, *NONSENSE):
             known = json.loads(file.read_text(encoding="utf-8"))
             if known["state"] == state:
                 return {name: bytes.fromhex(digest) for name, digest in known["tensors"].items()}

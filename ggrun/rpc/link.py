@@ -39,6 +39,7 @@ class Link:
         self._requests: SimpleQueue[pb.Request | None] = SimpleQueue()
         self._handlers: dict[str, Callable[[Any], None]] = {"pong": self._pong}
         self._ended: list[Callable[[GgrunError], None]] = []
+        self._checks: list[Callable[[], None]] = []
         self._heard, self._ping, self._awaited = time.monotonic(), 0, 0
         self._ponged = threading.Event()
         self._lock = threading.Lock()
@@ -68,6 +69,10 @@ class Link:
             error = self.error
         if error:
             told(error)
+
+    def on_beat(self, check: Callable[[], None]) -> None:
+        """Call this every second or so; a GgrunError ends the link."""
+        self._checks.append(check)
 
     def measure(self) -> tuple[float, float]:
         """Seconds of a message one way, and bytes a second, measured now."""
@@ -164,6 +169,11 @@ class Link:
                 self.fail(HostLost(self.host, f"the worker has not answered for {SILENCE:.0f} seconds"))
             elif silent > BEAT / 2:
                 self._requests.put(pb.Request(ping=pb.Ping()))
+            try:
+                for check in list(self._checks):
+                    check()
+            except GgrunError as error:
+                self.fail(error)
             time.sleep(BEAT / 2)
 
     def _pong(self, pong: "pb.Pong") -> None:

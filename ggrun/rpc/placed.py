@@ -153,8 +153,9 @@ class Placed:
         hosts = self._workers.hosts if self._workers else None
         try:
             self.engine = Engine(
-                self._model, facts.config, plan, self.devices, self.planned.sizes, hosts, w.meter, w.sums
-            )
+                self._model, facts.config, plan, self.devices, self.planned.sizes, hosts, w.meter, w.sums,
+                self.planned.offloads,
+            )  # fmt: skip
         except BaseException:
             for device in self.devices.values():
                 device.stream.abandon()  # what was to be loaded

@@ -1,7 +1,7 @@
 """A worker as the engine sees it: a Host whose hops compute elsewhere."""
 
-import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from ggrun.devices.base import Device, Limits, Place
 from ggrun.devices.best import TopK
-from ggrun.devices.names import DeviceName
 from ggrun.devices.progress import Progress, silent
-from ggrun.devices.streams import Stream, Threaded, ThreadEvent
+from ggrun.devices.streams import Stream, ThreadEvent
 from ggrun.engine.batch import Batch
+from ggrun.engine.hosts import HostLost
 from ggrun.engine.outputs import Outputs
 from ggrun.engine.runner import CacheSpec
 from ggrun.engine.stage import Hop
@@ -25,16 +25,17 @@ from ggrun.engine.workspace import Sender
 from ggrun.errors import GgrunError, Interrupted
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan
-from ggrun.plan.hardware import DeviceInfo
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.link import Link
+from ggrun.rpc.offered import devices_of
+from ggrun.rpc.on_demand import OnDemand
 from ggrun.rpc.upload import Upload
 from ggrun.rpc.wire import ProtocolError, decode, encode, forward, ids, shown
 
-MOST_DEVICES = 64
-_MOST = 1 << 60
 _WAIT = 10.0
 """Seconds that a worker has for a word about another worker."""
+PATIENCE = 600.0
+"""Seconds that it has for a batch, however often it says that it is there."""
 
 
 class Pending:
@@ -45,7 +46,7 @@ class Pending:
 
     def __init__(self, rows: int, width: int, form: "pb.Form", top: TopK | None = None) -> None:
         self.rows, self.width, self.form, self.top = rows, width, form, top
-        self.event = ThreadEvent()
+        self.event, self.since = ThreadEvent(), time.monotonic()
         self.values: NDArray[np.float32] = np.empty((0, width), np.float32)
         self.ids: NDArray[np.int32] = np.empty((0, width), np.int32)
 
@@ -90,8 +91,8 @@ class RemoteHop:
     """A part of the plan that a worker computes."""
 
     def __init__(self, remote: "Remote", part: int, *, first: bool, last: bool) -> None:
-        self.stream = Threaded(f"{remote.name}-{part}")
-        self.part = part
+        self.stream = OnDemand()
+        self.part, self.host = part, remote.name
         self._remote, self._first, self._last = remote, first, last
         self._coming: Coming | None = None
         # A batch waits for the one that was `slots` before it.
@@ -197,7 +198,7 @@ class Remote:
         self.width = self.run = self.slots = 0
         self._progress = progress
         self.latency, self.bandwidth = link.measure()
-        self.devices = _devices(link, self.latency, self.bandwidth)
+        self.devices = devices_of(link.host, link.welcome, self.latency, self.bandwidth)
         self._hops: list[RemoteHop] = []
         self._pending: dict[int, Pending] = {}
         self._numbers, self._lock = count(1), threading.Lock()
@@ -209,6 +210,7 @@ class Remote:
         link.on("invited", partial(self._answer, "invited"))
         link.on("handed", partial(self._answer, "handed"))
         link.on_end(self._lost)
+        link.on_beat(self._check)
 
     # ---------------------------------------------------------------- loading: see Host
 
@@ -311,6 +313,9 @@ class Remote:
         error: GgrunError = GgrunError(f"{self.name}: {shown(failed.text)}")
         if failed.kind == pb.Failed.INTERRUPTED:
             error = Interrupted("the computation was interrupted")
+        if failed.kind == pb.Failed.HANDOFF and (hop := next((h for h in self._hops if h.pushes_to), None)):
+            assert hop.pushes_to
+            error = HostLost(hop.pushes_to.host, f"the worker is lost to {self.name}")
         if failed.run == 0:
             raise error
         with self._lock:
@@ -319,6 +324,12 @@ class Remote:
             pending, self._broken = list(self._pending.values()), error
         for one in pending:
             one.finish(error)
+
+    def _check(self) -> None:
+        with self._lock:
+            since = min((one.since for one in self._pending.values() if not one.event.done), default=None)
+        if since is not None and time.monotonic() - since > PATIENCE:
+            raise HostLost(self.name, f"the worker has given nothing for {PATIENCE:.0f} seconds")
 
     def _lost(self, error: GgrunError) -> None:
         with self._lock:
@@ -373,24 +384,3 @@ class _Answer:
     def wait(self, seconds: float) -> Any:
         self._there.wait(seconds)
         return self._message
-
-
-def _devices(link: Link, latency: float, bandwidth: float) -> list[DeviceInfo]:
-    """A worker's devices as the planner sees them; ProtocolError for numbers that no device has."""
-    found = link.welcome.devices
-    if len(found) > MOST_DEVICES or len({d.name for d in found}) < len(found):
-        raise ProtocolError(f"{link.host}: too many devices, or one twice")
-    return [_device(link.host, d, latency, bandwidth) for d in found]
-
-
-def _device(host: str, d: "pb.Device", latency: float, bandwidth: float) -> DeviceInfo:
-    speeds = (d.bandwidth, d.operations, d.float_operations, d.unpacked, d.link)
-    sane = all(math.isfinite(speed) and 0 <= speed < 1e20 for speed in speeds)
-    if not (sane and d.bandwidth > 0 and d.operations > 0 and 0 <= d.free <= _MOST and d.memory <= _MOST):
-        raise ProtocolError(f"{host}: the worker has a device with numbers that no device has")
-    DeviceName.parse(d.name)
-    return DeviceInfo(
-        f"{host}/{d.name}", d.memory, d.free, d.bandwidth, d.operations, d.link or d.bandwidth,
-        shown(d.label)[:40], shared=False, float_operations=d.float_operations, unpacked=d.unpacked,
-        latency=latency, network=bandwidth,
-    )  # fmt: skip

@@ -51,7 +51,7 @@ class Shop:
     store: Store
     library: Library
     doors: Doors
-    insecure: bool = False
+    insecure: int = 0  # see WorkerOptions
 
     def welcome(self) -> "pb.Reply":
         """What there is, and how much of it is free."""
@@ -208,7 +208,7 @@ class Session:
 
     def _take_handoff(self, message: "pb.Handoff") -> None:
         self._inbox(message.part)
-        handoff = Handoff(message, self._shop.insecure, self._end)
+        handoff = Handoff(message, self._shop.insecure, self._next_lost)
         self._jobs.put(partial(self._connect, message.part, handoff))
 
     def _ready(self) -> Work:
@@ -298,6 +298,12 @@ class Session:
                 self._check_held()
             except ProtocolError as error:  # the thread may be a stream's, which has no use for it
                 self._end(error)
+
+    def _next_lost(self, error: GgrunError) -> None:
+        """The client has lost that worker too, or lays its layers elsewhere."""
+        log.warning("%s: %s", self._peer, error)
+        failed = pb.Failed(kind=pb.Failed.HANDOFF, text=str(error), run=self._run)
+        self._replies.put(pb.Reply(failed=failed))
 
     def _fail(self, message: "pb.Forward", error: BaseException) -> None:
         if not isinstance(error, Interrupted):

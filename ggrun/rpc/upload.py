@@ -1,11 +1,13 @@
 """Loading on a worker: says what to load, and sends the weights that it has not."""
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ggrun.devices.base import Limits
 from ggrun.devices.progress import Progress
+from ggrun.engine.hosts import HostLost
 from ggrun.engine.runner import CacheSpec
 from ggrun.gguf import GGUF, Tensor
 from ggrun.plan import Plan
@@ -17,6 +19,8 @@ from ggrun.rpc.opening import opening, wanted
 from ggrun.rpc.wire import ProtocolError
 
 _CHUNK = 1 << 20
+PATIENCE = 1800.0
+"""Seconds that the worker has for a sign that loading goes on: it may have to hash files of its own."""
 _WINDOW = 32 << 20
 """Bytes under way: chunks follow each other without waiting for the worker's word on each."""
 
@@ -30,12 +34,13 @@ class Upload:
         self._changed = threading.Condition()
         self._missing: Any = None
         self._ready: Any = None
-        self._received = 0
+        self._received, self._heard = 0, time.monotonic()
         self._error: BaseException | None = None
         link.on("missing", self._on_missing)
         link.on("received", self._on_received)
         link.on("ready", self._on_ready)
         link.on_end(self._lost)
+        link.on_beat(self._check)
 
     def begin(
         self, plan: Plan, parts: Sequence[range], model: GGUF, cache: CacheSpec, limits: Limits, slots: int,
@@ -108,10 +113,15 @@ class Upload:
     def _on_ready(self, ready: "pb.Ready") -> None:
         self._tell("_ready", ready)
 
+    def _check(self) -> None:
+        if self._ready is None and time.monotonic() - self._heard > PATIENCE:
+            raise HostLost(self._link.host, f"the worker has loaded nothing for {PATIENCE:.0f} seconds")
+
     def _lost(self, error: BaseException) -> None:
         self._tell("_error", self._error or error)
 
     def _tell(self, name: str, value: Any) -> None:
         with self._changed:
             setattr(self, name, value)
+            self._heard = time.monotonic()
             self._changed.notify_all()

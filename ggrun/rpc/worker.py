@@ -9,6 +9,7 @@ from ggrun.errors import UsageError
 from ggrun.kernels import cache_home
 from ggrun.plan.hardware import DeviceInfo
 from ggrun.plan.options import PlanOptions
+from ggrun.rpc import PORT
 from ggrun.rpc.channel import is_loopback
 from ggrun.rpc.handoff import Doors
 from ggrun.rpc.keys import Identity
@@ -20,10 +21,13 @@ from ggrun.rpc.store import Library, Store
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What a user says of a worker; see ggrun worker --help. Sizes are bytes."""
+    """What a user says of a worker; see ggrun worker --help. Sizes are bytes.
+
+    insecure    plain text: 0 nowhere, 1 on loopback, 2 anywhere
+    """
 
     host: str = "127.0.0.1"
-    port: int = 50052
+    port: int = PORT
     devices: str | None = None
     threads: int | None = None
     models: Path | None = None
@@ -60,7 +64,7 @@ def open_worker(options: WorkerOptions, devices: Sequence[DeviceInfo], identity:
         store=Store(options.cache_dir or cache_home() / "tensors", options.cache_size),
         library=Library(options.models),
         doors=Doors(),
-        insecure=identity is None,
+        insecure=options.insecure if identity is None else 0,
     )
     host = f"[{options.host}]" if ":" in options.host else options.host
     return Server(shop, f"{host}:{options.port}", identity, options.client_ca, options.sessions)

@@ -66,7 +66,7 @@ def connect(
     own = None if certificate is None else Certificates(*map(_bytes, certificate))
     remotes: list[Remote] = []
     try:
-        for name, key in _named(addresses, insecure).items():
+        for name, key in _named(addresses, insecure, needed=not without).items():
             if name not in without:
                 remotes.append(Remote(Link(name, key, own), FORMS[form], progress))
     except BaseException:
@@ -75,15 +75,15 @@ def connect(
     return Workers(remotes)
 
 
-def _named(addresses: str, insecure: int) -> dict[str, Key | None]:
-    """The workers of a list, and what is known of each."""
+def _named(addresses: str, insecure: int, needed: bool) -> dict[str, Key | None]:
+    """The workers of a list, and what is known of each. needed: there must be one."""
     if addresses.strip() != "auto":
         names = dict.fromkeys(name for part in addresses.split(",") if (name := part.strip()))
         return {name: _key(name, insecure) for name in names}
     from ggrun.rpc.discovery import discovered
 
     found = discovered(known_workers())
-    if not found:
+    if needed and not found:
         raise GgrunError("--rpc auto: no worker that was joined is found in this network")
     return dict(found)
 

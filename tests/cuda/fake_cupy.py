@@ -214,6 +214,8 @@ class FakeCupy:
         self.lost = set[int]()
         self._pinned_at = set[tuple[int, int]]()
         self.reached, self.copies = set[tuple[int, int]](), list[tuple[int, int]]()
+        self.sent: list[int] = []
+        """The streams of what went from the host's memory to a card."""
         self.cuda = _Cuda(
             library=Cublas(self), runtime=self, driver=SimpleNamespace(CUDADriverError=ZeroDivisionError),
             compiler=SimpleNamespace(CompileException=KeyError),
@@ -327,6 +329,8 @@ class FakeCupy:
         self, target: int, source: int, nbytes: int, kind: int, stream: int
     ) -> None:
         assert kind in (self.memcpyHostToDevice, self.memcpyDefault)
+        if kind == self.memcpyHostToDevice:
+            self.sent.append(stream)
         if kind == self.memcpyDefault or any(begin <= source < end for begin, end in self._pinned_at):
             ctypes.memmove(target, source, nbytes)
         else:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
-from ggrun import LLM, GgrunError, UsageError
+from ggrun import LLM, GgrunError, Interrupted, UsageError
+from ggrun.arch.config import Config
 from ggrun.cli.commands import status_of
 from ggrun.devices import local, open_devices
 from ggrun.devices.cuda import found
@@ -20,13 +21,16 @@ from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import Cards, usable_cards
 from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.cuda.staging import pieces
-from ggrun.gguf import GGUF
+from ggrun.engine.engine import Engine
+from ggrun.gguf import FORMATS, GGUF, Tensor
 from ggrun.plan.hardware import Speeds
+from ggrun.plan.usage import Sizes
 from tests.cuda import fake_cupy
 from tests.cuda.fake_cupy import Cublas, CUDARuntimeError, FakeCupy
 from tests.cuda.models import engine, logits
 from tests.engine.test_outputs import Shares, check_several
 from tests.engine.test_peer import distance
+from tests.offloads import beside_the_cpu, offloads_of
 from tests.plans import Plans
 from tests.tiny import Tiny
 
@@ -142,6 +146,50 @@ def test_uploads_go_in_pieces_through_pinned_memory(cupy: FakeCupy, monkeypatch:
     back = np.empty((77, 7), np.float32)
     driver.download(back, there.address)
     np.testing.assert_array_equal(back.ravel(), values.ravel())
+
+
+def test_weights_that_come_while_the_card_computes(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the second stream, through buffers of its own."""
+    from ggrun.devices.cuda import staging
+
+    monkeypatch.setattr(staging, "_SIZE", 1000)
+    values = np.random.default_rng(1).standard_normal((40, 32)).astype(np.float32)
+    tensor = Tensor("blk.0.ffn_up.weight", (32, 40), FORMATS["F32"], values.view(np.uint8).reshape(-1))
+    device = open_devices(["cuda:0"])["cuda:0"]
+    assert isinstance(device, Cuda)
+    slot = device.slot(2 * values.nbytes)
+    driver, held = device.driver, device.weight(tensor, (0, 40), (0, 32))
+    main, cupy.sent = set(cupy.sent), []
+    for _ in range(2):
+        slot.begin()
+        weight, load = slot.weight(tensor, (8, 40), (0, 32))
+        load()
+        assert len(cupy.sent) > 4  # pieces
+        assert set(cupy.sent) == {driver.transfers.raw.ptr}  # type: ignore[attr-defined]
+    assert main == {driver.stream.raw.ptr}  # type: ignore[attr-defined]
+    back = np.empty((32, 32), np.float32)
+    driver.download(back, weight.address)
+    np.testing.assert_array_equal(back, values[8:])
+    assert held.row_bytes == weight.row_bytes
+    device.interrupt()
+    with pytest.raises(Interrupted):
+        load()
+    device.close()
+
+
+def test_feed_forwards_of_the_cpu(cupy: FakeCupy, tmp_path: Path) -> None:
+    path = Tiny(layers=3).write(tmp_path / "model.gguf")
+    want = logits(engine(path, open_devices(["cpu"], 2)), TOKENS)
+    model, devices = GGUF(path), open_devices(["cpu", "cuda:0"], 2)
+    config = Config.from_gguf(model)
+    plan = beside_the_cpu(config, ["cuda:0"])
+    both = Engine(model, config, plan, devices, Sizes(64, 16), offloads=offloads_of(plan))
+    assert distance(logits(both, TOKENS), want) <= 1e-6
+    card = devices["cuda:0"]
+    assert isinstance(card, Cuda)
+    assert card.driver.transfers.raw.ptr in cupy.sent  # type: ignore[attr-defined]
+    for device in devices.values():
+        device.close()
 
 
 def test_what_is_written_has_come(cupy: FakeCupy) -> None:

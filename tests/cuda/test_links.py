@@ -11,7 +11,7 @@ import pytest
 from ggrun import LLM, GgrunError, UsageError
 from ggrun.bundled import demo_model
 from ggrun.devices import local, open_devices
-from ggrun.devices.cuda import kept, links, selftest
+from ggrun.devices.cuda import found, links, selftest
 from ggrun.devices.cuda.found import Cards
 from ggrun.devices.cuda.links import Pair, Way, known_pairs, pairs_of
 from ggrun.devices.cuda.selftest import Check, Outcome
@@ -123,13 +123,13 @@ def test_another_machine_is_tested_again(
     pairs_of([0, 1])
     another_process()
     if change == "driver":
-        monkeypatch.setattr(kept, "nvidia_driver", lambda: "999.1")
+        monkeypatch.setattr(found, "nvidia_driver", lambda: "999.1")
     elif change == "card":
         monkeypatch.setattr(cupy, "deviceGetPCIBusId", lambda index: "another slot")
     elif change == "version":
-        monkeypatch.setattr(kept, "__version__", "99")
+        monkeypatch.setattr(found, "__version__", "99")
     else:
-        monkeypatch.setattr(kept, "_machine", lambda: ["iommu=off"])
+        monkeypatch.setattr(found, "_machine", lambda: ["iommu=off"])
     assert known_pairs([0, 1]) == {}
     pairs_of([0, 1])
     assert len(made) == 4

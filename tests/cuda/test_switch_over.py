@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 from ggrun import GgrunError
-from ggrun.devices import local, open_devices
+from ggrun.devices import local, open_devices, speeds
 from ggrun.devices.base import Device
 from ggrun.devices.cuda import switch_over
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import Cards
 from ggrun.devices.cuda.gemm import GemmFrom
-from ggrun.devices.cuda.kept import Kept
 from ggrun.devices.cuda.switch_over import measured_gemm
 from ggrun.plan.hardware import Speeds
 from tests.cuda.fake_cupy import FakeCupy
@@ -68,12 +67,12 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         done.append("gemm")
         return FOUND
 
-    def speeds(device: Cuda) -> Speeds:
+    def card(device: Cuda) -> Speeds:
         done.append("speeds" if device.gemm_from == GemmFrom() else "speeds with cuBLAS")
         return Speeds(1e9, 1e10, 1e10, 1e9)
 
     monkeypatch.setattr(local, "measured_gemm", gemm)
-    monkeypatch.setattr(local, "measured_card", speeds)
+    monkeypatch.setattr(local, "measured_card", card)
     monkeypatch.setenv("GGRUN_CACHE", str(tmp_path))
     another_process(monkeypatch)
     return done
@@ -81,7 +80,8 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 def another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """It knows what is in files."""
-    monkeypatch.setattr(switch_over, "_KEPT", Kept("gemm", switch_over._read))
+    for module in (switch_over, speeds):
+        monkeypatch.setattr(module._KEPT, "_found", {})
 
 
 @pytest.fixture
@@ -158,6 +158,7 @@ def test_what_was_kept_may_be_damaged(
 
 def test_a_cache_that_cannot_be_written(cupy: FakeCupy, measured: list[str], tmp_path: Path) -> None:
     (tmp_path / "hardware").write_text("a file")
-    local.local_card(0)
+    local.local_devices("cuda:0,cpu", 1)
+    local.local_devices("cuda:0,cpu", 1)
     assert measured == ["gemm", "speeds with cuBLAS"]
     assert opened() == FOUND  # this process knows

@@ -11,9 +11,12 @@ from ggrun.devices.host_memory import HostMemory
 from ggrun.devices.local import local_cpu, local_devices, named_devices, planned_here
 from ggrun.errors import UsageError
 from ggrun.plan.facts import ModelFacts
+from ggrun.plan.hardware import parse_devices
 from ggrun.plan.mixes import outline
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.report import DoesNotFit
+
+SPEEDS = '{"bandwidth": %s, "operations": 0.0, "float_operations": 0.0, "link": 0.0, "unpacked": 0.0}'
 
 
 @pytest.fixture
@@ -28,7 +31,13 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setenv("GGRUN_CACHE", str(tmp_path))
     monkeypatch.setattr(Cpu, "bandwidth", bandwidth)
     monkeypatch.setattr(speeds, "_PAUSE", 0)
+    monkeypatch.setattr(speeds._KEPT, "_found", {})
     return runs
+
+
+def another_process() -> None:
+    """What comes from now on is as in a process that begins."""
+    speeds._KEPT._found.clear()
 
 
 def test_measured_once_and_kept(measured: list[int]) -> None:
@@ -36,6 +45,7 @@ def test_measured_once_and_kept(measured: list[int]) -> None:
     assert measured == []
     first = local_cpu(1, measure=True)
     assert (first.bandwidth, measured) == (4e9, [1, 1, 1, 1])  # the best of them
+    another_process()
     assert local_cpu(1, measure=True).bandwidth == local_cpu(1).bandwidth == 4e9
     assert len(measured) == 4
     assert local_cpu(2, measure=True).bandwidth == 8e9  # threads have speeds of their own
@@ -43,12 +53,16 @@ def test_measured_once_and_kept(measured: list[int]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"bandwidth": -1, "operations": 0, "float_operations": 0}', '{"bandwidth": "x"}'],
-)
+    [
+        "", "[]", "{}", "[" * 100_000, '{"bandwidth": "x"}', SPEEDS % "-1", SPEEDS % "0", SPEEDS % "NaN",
+        SPEEDS % "Infinity", SPEEDS % ("9" * 400), SPEEDS.replace("0.0", "NaN") % "1",
+    ],
+)  # fmt: skip
 def test_what_was_kept_may_be_damaged(text: str, measured: list[int], tmp_path: Path) -> None:
     local_cpu(1, measure=True)
     (file,) = (tmp_path / "hardware").iterdir()
     file.write_text(text)
+    another_process()
     assert local_cpu(1).bandwidth == local._BANDWIDTH
     assert local_cpu(1, measure=True).bandwidth == 8e9
 
@@ -56,6 +70,8 @@ def test_what_was_kept_may_be_damaged(text: str, measured: list[int], tmp_path: 
 def test_a_cache_that_cannot_be_written(measured: list[int], tmp_path: Path) -> None:
     (tmp_path / "hardware").write_text("a file")
     assert local_cpu(1, measure=True).bandwidth == 4e9
+    assert local_cpu(1).bandwidth == local_cpu(1, measure=True).bandwidth == 4e9  # this process knows
+    assert len(measured) == 4
 
 
 def test_names(measured: list[int]) -> None:
@@ -108,6 +124,31 @@ def test_an_open_context_is_what_the_machine_has_room_for(
     assert planned.fits
     assert 4096 <= planned.sizes.n_ctx < 131072
     assert sum(use.total for use in planned.uses.values()) <= 8 << 30
+
+
+def test_what_the_cpu_leaves_to_cards_is_not_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int | None] = []
+
+    def measure(threads: int | None) -> speeds.Speeds:
+        measured.append(threads)
+        return speeds.Speeds(4e9, 1e11)
+
+    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path))
+    monkeypatch.setattr(local, "measured_cpu", measure)
+    facts = ModelFacts.from_outline(outline("llama-3-8b", "Q4_K_M"))
+    (card,) = parse_devices("rtx3090")
+    monkeypatch.setattr(local, "local_card", lambda index: card)
+    monkeypatch.setattr(local, "host_memory", lambda: HostMemory(64 << 30, 32 << 30))
+    options = PlanOptions(n_ctx=512, n_cpu_ffn=8)
+    planned_here(facts, "cuda:0,cpu", 1, replace(options, op_offload=False))
+    planned_here(facts, "cuda:0,cpu", 1, replace(options, n_cpu_ffn=0))
+    assert measured == []
+    planned = planned_here(facts, "cuda:0,cpu", 1, options)
+    assert measured == [1]
+    assert planned.devices[1].bandwidth == 4e9
+    assert planned.offloads
+    planned_here(facts, "cuda:0,cpu", 1, options)
+    assert measured == [1]
 
 
 def test_the_names_of_a_plan_are_those_of_devices() -> None:

@@ -11,9 +11,11 @@ import pytest
 from ggrun import LLM
 from ggrun.arch.config import Config
 from ggrun.devices.base import Device
+from ggrun.devices.best import TopK
 from ggrun.devices.cpu import Cpu
-from ggrun.engine import split_trial
+from ggrun.engine import engine, split_trial
 from ggrun.engine.engine import Engine
+from ggrun.engine.outputs import Outputs
 from ggrun.engine.split_trial import with_mode
 from ggrun.gguf import GGUF, FirstLayers
 from ggrun.plan import single
@@ -32,8 +34,14 @@ TWO = "cpu:0:1GB,cpu:1:1GB"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(split_trial, "kept_file", lambda key: tmp_path / "kept" / key)
-    return tmp_path / "kept"
+    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path))
+    monkeypatch.setattr(split_trial._KEPT, "_found", {})
+    return tmp_path / "hardware"
+
+
+def another_process() -> None:
+    """What comes from now on is as in a process that begins."""
+    split_trial._KEPT._found.clear()
 
 
 @pytest.fixture
@@ -78,10 +86,18 @@ def test_the_faster_one_is_measured_once(
     machine.mode(model, replace(AUTO, cache_type_k="q8_0"))  # another setting is measured by itself
     assert len(machine.tried) == 4
     (one, _) = cache.iterdir()
-    for text in ("", "{}", '{"mode": "sideways"}', "[]"):  # a damaged result is measured again
+    for n, text in enumerate(("", "{}", '{"mode": "sideways"}', "[]", "[" * 100_000), 1):
         one.write_text(text)
-    machine.mode(model), machine.mode(model, replace(AUTO, cache_type_k="q8_0"))
-    assert len(machine.tried) == 6
+        another_process()
+        machine.mode(model), machine.mode(model, replace(AUTO, cache_type_k="q8_0"))
+        assert len(machine.tried) == 4 + 2 * n  # a damaged result is measured again
+
+
+def test_a_cache_that_cannot_be_written(model: GGUF, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    cache.write_text("a file")
+    machine = Machine(monkeypatch, layer=2.0, row=1.0)
+    assert machine.mode(model) == machine.mode(model) == "row"
+    assert machine.tried == ["layer", "row"]
 
 
 def test_what_needs_no_measurement(model: GGUF, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,22 +138,28 @@ def test_the_first_layers_are_a_model(shape: Tiny, tmp_path: Path) -> None:
     assert (config.layers, len(whole.tensors) > len(first.tensors)) == (4, True)
     assert FirstLayers(whole, 99).tensors == whole.tensors
     cpu = Cpu(1)
-    engine = Engine(first, config, single(config, "cpu"), {"cpu": cpu}, Sizes(64))
-    assert np.isfinite(engine.decode([1, 2, 3])).all()
+    model = Engine(first, config, single(config, "cpu"), {"cpu": cpu}, Sizes(64))
+    assert np.isfinite(model.decode([1, 2, 3])).all()
     cpu.close()
 
 
-def test_measured_on_devices(tmp_path: Path, cache: Path) -> None:
+def test_measured_on_devices(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = Tiny(layers=6, context=512).write(tmp_path / "model.gguf")
     tokens = [1, 2, 3, 4]
     with LLM(path, devices="cpu", n_ctx=64) as cpu:
         want = cpu.logits(tokens)
+    tops, init = set[TopK | None](), Outputs.__init__
+    monkeypatch.setattr(
+        Outputs, "__init__", lambda self, b, *args: (tops.add(b.top), init(self, b, *args))[1]
+    )
+    monkeypatch.setattr(engine, "_FEW_LOGITS", 0)
     with LLM(path, devices=TWO, split_mode="auto", tensor_split=(1, 1), n_ctx=64) as llm:
-        (file,) = cache.iterdir()
+        (file,) = cache.glob("split-*")
         known = json.loads(file.read_text())
         assert set(known["seconds"]) == {"layer", "row"}
         assert min(known["seconds"].values()) > 0
         assert llm.planned.options.split_mode == known["mode"]
+        assert tops == {TopK(64, 50)}  # what a text takes of the 50 words, in powers of two
         np.testing.assert_allclose(llm.logits(tokens), want, atol=0.05)
 
 

@@ -13,7 +13,7 @@ from ggrun.plan.facts import ModelFacts
 from ggrun.plan.hardware import DeviceInfo, short_name
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planner import make_plan
-from ggrun.plan.usage import Sizes
+from ggrun.plan.usage import Sizes, plan_use
 from tests.tiny import Tiny
 
 GB = 1 << 30
@@ -71,6 +71,14 @@ def test_rows_over_machines_are_refused_by_name(facts: ModelFacts, mode: str) ->
 def test_the_cache_of_a_far_device_cannot_be_here(facts: ModelFacts) -> None:
     with pytest.raises(UsageError, match=f"^-nkvo .*{FAR.name} is on another"):
         make_plan(facts, [FAR, CPU], PlanOptions(kv_offload=False))
+
+
+def test_a_far_card_takes_as_much_memory_as_one_here(facts: ModelFacts) -> None:
+    def used(name: str) -> int:
+        plan = Plan((Stage((0, 8), (whole(facts.config, name),)),))
+        return plan_use(facts, plan, Sizes(512), 2)[name].total
+
+    assert used("far:1/cuda:0") == used("cuda:0") > used("cpu") == used("far:1/cpu")
 
 
 def test_names() -> None:

@@ -178,9 +178,12 @@ def test_what_the_user_set_is_kept(case: Any) -> None:
 @MANY
 @given(cases(), st.data())
 def test_more_memory_never_gives_a_slower_plan(case: Any, data: Any) -> None:
-    """At the same context. A plan is as slow as a token written and a token read take together."""
+    """At the same context. A plan is as slow as a token written and a token read take together.
+
+    What cards compute for the CPU is left out: there is room for that where a layer is too large for it.
+    """
     model, devices, options = case
-    options = replace(options, n_ctx=options.n_ctx or 128)
+    options = replace(options, n_ctx=options.n_ctx or 128, op_offload=False)
     before = make_plan(model.facts, devices, options)
     more = [with_more(device, data.draw(st.integers(0, 1 << 26))) for device in devices]
     after = make_plan(model.facts, more, options)

@@ -35,14 +35,22 @@ class Proxy:
         self._to, self._break_at, self._delay, self._left = (host, port), break_at, delay, most
         self._pace = pace
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._sockets = [self._listener]
+        self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """Cut all connections."""
-        for sock in list(self._sockets):
+        """Cut all connections, and take no more."""
+        self._cut([self._listener])
+        self.cut()
+
+    def cut(self, since: int = 0) -> None:
+        """Cut connections, but for the first few that there were."""
+        self._cut(self._sockets[2 * since :])
+
+    def _cut(self, sockets: list[socket.socket]) -> None:
+        for sock in sockets:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
             sock.close()

@@ -48,7 +48,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shop(path: Path, tmp_path: Path) -> Shop:
     device = DeviceInfo("cpu:0:64MB", ROOM, ROOM, 1e10, 1e11, 1e10, "CPU", shared=False)
     ledger, store = Ledger({device.name: ROOM}), Store(tmp_path / "store", 1 << 30)
-    return Shop((device,), 1, ledger, store, Library(path.parent), Doors(), insecure=True)
+    return Shop((device,), 1, ledger, store, Library(path.parent), Doors(), insecure=1)
 
 
 class Script:
@@ -225,6 +225,9 @@ class FakeLink:
 
     def on(self, kind: str, handler: Callable[[Any], None]) -> None:
         self.handlers[kind] = handler
+
+    def on_beat(self, check: Callable[[], None]) -> None:
+        check()
 
     def on_end(self, told: Callable[[GgrunError], None]) -> None:
         self.told.append(told)

@@ -15,6 +15,7 @@ from ggrun.errors import GgrunError
 from ggrun.rpc.placed import RpcOptions
 from tests.rpc.conftest import Start
 from tests.rpc.processes import WorkerProcess, plan_of
+from tests.rpc.proxy import Proxy
 
 MODEL, HALVES = Path(demo_model()), 16
 PROMPT = "The king ordered the"
@@ -51,6 +52,24 @@ def test_killed_in_the_middle_of_an_answer(start: Start, want: str) -> None:
     with LLM(MODEL, n_ctx=256, threads=1, plan=plan, rpc=options(a, b)) as llm:  # the next load uses it
         assert "".join(llm.generate(PROMPT, **SAMPLING)) == want
         assert b.address in llm.plan.to_json()
+
+
+def test_workers_that_lose_each_other(start: Start, want: str) -> None:
+    """The way from one to the next breaks, and both are there: the text goes on without the second."""
+    a, b, told = start("--insecure", name="a"), start("--insecure", name="b"), []
+    with Proxy(b.port) as proxy:
+        plan = plan_of(MODEL, (a.device(), 8), (f"{proxy.address}/cpu:0:1GB", HALVES))
+        rpc = RpcOptions(f"{a.address},{proxy.address}", insecure=1, tell=told.append)
+        with LLM(MODEL, n_ctx=256, threads=1, plan=plan, rpc=rpc) as llm:
+            pieces = llm.generate(PROMPT, **SAMPLING)
+            got = [next(pieces) for _ in range(5)]
+            # The client's two connections are older than the two of the other worker.
+            proxy.cut(since=2)
+            begun = time.monotonic()
+            got += list(pieces)
+            assert time.monotonic() - begun < LIMIT
+    assert "".join(got) == want
+    assert f"{proxy.address}: the worker is lost to {a.address}" in told[0]
 
 
 def test_when_nothing_fits_the_conversation_is_kept(

@@ -229,8 +229,9 @@ def test_hashes_are_kept_while_the_file_stays(tmp_path: Path, monkeypatch: pytes
     again = hashes(other, names[:3], progress)
     assert again["token_embd.weight"] != found["token_embd.weight"]
     file = next((tmp_path / "cache" / "hashes").iterdir())
-    file.write_text("{")
-    assert hashes(other, names[:3]) == again
+    for text in ("{", "[" * 100_000):
+        file.write_text(text)
+        assert hashes(other, names[:3]) == again
     assert hashing.silent("", 0, 0) is None
 
 

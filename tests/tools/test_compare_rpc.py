@@ -29,7 +29,7 @@ class Fake:
     def __init__(self, log: list[str], engine: str) -> None:
         self._log, self._engine = log, engine
         self._seconds = {"ggrun": 0.5, "plain": 2.0}[engine]
-        self.start = 2 * self._seconds
+        self.start, self.hello = 2 * self._seconds, {"load": self._seconds}
         log.append(f"{engine} starts")
 
     def ask(self, do: str, n: int, **_: Any) -> float:
@@ -51,10 +51,13 @@ def test_they_take_turns_and_what_comes_of_it(tool: Any) -> None:
     assert [(r.test, r.unit, r.ratio()) for r in found] == [
         ("first load", "s", 4.0),
         ("second load", "s", 4.0),
+        ("first start", "s", 4.0),
+        ("second start", "s", 4.0),
         ("pp8", "t/s", 4.0),
         ("tg4", "t/s", 4.0),
     ]
-    assert found[2].samples == {"ggrun": [16.0], "plain": [4.0]}
+    assert found[4].samples == {"ggrun": [16.0], "plain": [4.0]}
+    assert log[:4] == ["ggrun starts", "plain starts"] * 2
     assert log[6:] == ["ggrun pp8", "plain pp8"] * 2 + ["ggrun tg4", "plain tg4"] * 2
     text = tool.report({"cpu": "x"}, found)
     assert "| pp8 t/s | 16 | 4 | **4.00** |" in text

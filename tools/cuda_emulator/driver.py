@@ -176,9 +176,10 @@ class EmulatedDriver:
         self._check(address, data.nbytes, "a copy to the card")
         ctypes.memmove(address, data.ctypes.data, data.nbytes)
 
-    def upload(self, address: int, data: NDArray[Any]) -> None:
+    def upload(self, address: int, data: NDArray[Any], beside: bool = False) -> None:
         """Enqueue a copy from the host."""
-        self.enqueue(lambda: self.write(address, np.ascontiguousarray(data)), COPY)
+        enqueue = self.transfers.enqueue if beside else self.enqueue
+        enqueue(lambda: self.write(address, np.ascontiguousarray(data)), COPY)
 
     def download(self, data: NDArray[Any], address: int) -> None:
         """Enqueue a copy to the host."""

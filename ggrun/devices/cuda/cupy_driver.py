@@ -168,10 +168,10 @@ class CupyDriver:
             )
         stream.synchronize()
 
-    def upload(self, address: int, data: NDArray[Any]) -> None:
+    def upload(self, address: int, data: NDArray[Any], beside: bool = False) -> None:
         """Through pinned buffers, so that the bus is busy while the next piece is read from the file."""
         with self.on("an upload"):
-            self._staging.upload(address, data)
+            (self._staging_beside if beside else self._staging).upload(address, data)
 
     def download(self, data: NDArray[Any], address: int) -> None:
         """By cudaMemcpy2DAsync: rows of the host's array may be parts of longer ones."""
@@ -227,7 +227,8 @@ class CupyDriver:
             transfers.close()
         self._modules.clear()
         self._kernels.clear()
-        self.__dict__.pop("_staging", None)
+        for staging in ("_staging", "_staging_beside"):
+            self.__dict__.pop(staging, None)
         if cublas := self.__dict__.get("_cublas"):
             with suppress(GgrunError), self.on("cuBLAS"):  # a card that is lost has told it before
                 cublas.close()
@@ -240,6 +241,10 @@ class CupyDriver:
     @cached_property
     def _staging(self) -> Staging:
         return Staging(self._cupy, self.stream)
+
+    @cached_property
+    def _staging_beside(self) -> Staging:
+        return Staging(self._cupy, self.transfers)
 
     @cached_property
     def _cublas(self) -> Cublas | None:

@@ -14,9 +14,10 @@ from ggrun.devices.cuda import grids
 from ggrun.devices.cuda.attention import row_bytes
 from ggrun.devices.cuda.driver import Driver, OutOfMemory
 from ggrun.devices.cuda.gemm import GemmFrom
-from ggrun.devices.cuda.memory import CudaMemory, CudaPlace, CudaWeight
+from ggrun.devices.cuda.memory import CudaMemory, CudaPlace, CudaWeight, block
 from ggrun.devices.cuda.recorder import CudaRecorder
 from ggrun.devices.cuda.relay import Relay
+from ggrun.devices.cuda.slot import CudaSlot
 from ggrun.devices.streams import Stream
 from ggrun.devices.wire import DTYPES
 from ggrun.errors import Interrupted
@@ -99,16 +100,17 @@ class Cuda:
 
     def weight(self, tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> CudaWeight:
         """A copy of the block, which the stream makes."""
-        experts = tensor.shape[2] if len(tensor.shape) > 2 else 1
-        row, first = tensor.format.nbytes(columns[1] - columns[0]), tensor.format.nbytes(columns[0])
-        n_rows = rows[1] - rows[0]
-        memory = self._take(experts * n_rows * row, f"the weights {tensor.name}")
-        whole = tensor.data.reshape(experts, tensor.shape[1], tensor.row_bytes)
-        self.driver.upload(memory.address, whole[:, rows[0] : rows[1], first : first + row])
+        data = block(tensor, rows, columns)
+        memory = self._take(data.nbytes, f"the weights {tensor.name}")
+        self.driver.upload(memory.address, data)
         if self._uploaded:
             self._uploaded(memory.nbytes)
-        name, width = tensor.format.name, columns[1] - columns[0]
-        return CudaWeight(name, memory, memory.address, n_rows, width, row, experts)
+        return CudaWeight.of(tensor, data, memory, memory.address)
+
+    def slot(self, nbytes: int) -> CudaSlot:
+        """Memory of the card."""
+        memory = self._take(nbytes, "weights that come as they are needed")
+        return CudaSlot(self.driver, memory, self.check_interrupt)
 
     def rows(self, weight: CudaWeight, rows: tuple[int, int]) -> CudaWeight:
         """A part of a weight where it lies."""

@@ -74,7 +74,7 @@ class Driver(Protocol):
 
     @property
     def transfers(self) -> Stream:
-        """A second stream, for what comes from other cards by way of the host."""
+        """A second stream, for what comes by way of the host while kernels run."""
 
     def free_memory(self) -> tuple[int, int]:
         """Free and all bytes."""
@@ -114,8 +114,11 @@ class Driver(Protocol):
     def write(self, address: int, data: NDArray[Any]) -> None:
         """Copy from the host now, whatever the stream does; data is contiguous."""
 
-    def upload(self, address: int, data: NDArray[Any]) -> None:
-        """Enqueue a copy from the host, row after row; `data` must not change before it is done."""
+    def upload(self, address: int, data: NDArray[Any], beside: bool = False) -> None:
+        """Enqueue a copy from the host, row after row; `data` must not change before it is done.
+
+        beside: in `transfers`
+        """
 
     def download(self, data: NDArray[Any], address: int) -> None:
         """Enqueue a copy to the host."""

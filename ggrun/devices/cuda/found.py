@@ -1,13 +1,16 @@
 """Which cards there are; and when there are none, one line that says what to install or to change."""
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ggrun import __version__
 from ggrun.errors import GgrunError, UsageError
 
 OLDEST = 75
@@ -16,6 +19,8 @@ OLDEST = 75
 _NO_DEVICE, _OLD_DRIVER = 100, 35  # cudaErrorNoDevice, cudaErrorInsufficientDriver
 _DRIVER = Path("/proc/driver/nvidia/version")
 _VERSION = re.compile(r"Kernel Module.*?\s(\d+(?:\.\d+)+)")
+_STATE = ("/proc/sys/kernel/osrelease", "/proc/cmdline")
+_IOMMU = Path("/sys/kernel/iommu_groups")
 _INSTALL = "pip install 'ggrun[cuda13]' (driver 580 or newer) or 'ggrun[cuda12]'"
 
 
@@ -125,7 +130,7 @@ def nvidia_driver() -> str:
 
 
 def usable_cards() -> list[int]:
-    """The cards that can be used; none where CuPy is missing or finds none: then nobody asked for one."""
+    """The cards that can be used; none where there is no CuPy, or it finds none: nobody asked then."""
     if find_spec("cupy") is None:
         return []
     try:
@@ -133,3 +138,21 @@ def usable_cards() -> list[int]:
         return [index for index in range(found.count) if found.usable(index)]
     except GgrunError:
         return []
+
+
+def key_of(cards: Sequence[int], *more: str) -> str:
+    """What makes cards and the ways between them: another driver or IOMMU is another way."""
+    there = [Cards.found().card(number).identity for number in cards]
+    driver = [str(Cards.found().cupy.cuda.runtime.driverGetVersion()), nvidia_driver()]
+    return sha256("\n".join([*there, *driver, __version__, *_machine(), *more]).encode()).hexdigest()[:24]
+
+
+def _machine() -> list[str]:
+    """What of the machine decides whether cards reach each other."""
+    found = []
+    for file in _STATE:
+        with suppress(OSError):
+            found.append(Path(file).read_text(errors="replace"))
+    with suppress(OSError):
+        found.append(str(len(list(_IOMMU.iterdir()))))
+    return found

@@ -9,8 +9,9 @@ from typing import Any
 
 from ggrun.devices.cuda import selftest
 from ggrun.devices.cuda.device import Cuda
-from ggrun.devices.cuda.kept import NONSENSE, Kept, key_of, tell
+from ggrun.devices.cuda.found import key_of
 from ggrun.devices.cuda.selftest import Check, Outcome
+from ggrun.devices.kept import NONSENSE, Kept, tell
 from ggrun.errors import GgrunError, UsageError
 from ggrun.plan.hardware import Link
 

@@ -6,10 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 from weakref import finalize
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ggrun.devices.base import Rows
 from ggrun.devices.cuda.driver import Allocation
 from ggrun.devices.cuda.program import Step
 from ggrun.devices.wire import DTYPES
+from ggrun.gguf import Tensor
 
 ALIGNMENT = 256
 """Bytes: where allocations begin."""
@@ -36,10 +40,25 @@ class CudaWeight:
     row_bytes: int
     experts: int = 1
 
+    @classmethod
+    def of(cls, tensor: Tensor, data: NDArray[np.uint8], memory: CudaMemory, address: int) -> "CudaWeight":
+        """A tensor's block that lies at an address of some memory. data: see block."""
+        experts, rows, row_bytes = data.shape
+        columns = row_bytes // tensor.format.size * tensor.format.block
+        return cls(tensor.format.name, memory, address, rows, columns, row_bytes, experts)
+
     def cut(self, rows: tuple[int, int]) -> "CudaWeight":
         """The rows from rows[0] to rows[1]."""
         begin, end = rows
         return replace(self, address=self.address + begin * self.row_bytes, rows=end - begin)
+
+
+def block(tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> NDArray[np.uint8]:
+    """A tensor's block of rows and columns where it lies in the file: bytes [experts, rows, bytes a row]."""
+    experts = tensor.shape[2] if len(tensor.shape) > 2 else 1
+    begin, end = (tensor.format.nbytes(column) for column in columns)
+    whole: NDArray[np.uint8] = tensor.data.reshape(experts, tensor.shape[1], tensor.row_bytes)
+    return whole[:, rows[0] : rows[1], begin:end]
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ggrun.devices.cuda import selftest
-from ggrun.devices.cuda.kept import NONSENSE, Kept, key_of, tell
+from ggrun.devices.cuda.found import key_of
 from ggrun.devices.cuda.links import Numbers
 from ggrun.devices.cuda.nccl import library
 from ggrun.devices.cuda.selftest import Check, Outcome
+from ggrun.devices.kept import NONSENSE, Kept, tell
 from ggrun.errors import GgrunError
 
 

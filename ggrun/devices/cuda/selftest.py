@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-from ggrun.devices.cuda.kept import tell
+from ggrun.devices.kept import tell
 from ggrun.errors import GgrunError
 
 

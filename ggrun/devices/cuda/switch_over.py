@@ -1,6 +1,7 @@
 """From how many rows on cuBLAS is faster on a card: measured once, kept by the card's name and our kernels.
 
-Not by its number: all cards of a kind compute alike, so that a model's text does not depend on where it runs.
+Not by its number: all cards of a kind in a machine round alike, so that a text does not tell which of them
+computed it. Another machine may find other numbers.
 """
 
 import json
@@ -14,10 +15,10 @@ from ggrun.devices.base import Inputs, Limits, Rows
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.cuda.gemm import GemmFrom
-from ggrun.devices.cuda.kept import Kept
 from ggrun.devices.cuda.memory import CudaWeight
 from ggrun.devices.cuda.program import FEW
 from ggrun.devices.cuda.recorder import CudaRecorder
+from ggrun.devices.kept import Kept
 from ggrun.devices.speeds import least_seconds
 from ggrun.gguf import FORMATS, Tensor
 from ggrun.kernels import cuda_state
@@ -44,7 +45,7 @@ def kept_gemm(driver: Driver) -> GemmFrom | None:
 
 def keep_gemm(driver: Driver, found: GemmFrom) -> None:
     """Keep it."""
-    _KEPT.put(_key(driver), found, json.dumps(asdict(found)), settled=True)
+    _KEPT.put(_key(driver), found, json.dumps(asdict(found)))
 
 
 def _key(driver: Driver) -> str:

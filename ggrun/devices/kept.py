@@ -1,20 +1,15 @@
-"""What was found out about cards, kept for as long as cards, driver, machine and ggrun are the same."""
+"""What was found out about devices: known to this process, and kept on disk for the next ones."""
 
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from ggrun import __version__
-from ggrun.devices.cuda.found import Cards, nvidia_driver
 from ggrun.kernels import cache_home
 
 T = TypeVar("T")
-
-_STATE = ("/proc/sys/kernel/osrelease", "/proc/cmdline")
-_IOMMU = Path("/sys/kernel/iommu_groups")
 
 NONSENSE = (ValueError, TypeError, KeyError, ArithmeticError, RecursionError)
 """What comes of reading what nobody wrote like that."""
@@ -25,8 +20,8 @@ class Kept(Generic[T]):
 
     def __init__(self, kind: str, read: Callable[[str], T]) -> None:
         self._kind, self._read = kind, read
-        self._found: dict[str, T] = {}
-        """What this process knows, even where nothing can be kept."""
+        self._found: dict[str, T | None] = {}
+        """What this process knows, even where nothing can be kept. None: it is to be found anew."""
 
     def get(self, key: str) -> T | None:
         """What was found, now or before."""
@@ -35,7 +30,7 @@ class Kept(Generic[T]):
                 self._found[key] = self._read(self._file(key).read_text())
         return self._found.get(key)
 
-    def put(self, key: str, found: T, json: str, settled: bool) -> None:
+    def put(self, key: str, found: T, json: str, settled: bool = True) -> None:
         """Keep what was found; what is not settled for this process only."""
         self._found[key] = found
         with suppress(OSError):
@@ -46,26 +41,15 @@ class Kept(Generic[T]):
             else:
                 file.unlink(missing_ok=True)
 
-    def _file(self, key: str) -> Path:
-        return cache_home() / "hardware" / f"{self._kind}-{key}.json"
-
-
-def key_of(cards: Sequence[int], *more: str) -> str:
-    """What makes cards and the ways between them: another driver or IOMMU is another way."""
-    there = [Cards.found().card(number).identity for number in cards]
-    driver = [str(Cards.found().cupy.cuda.runtime.driverGetVersion()), nvidia_driver()]
-    return sha256("\n".join([*there, *driver, __version__, *_machine(), *more]).encode()).hexdigest()[:24]
-
-
-def _machine() -> list[str]:
-    """What of the machine decides whether cards reach each other."""
-    found = []
-    for file in _STATE:
+    def forget(self, key: str) -> None:
+        """Find it anew, even where the file cannot be removed."""
+        self._found[key] = None
         with suppress(OSError):
-            found.append(Path(file).read_text(errors="replace"))
-    with suppress(OSError):
-        found.append(str(len(list(_IOMMU.iterdir()))))
-    return found
+            self._file(key).unlink()
+
+    def _file(self, key: str) -> Path:
+        name = re.sub(r"[^\w.-]", "_", key)
+        return cache_home() / "hardware" / f"{self._kind}-{name}.json"
 
 
 def tell(text: str) -> None:

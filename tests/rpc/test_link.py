@@ -1,0 +1,89 @@
+"""A worker that answers, but does nothing: it has an end too."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from ggrun import LLM
+from ggrun.bundled import demo_model
+from ggrun.engine.hosts import HostLost
+from ggrun.errors import GgrunError
+from ggrun.rpc import ggrun_pb2 as pb
+from ggrun.rpc import remote, upload
+from ggrun.rpc.link import Link
+from ggrun.rpc.offered import devices_of
+from ggrun.rpc.placed import RpcOptions
+from tests.rpc.conftest import Start
+from tests.rpc.processes import plan_of
+
+MODEL, HALVES = Path(demo_model()), 16
+
+
+def test_a_batch_that_never_comes(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, told = start("--insecure"), []
+    plan = plan_of(MODEL, ("cpu", 4), (worker.device(), HALVES))
+    rpc = RpcOptions(worker.address, insecure=1, tell=told.append)
+    with LLM(MODEL, n_ctx=64, threads=1, plan=plan, rpc=rpc) as llm:
+        want = "".join(llm.generate("The king", temp=0.0, max_tokens=8))
+        monkeypatch.setattr(remote, "PATIENCE", 0.5)
+        link = llm._placed._workers.hosts[worker.address].link
+        monkeypatch.setattr(link, "send", lambda **_: None)
+        begun = time.monotonic()
+        assert "".join(llm.generate("The king", temp=0.0, max_tokens=8)) == want
+        assert time.monotonic() - begun < 5
+    assert "has given nothing for 0 seconds: going on without it" in told[0]
+
+
+def test_a_load_that_never_ends(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, told = start("--insecure"), []
+    plan = plan_of(MODEL, ("cpu", 4), (worker.device(), HALVES))
+    monkeypatch.setattr(upload, "PATIENCE", 0.5)
+    monkeypatch.setattr(Link, "send", silent(Link.send))
+    rpc = RpcOptions(worker.address, insecure=1, tell=told.append)
+    with LLM(MODEL, n_ctx=64, threads=1, plan=plan, rpc=rpc) as llm:
+        assert worker.address not in llm.plan.to_json()
+    assert "has loaded nothing for 0 seconds: going on without it" in told[0]
+
+
+def silent(send):
+    """Sends all but Open."""
+
+    def sent(self: Link, **kind: object) -> None:
+        if "open" not in kind:
+            send(self, **kind)
+
+    return sent
+
+
+def test_a_link_that_was_closed_says_so(start: Start) -> None:
+    worker = start("--insecure")
+    link = Link(worker.address, None)
+    latency, bandwidth = link.measure()
+    assert 0 < latency < 0.1
+    assert bandwidth > 1e6
+    ends: list[str] = []
+    link.on_end(lambda error: ends.append(str(error)))
+    link.close()
+    link.on_end(lambda error: ends.append(str(error)))
+    assert ends == [f"{worker.address}: the connection is closed"] * 2
+    with pytest.raises(GgrunError, match="the connection is closed"):
+        link.measure()
+    assert not isinstance(link.error, HostLost)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bandwidth": 1e-300}, {"bandwidth": float("nan")}, {"operations": 0.0}, {"link": float("inf")},
+        {"unpacked": -1.0}, {"free": 1 << 61}, {"name": "tpu:0"}, {"name": "cpu\x1b[2J"},
+    ],
+)  # fmt: skip
+def test_devices_that_cannot_be(wrong: dict[str, object]) -> None:
+    right = {"name": "cpu:0:1GB", "memory": 1, "free": 1, "bandwidth": 1e10, "operations": 1e11}
+    assert devices_of("w", pb.Welcome(devices=[pb.Device(**right)]), 1e-4, 1e9)[0].name == "w/cpu:0:1GB"
+    with pytest.raises(GgrunError) as caught:
+        devices_of("w", pb.Welcome(devices=[pb.Device(**{**right, **wrong})]), 1e-4, 1e9)
+    assert str(caught.value).isprintable()
+    with pytest.raises(GgrunError, match="too many devices, or one twice"):
+        devices_of("w", pb.Welcome(devices=[pb.Device(**right)] * 2), 1e-4, 1e9)
