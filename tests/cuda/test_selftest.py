@@ -140,7 +140,7 @@ def test_what_hangs_once_is_tried_again(
     (direct,) = outcomes("busy_once", DIRECT)
     assert direct.result
     err = capsys.readouterr().err
-    assert err == "ggrun: direct copies, cuda:0, cuda:1: no end after 5 s: once more, 69 s at the most\n"
+    assert err == "ggrun: direct copies, cuda:0, cuda:1: no end after 5 s: once more, some seconds, 69 at the most\n"
 
 
 @pytest.mark.parametrize(
