@@ -4,9 +4,7 @@ The emulator's cards differ in architecture and in the order of threads, and a t
 One that takes long names fewer: @pytest.mark.parametrize("card", ["800-random"], indirect=True).
 """
 
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from shutil import which
 from typing import Any
 
@@ -14,13 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from ggrun.devices.cuda import nccl as nccl_module
-from ggrun.devices.cuda import reductions
 from ggrun.devices.cuda.driver import Driver
-from ggrun.devices.cuda.found import Cards
 from tests.cuda import models
-from tests.cuda.fake_cupy import FakeCupy
-from tests.cuda.fake_nccl import FakeNccl
 from tools.cuda_emulator.build import compiler
 from tools.cuda_emulator.driver import EmulatedDriver
 
@@ -123,20 +116,3 @@ def card(request: pytest.FixtureRequest) -> Iterator[Card]:
     emulated = Card(EmulatedDriver(int(arch) // 10, order=_ORDERS[order]))
     yield emulated
     emulated.check()
-
-
-@pytest.fixture
-def nccl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeNccl]:
-    """A machine with four cards and NCCL, of which nothing is known."""
-    cupy = FakeCupy(cards=4)
-    fake = FakeNccl(cupy)
-    monkeypatch.setitem(sys.modules, "cupy", cupy)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", fake)  # type: ignore[arg-type]
-    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(reductions._KEPT, "_found", {})
-    monkeypatch.setattr(nccl_module, "_connected_directly", False)  # as in a process that begins
-    monkeypatch.setenv("NCCL_P2P_DISABLE", "0")
-    Cards.found.cache_clear()
-    yield fake
-    fake.held.set()
-    Cards.found.cache_clear()
