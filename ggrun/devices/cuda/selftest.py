@@ -93,13 +93,14 @@ def run(checks: Sequence[Check], opener: str) -> list[Outcome]:
         if outcomes[last].hung and retried != last:
             retried, hung = last, outcomes.pop()
             cards = ", ".join(f"cuda:{card}" for card in hung.check.cards)
-            tell(f"{hung.check.name}, {cards}: {hung.reason}: once more, {longest([hung.check])}")
+            tell(f"{hung.check.name}, {cards}: {hung.reason}: once more, {longest(checks[last:])}")
     return outcomes
 
 
 def longest(checks: Sequence[Check]) -> str:
-    """How long that may take, for users."""
-    return f"{_start(checks) + sum(CHECKS[check.name].limit for check in checks):.0f} s at the most"
+    """How long that may take, for users: if each check needs a process of its own, and none is made twice."""
+    seconds = sum(_start(checks) + CHECKS[check.name].limit for check in checks)
+    return f"some seconds, {seconds:.0f} at the most"
 
 
 def _start(checks: Sequence[Check]) -> float:
