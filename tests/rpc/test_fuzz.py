@@ -213,9 +213,7 @@ def test_a_hostile_client(shop: Shop, path: Path, messages: int) -> None:
     assert memory() - before < 50 << 20
 
 
-def test_a_next_worker_that_does_not_read(
-    shop: Shop, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_next_worker_that_does_not_read(shop: Shop, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is pushed to it and not taken counts as under way: the session ends before memory does."""
     monkeypatch.setattr(session, "_MOST_HELD", 128 << 10)
     script, stop = Script(path), threading.Event()
