@@ -78,6 +78,7 @@ def worker(**options: Any) -> int:
 
 
 def _serve(settings: "WorkerOptions", devices: "list[DeviceInfo]", new_token: bool, announce: bool) -> None:
+    from ggrun.rpc.channel import joined_address
     from ggrun.rpc.keys import config_home, identity
     from ggrun.rpc.worker import open_worker
 
@@ -86,11 +87,11 @@ def _serve(settings: "WorkerOptions", devices: "list[DeviceInfo]", new_token: bo
     server = open_worker(settings, devices, known)
     if known and fresh:
         say("ggrun worker: paste this on each machine that may use this worker (it is shown only now):")
-        say(f"  ggrun join {_name(settings.host)}:{server.port} {known.key}")
+        say(f"  ggrun join {joined_address(_name(settings.host), server.port)} {known.key}")
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, lambda *_: server.stop())
     said = _announced(settings.host, server.port, known) if announce and known else None
-    say(f"ggrun worker: listening at {settings.host}:{server.port}")
+    say(f"ggrun worker: listening at {joined_address(settings.host, server.port)}")
     server.wait()
     if said:
         said.close()

@@ -44,12 +44,17 @@ class Certificates:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """The host and the port of host:port; UsageError."""
+    """The host and the port of host:port or [IPv6]:port; UsageError."""
     host, colon, port = address.rpartition(":")
-    plain = host.removeprefix("[").removesuffix("]")
-    if not (colon and plain and port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
-        raise UsageError(f"{address!r:.60} is no address of a worker: write it as host:port")
+    bare = ":" in (plain := host.removeprefix("[").removesuffix("]")) and plain == host
+    if bare or not (colon and plain and port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+        raise UsageError(f"{address!r:.60} is no address of a worker: write it as host:port or [IPv6]:port")
     return plain, int(port)
+
+
+def joined_address(host: str, port: int) -> str:
+    """What split_address takes apart."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:

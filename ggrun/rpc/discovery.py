@@ -12,7 +12,7 @@ import psutil
 
 from ggrun.errors import GgrunError
 from ggrun.rpc import PROTOCOL
-from ggrun.rpc.channel import is_loopback
+from ggrun.rpc.channel import is_loopback, joined_address
 from ggrun.rpc.keys import Key
 
 _TYPE = "_ggrun._tcp.local."
@@ -88,14 +88,13 @@ def _joined(info: Any, keys: Mapping[bytes, Key]) -> Sequence[tuple[str, Key]]:
     key = keys.get(fingerprint)
     if key is None or not addresses or not info.port:
         return ()
-    host = f"[{addresses[0]}]" if ":" in addresses[0] else addresses[0]
-    return ((f"{host}:{info.port}", key),)
+    return ((joined_address(addresses[0], info.port), key),)
 
 
 def _addresses(host: str) -> list[str]:
     """What a worker that listens at a host can be reached by."""
     if host not in ("0.0.0.0", "::"):
-        return [socket.gethostbyname(host)]
+        return [str(socket.getaddrinfo(host, None)[0][4][0])]
     every = (a for addresses in psutil.net_if_addrs().values() for a in addresses)
     found = [a.address for a in every if a.family == socket.AF_INET and not is_loopback(a.address)]
     return found or ["127.0.0.1"]

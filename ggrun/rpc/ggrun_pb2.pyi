@@ -281,7 +281,7 @@ class Result(_message.Message):
     def __init__(self, run: _Optional[int] = ..., batch: _Optional[int] = ..., part: _Optional[int] = ..., values: _Optional[bytes] = ..., ids: _Optional[bytes] = ...) -> None: ...
 
 class Failed(_message.Message):
-    __slots__ = ("kind", "text", "run")
+    __slots__ = ("kind", "text", "run", "part")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         OTHER: _ClassVar[Failed.Kind]
@@ -299,10 +299,12 @@ class Failed(_message.Message):
     KIND_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
     kind: Failed.Kind
     text: str
     run: int
-    def __init__(self, kind: _Optional[_Union[Failed.Kind, str]] = ..., text: _Optional[str] = ..., run: _Optional[int] = ...) -> None: ...
+    part: int
+    def __init__(self, kind: _Optional[_Union[Failed.Kind, str]] = ..., text: _Optional[str] = ..., run: _Optional[int] = ..., part: _Optional[int] = ...) -> None: ...
 
 class Invited(_message.Message):
     __slots__ = ("part", "key")

@@ -75,17 +75,18 @@ class Identity:
 
 
 def identity(folder: Path, new_token: bool = False) -> tuple[Identity, bool]:
-    """The secrets in a folder, made where there are none; and whether the token is a new one."""
+    """The secrets in a folder, made where there are none; and whether clients need to be told a new key."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         certificate, private_key = folder / "certificate.pem", folder / "private_key.pem"
-        if not (certificate.exists() and private_key.exists()):
+        new_pair = not (certificate.exists() and private_key.exists())
+        if new_pair:
             pair = _certificate()
             _write(private_key, pair[1])
             _write(certificate, pair[0])
         token = folder / "token"
-        fresh = new_token or not token.exists()
-        if fresh:
+        new_token = new_token or not token.exists()
+        if new_token:
             _write(token, _word(secrets.token_bytes(_TOKEN_BYTES)).encode() + b"\n")
         known = _bytes(token.read_text(encoding="ascii").strip())
         if len(known) != _TOKEN_BYTES:
@@ -98,7 +99,7 @@ def identity(folder: Path, new_token: bool = False) -> tuple[Identity, bool]:
         raise GgrunError(
             f"{folder}: the token or the certificate is damaged: remove it, and join again"
         ) from None
-    return found, fresh
+    return found, new_pair or new_token
 
 
 def _certificate() -> tuple[bytes, bytes]:

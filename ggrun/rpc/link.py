@@ -21,7 +21,7 @@ from ggrun.rpc.wire import ProtocolError, parsed, shown
 BEAT = 2.0
 """Seconds of silence after which the worker is asked whether it is there."""
 SILENCE = 10.0
-"""Seconds of silence after which it is lost."""
+"""Seconds of silence after which it is lost; see Link.busy."""
 _BALLAST = 256 << 10
 _PINGS, _LOADED_PINGS = 8, 3
 
@@ -36,6 +36,10 @@ class Link:
     def __init__(self, host: str, key: Key | None, own: Certificates | None = None) -> None:
         self.host, self.key = host, key
         self.error: GgrunError | None = None
+        self.in_use = False
+        """A model is loaded there: whatever ends the session, but for `close`, is the worker's loss now."""
+        self.busy = 0.0
+        """Seconds that a large message may take to come: a ping, or its answer, waits behind it."""
         self._requests: SimpleQueue[pb.Request | None] = SimpleQueue()
         self._handlers: dict[str, Callable[[Any], None]] = {"pong": self._pong}
         self._ended: list[Callable[[GgrunError], None]] = []
@@ -148,11 +152,17 @@ class Link:
                 if (handler := self._handlers.get(kind)) is None:
                     raise ProtocolError(f"{self.host}: the worker sent {kind}, which nobody waits for")
                 handler(getattr(reply, kind))
-            self.fail(HostLost(self.host, "the worker has ended the session"))
+            self._end(HostLost(self.host, "the worker has ended the session"))
         except grpc.RpcError as error:
-            self.fail(self._explained(error))
+            self._end(self._explained(error))
         except GgrunError as error:
-            self.fail(error)
+            self._end(error)
+
+    def _end(self, error: GgrunError) -> None:
+        """It ends, and this side has not wished it."""
+        if self.in_use and not isinstance(error, HostLost):
+            error = HostLost(self.host, str(error).removeprefix(f"{self.host}: "))
+        self.fail(error)
 
     def _explained(self, error: Any) -> GgrunError:
         if not isinstance(error, grpc.RpcError):
@@ -165,8 +175,8 @@ class Link:
     def _watch(self) -> None:
         while self.error is None:
             silent = time.monotonic() - self._heard
-            if silent > SILENCE:
-                self.fail(HostLost(self.host, f"the worker has not answered for {SILENCE:.0f} seconds"))
+            if silent > SILENCE + self.busy:
+                self.fail(HostLost(self.host, f"the worker has not answered for {silent:.0f} seconds"))
             elif silent > BEAT / 2:
                 self._requests.put(pb.Request(ping=pb.Ping()))
             try:

@@ -192,7 +192,7 @@ class Session:
             raise ProtocolError("a chunk came that nobody waits for")
         before = self._intake.quarters
         if self._intake.take(message):
-            self._jobs.put(self._load)
+            self._jobs.put(partial(self._arrived, message.tensor))
         if self._intake.quarters > before:
             log.info("%s: %d %% of the weights have come", self._peer, 25 * self._intake.quarters)
         self._replies.put(pb.Reply(received=pb.Received(bytes=self._intake.received)))
@@ -227,7 +227,8 @@ class Session:
 
     def _take_handoff(self, message: "pb.Handoff") -> None:
         self._inbox(message.part)
-        handoff = Handoff(message, self._shop.insecure, lambda n: self._hold(-n), self._next_lost)
+        lost = partial(self._next_lost, message.part)
+        handoff = Handoff(message, self._shop.insecure, lambda n: self._hold(-n), lost)
         self._jobs.put(partial(self._connect, message.part, handoff))
 
     def _ready(self) -> Work:
@@ -254,10 +255,15 @@ class Session:
     def _look_for_weights(self) -> None:
         assert self._opening
         self._intake = intake = Intake(self._opening, self._shop.library, self._shop.store)
-        if wants := intake.look():
+        if wants := intake.look(lambda: self._closed):
             log.info("%s: %d MiB of weights are missing here", self._peer, intake.total >> 20)
             self._replies.put(pb.Reply(missing=pb.Missing(wants=wants)))
         else:
+            self._load()
+
+    def _arrived(self, tensor: int) -> None:
+        assert self._intake
+        if self._intake.arrived(tensor):
             self._load()
 
     def _load(self) -> None:
@@ -267,7 +273,6 @@ class Session:
         self._intake.close()
         self._devices = open_devices(self._opening.devices, self._shop.threads)
         work = Work(self._opening, model, self._devices, self._emit, self._fail)
-        self._shop.store.trim()
         self._work = work
         log.info("%s: is ready", self._peer)
         self._replies.put(pb.Reply(ready=pb.Ready(tensors=sorted(work.loaded.tensors))))
@@ -318,10 +323,10 @@ class Session:
         except ProtocolError as error:  # the thread may be a stream's, which has no use for it
             self._end(error)
 
-    def _next_lost(self, error: GgrunError) -> None:
+    def _next_lost(self, part: int, error: GgrunError) -> None:
         """The client has lost that worker too, or lays its layers elsewhere."""
         log.warning("%s: %s", self._peer, error)
-        failed = pb.Failed(kind=pb.Failed.HANDOFF, text=str(error), run=self._run)
+        failed = pb.Failed(kind=pb.Failed.HANDOFF, text=str(error), run=self._run, part=part)
         self._replies.put(pb.Reply(failed=failed))
 
     def _fail(self, message: "pb.Forward", error: BaseException) -> None:

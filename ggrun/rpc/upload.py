@@ -16,9 +16,10 @@ from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.hashes import hashes
 from ggrun.rpc.link import Link
 from ggrun.rpc.opening import opening, wanted
-from ggrun.rpc.wire import ProtocolError
+from ggrun.rpc.wire import ProtocolError, check_tokens
 
-_CHUNK = 1 << 20
+CHUNK = 1 << 20
+"""Bytes of a message with weights."""
 PATIENCE = 1800.0
 """Seconds that the worker has for a sign that loading goes on: it may have to hash files of its own."""
 _WINDOW = 32 << 20
@@ -46,9 +47,10 @@ class Upload:
         self, plan: Plan, parts: Sequence[range], model: GGUF, cache: CacheSpec, limits: Limits, slots: int,
         form: "pb.Form",
     ) -> None:  # fmt: skip
-        """Start to load runs of stages."""
+        """Start to load runs of stages; UsageError where batches are too large for messages."""
         facts = ModelFacts.from_outline(model)
         self.width, self.vocab = facts.config.width, facts.config.vocab
+        check_tokens(limits.tokens, self.width, form)
         names = wanted(facts, plan, [i for part in parts for i in part]) & model.tensors.keys()
 
         def load() -> None:
@@ -91,8 +93,8 @@ class Upload:
 
     def _chunks(self, tensors: list[Tensor], want: "pb.Want") -> Iterator["pb.Chunk"]:
         data = tensors[want.tensor].data
-        for begin in range(want.offset, len(data), _CHUNK):
-            yield pb.Chunk(tensor=want.tensor, offset=begin, data=data[begin : begin + _CHUNK].tobytes())
+        for begin in range(want.offset, len(data), CHUNK):
+            yield pb.Chunk(tensor=want.tensor, offset=begin, data=data[begin : begin + CHUNK].tobytes())
 
     def _wait(self, there: Any) -> None:
         with self._changed:
@@ -106,11 +108,12 @@ class Upload:
         self._tell("_missing", missing)
 
     def _on_received(self, received: "pb.Received") -> None:
-        if not self._received <= received.bytes <= self.sent + _CHUNK:
+        if not self._received <= received.bytes <= self.sent + CHUNK:
             raise ProtocolError(f"{self._link.host}: the worker has received what was not sent")
         self._tell("_received", received.bytes)
 
     def _on_ready(self, ready: "pb.Ready") -> None:
+        self._link.in_use = True
         self._tell("_ready", ready)
 
     def _check(self) -> None:

@@ -10,14 +10,19 @@ from numpy.typing import NDArray
 from ggrun.devices.base import Limits
 from ggrun.devices.best import MOST_K, TopK
 from ggrun.engine.batch import Batch
-from ggrun.errors import GgrunError
+from ggrun.errors import GgrunError, UsageError
 from ggrun.rpc import ggrun_pb2 as pb
 
-LARGEST_MESSAGE = 128 << 20
-"""Bytes: activations of 2048 tokens of a width of 16384."""
+LARGEST_MESSAGE = 130 << 20
+"""Bytes: activations of 2048 tokens of a width of 16384, and what is said of them."""
+_BESIDE = 1 << 20
+"""Bytes of it for all that does not grow with the tokens: pages, above all."""
+_BESIDE_TOKEN = 16
 FORMS = {"f32": pb.F32, "f16": pb.F16, "bf16": pb.BF16}
 """How activations may go over the wire, by the names that users give."""
 _LARGEST_F16 = 65504.0
+_QUIET = np.uint32(0x40)
+"""The bit of a bfloat16 that keeps a NaN one, whatever the bits were that are cut off."""
 M = TypeVar("M", "pb.Request", "pb.Reply", "pb.Push")
 _SHOWN = 300
 
@@ -44,20 +49,32 @@ def parsed(kind: type[M], data: bytes) -> M:
     return message
 
 
+def check_tokens(tokens: int, width: int, form: int) -> None:
+    """UsageError when so many of them at a time make larger messages than there can be."""
+    row = width * _size(form)
+    most = (LARGEST_MESSAGE - _BESIDE) // (row + _BESIDE_TOKEN)
+    if tokens > most:
+        raise UsageError(f"-ub {tokens}: workers take up to {most} tokens of this model at a time")
+
+
 def encode(values: NDArray[np.float32], form: int) -> bytes:
-    """Float32 values in a form of the wire. F16 holds no more than 65504: larger ones become that."""
+    """Float32 values in a form of the wire: infinite ones and NaN stay what they are.
+
+    F16 holds no more than 65504: larger finite ones become that.
+    """
     if form == pb.F16:
-        return np.clip(values, -_LARGEST_F16, _LARGEST_F16).astype("<f2").tobytes()
+        clipped = np.clip(values, -_LARGEST_F16, _LARGEST_F16)
+        return np.where(np.isinf(values), values, clipped).astype("<f2").tobytes()
     if form == pb.BF16:
         bits = np.ascontiguousarray(values).view(np.uint32)
         rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16  # to nearest, ties to even
-        return rounded.astype("<u2").tobytes()
+        return np.where(np.isnan(values), (bits >> 16) | _QUIET, rounded).astype("<u2").tobytes()
     return values.astype("<f4", copy=False).tobytes()
 
 
 def decode(data: bytes, form: int, rows: int, width: int) -> NDArray[np.float32]:
     """Such bytes as float32 [rows, width]; ProtocolError when there are not exactly so many."""
-    size = 4 if form == pb.F32 else 2
+    size = _size(form)
     if len(data) != rows * width * size:
         raise ProtocolError(f"{len(data)} bytes came where {rows} x {width} values of {size} bytes belong")
     if form == pb.F16:
@@ -133,6 +150,11 @@ def ids(data: bytes, logits: NDArray[np.float32], end: int) -> NDArray[np.int32]
 def shown(text: str) -> str:
     """A text of the other side's in one line that cannot steer a terminal."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text[:_SHOWN].split()))
+
+
+def _size(form: int) -> int:
+    """Bytes of a value."""
+    return 4 if form == pb.F32 else 2
 
 
 def _bytes(numbers: NDArray[np.int32]) -> bytes:

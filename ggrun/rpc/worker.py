@@ -10,7 +10,7 @@ from ggrun.kernels import cache_home
 from ggrun.plan.hardware import DeviceInfo
 from ggrun.plan.options import PlanOptions
 from ggrun.rpc import PORT
-from ggrun.rpc.channel import is_loopback
+from ggrun.rpc.channel import is_loopback, joined_address
 from ggrun.rpc.handoff import Doors
 from ggrun.rpc.keys import Identity
 from ggrun.rpc.ledger import Ledger
@@ -56,15 +56,17 @@ def open_worker(options: WorkerOptions, devices: Sequence[DeviceInfo], identity:
         raise UsageError(
             f"--insecure on {options.host}: without TLS for this machine only; give it twice for any"
         )
+    if identity is None and options.client_ca is not None:
+        raise UsageError("--insecure is without TLS, and so without the certificates of --client-ca")
     ledger = Ledger({d.name: d.free for d in devices}, options.max_memory)
     shop = Shop(
         devices=tuple(devices),
         threads=options.threads,
         ledger=ledger,
-        store=Store(options.cache_dir or cache_home() / "tensors", options.cache_size),
+        store=Store((options.cache_dir or cache_home()) / "tensors", options.cache_size),
         library=Library(options.models),
         doors=Doors(),
         insecure=options.insecure if identity is None else 0,
     )
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    return Server(shop, f"{host}:{options.port}", identity, options.client_ca, options.sessions)
+    address = joined_address(options.host, options.port)
+    return Server(shop, address, identity, options.client_ca, options.sessions)

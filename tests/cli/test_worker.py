@@ -47,6 +47,7 @@ def test_joining(config: Path) -> None:
     [
         (["join", "spare", str(KEY)], "'spare' is no address of a worker: write it as host:port"),
         (["join", "spare:0", str(KEY)], "is no address"),
+        (["join", "::1:50052", str(KEY)], "write it as host:port or [IPv6]:port"),
         (["join", "spare:50052", "abc"], "that is no key of a worker"),
         (["worker", "--max-memory", "much"], "--max-memory 'much': write it as 16GB"),
         (["worker", "-d", "tpu:0", "-t", "1"], "unknown device 'tpu:0'"),

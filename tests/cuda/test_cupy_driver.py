@@ -28,9 +28,9 @@ from ggrun.plan.usage import Sizes
 from tests.cuda import fake_cupy
 from tests.cuda.fake_cupy import Cublas, CUDARuntimeError, FakeCupy
 from tests.cuda.models import engine, logits
-from tests.engine.test_offloaded import beside_the_cpu, offloads_of
 from tests.engine.test_outputs import Shares, check_several
 from tests.engine.test_peer import distance
+from tests.offloads import beside_the_cpu, offloads_of
 from tests.plans import Plans
 from tests.tiny import Tiny
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,12 @@ from ggrun.plan.hardware import DeviceInfo
 from ggrun.rpc import PROTOCOL, session, wire
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.handoff import Doors
-from ggrun.rpc.hashes import hashes
+from ggrun.rpc.hashes import Stop, check, hashes, never
 from ggrun.rpc.ledger import Ledger
-from ggrun.rpc.opening import opening, wanted
+from ggrun.rpc.opening import Declared, opening, wanted
 from ggrun.rpc.remote import Remote
 from ggrun.rpc.session import Session, Shop
-from ggrun.rpc.store import Library, Store
+from ggrun.rpc.store import Bytes, Library, Store
 from tests.rpc.processes import plan_of
 from tests.tiny import Tiny
 
@@ -286,6 +287,29 @@ def test_a_client_that_goes_while_its_open_is_read(
     answers.close()  # type: ignore[attr-defined]
     gone.set()
     assert done.wait(10)
+    assert shop.ledger.free("cpu:0:64MB") == ROOM
+
+
+def test_who_leaves_while_files_are_hashed(shop: Shop, path: Path) -> None:
+    """Nothing is computed for who has gone, and the memory is free again."""
+    hashing = threading.Event()
+
+    class Slow(Library):
+        def find(self, tensors: list[Declared], stop: Stop = never) -> dict[str, Bytes]:
+            hashing.set()
+            while True:
+                check(stop)
+                time.sleep(0.001)
+
+    def requests(replies: list[pb.Reply]) -> Iterator[bytes]:
+        script = Script(path)
+        yield pb.Request(hello=script.hello).SerializeToString()
+        yield pb.Request(open=script.open).SerializeToString()
+        assert hashing.wait(30)
+        assert shop.ledger.free("cpu:0:64MB") < ROOM
+
+    replies = talk(replace(shop, library=Slow(None)), requests)
+    assert [reply.WhichOneof("kind") for reply in replies] == ["welcome"]
     assert shop.ledger.free("cpu:0:64MB") == ROOM
 
 

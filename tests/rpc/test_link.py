@@ -1,19 +1,24 @@
 """A worker that answers, but does nothing: it has an end too."""
 
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from ggrun import LLM
+from ggrun import LLM, Interrupted
 from ggrun.bundled import demo_model
 from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError
+from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc import remote, upload
 from ggrun.rpc.link import Link
+from ggrun.rpc.offered import devices_of
 from ggrun.rpc.placed import RpcOptions
 from tests.rpc.conftest import Start
 from tests.rpc.processes import plan_of
+from tests.rpc.proxy import Proxy
+from tests.tiny import Tiny
 
 MODEL, HALVES = Path(demo_model()), 16
 
@@ -31,6 +36,50 @@ def test_a_batch_that_never_comes(start: Start, monkeypatch: pytest.MonkeyPatch)
         assert "".join(llm.generate("The king", temp=0.0, max_tokens=8)) == want
         assert time.monotonic() - begun < 5
     assert "has given nothing for 0 seconds: going on without it" in told[0]
+
+
+def test_an_interrupt_ends_a_text_whose_results_never_come(start: Start) -> None:
+    """And the worker is used again."""
+    worker, told, ended = start("--insecure"), [], []
+    plan = plan_of(MODEL, ("cpu", 4), (worker.device(), HALVES))
+    rpc = RpcOptions(worker.address, insecure=1, tell=told.append)
+    with LLM(MODEL, n_ctx=64, threads=1, plan=plan, rpc=rpc) as llm:
+        want = "".join(llm.generate("The king", temp=0.0, max_tokens=8))
+        handlers, dropped = llm._placed._workers.hosts[worker.address].link._handlers, threading.Event()
+        take, handlers["result"] = handlers["result"], lambda _: dropped.set()
+
+        def generate() -> None:
+            try:
+                ended.extend(llm.generate("The queen", temp=0.0, max_tokens=8))
+            except Interrupted as error:
+                ended.append(error)
+
+        thread = threading.Thread(target=generate, daemon=True)
+        thread.start()
+        assert dropped.wait(20)
+        llm.interrupt()
+        thread.join(20)
+        assert [type(end) for end in ended] == [Interrupted]
+        handlers["result"] = take
+        assert "".join(llm.generate("The king", temp=0.0, max_tokens=8)) == want
+        assert worker.address in llm.plan.to_json()
+    assert told == []
+
+
+def test_a_slow_network_is_no_silence(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer to a ping waits behind 4 MiB of activations, for longer than a worker may be silent."""
+    monkeypatch.setattr("ggrun.rpc.link.SILENCE", 1.0)
+    monkeypatch.setattr("ggrun.rpc.link.BEAT", 0.2)
+    path = Tiny(layers=2, width=1024, heads=8, context=1024).write(tmp_path / "model.gguf")
+    worker, told = start("--insecure", "--models", str(tmp_path)), []
+    with Proxy(worker.port, pace=0.04) as proxy:
+        plan = plan_of(path, ("cpu", 2), (f"{proxy.address}/cpu:0:1GB", 4))
+        rpc = RpcOptions(proxy.address, insecure=1, tell=told.append)
+        with LLM(path, n_ctx=1024, n_ubatch=1024, threads=1, plan=plan, rpc=rpc) as llm:
+            begun = time.monotonic()
+            next(llm.generate_tokens([1] * 1000, temp=0.0))
+            assert time.monotonic() - begun > 1.5
+            assert told == []
 
 
 def test_a_load_that_never_ends(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,3 +117,20 @@ def test_a_link_that_was_closed_says_so(start: Start) -> None:
     with pytest.raises(GgrunError, match="the connection is closed"):
         link.measure()
     assert not isinstance(link.error, HostLost)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bandwidth": 1e-300}, {"bandwidth": float("nan")}, {"operations": 0.0}, {"link": float("inf")},
+        {"unpacked": -1.0}, {"free": 1 << 61}, {"name": "tpu:0"}, {"name": "cpu\x1b[2J"},
+    ],
+)  # fmt: skip
+def test_devices_that_cannot_be(wrong: dict[str, object]) -> None:
+    right = {"name": "cpu:0:1GB", "memory": 1, "free": 1, "bandwidth": 1e10, "operations": 1e11}
+    assert devices_of("w", pb.Welcome(devices=[pb.Device(**right)]), 1e-4, 1e9)[0].name == "w/cpu:0:1GB"
+    with pytest.raises(GgrunError) as caught:
+        devices_of("w", pb.Welcome(devices=[pb.Device(**{**right, **wrong})]), 1e-4, 1e9)
+    assert str(caught.value).isprintable()
+    with pytest.raises(GgrunError, match="too many devices, or one twice"):
+        devices_of("w", pb.Welcome(devices=[pb.Device(**right)] * 2), 1e-4, 1e9)

@@ -12,6 +12,7 @@ from ggrun import LLM
 from ggrun.bundled import demo_model
 from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError
+from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.placed import RpcOptions
 from tests.rpc.conftest import Start
 from tests.rpc.processes import WorkerProcess, plan_of
@@ -70,6 +71,38 @@ def test_workers_that_lose_each_other(start: Start, want: str) -> None:
             assert time.monotonic() - begun < LIMIT
     assert "".join(got) == want
     assert f"{proxy.address}: the worker is lost to {a.address}" in told[0]
+
+
+def test_one_of_two_that_a_worker_pushes_to(start: Start, want: str) -> None:
+    """The one that is lost is left out, and not the other."""
+    a, b, c = (start("--insecure", name=name) for name in "abc")
+    told: list[str] = []
+    with Proxy(c.port) as proxy:
+        at_c = f"{proxy.address}/cpu:0:1GB"
+        plan = plan_of(MODEL, (a.device(), 4), (b.device(), 8), (a.device(), 12), (at_c, HALVES))
+        rpc = RpcOptions(f"{a.address},{b.address},{proxy.address}", insecure=1, tell=told.append)
+        with LLM(MODEL, n_ctx=256, threads=1, plan=plan, rpc=rpc) as llm:
+            pieces = llm.generate(PROMPT, **SAMPLING)
+            got = [next(pieces) for _ in range(5)]
+            proxy.cut(since=2)  # as in the test before
+            got += list(pieces)
+    assert "".join(got) == want
+    assert [line.partition(": ")[0] for line in told] == [proxy.address]
+
+
+def test_a_session_that_the_worker_ends(start: Start, want: str) -> None:
+    """Whatever its reason is: the text goes on without it, and so does the next."""
+    worker, told = start("--insecure"), []
+    plan = plan_of(MODEL, ("cpu", 4), (worker.device(), HALVES))
+    with LLM(MODEL, n_ctx=256, threads=1, plan=plan, rpc=options(worker, told=told)) as llm:
+        pieces = llm.generate(PROMPT, **SAMPLING)
+        got = [next(pieces) for _ in range(5)]
+        link = llm._placed._workers.hosts[worker.address].link
+        link.send(ping=pb.Ping(ballast=bytes(9 << 20)))  # more than it takes
+        got += list(pieces)
+        assert "".join(got) == want
+        assert "".join(llm.generate(PROMPT, **SAMPLING)) == want
+    assert told == [f"{worker.address}: a Ping with too much ballast: going on without it"]
 
 
 def test_when_nothing_fits_the_conversation_is_kept(

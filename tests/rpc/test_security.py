@@ -16,18 +16,21 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from ggrun import __version__
+from ggrun import LLM, __version__
+from ggrun.bundled import demo_model
 from ggrun.errors import GgrunError, UsageError
 from ggrun.rpc import PROTOCOL, keys
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.handoff import Doors
 from ggrun.rpc.ledger import Ledger
 from ggrun.rpc.link import Link
+from ggrun.rpc.placed import RpcOptions
 from ggrun.rpc.server import Server
 from ggrun.rpc.session import Shop
 from ggrun.rpc.store import Library, Store
 from ggrun.rpc.workers import Workers, connect
 from tests.rpc.conftest import Start
+from tests.rpc.processes import plan_of
 
 PEM = serialization.Encoding.PEM
 
@@ -49,6 +52,22 @@ def test_joined(start: Start, tmp_path: Path) -> None:
     worker.start(str(worker.port))
     assert worker.key not in worker.text, "the token is shown once"
     assert devices(connect(worker.address)) == [worker.device()]
+
+
+def test_joined_by_ipv6(start: Start) -> None:
+    """What the printed line says can be pasted, connected to, and named in plans."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 here")
+    worker = start("-H", "::1", join=False)
+    address = next(line for line in worker.lines if "ggrun join" in line).split()[-2]
+    assert address == f"[::1]:{worker.port}"
+    keys.join(address, keys.Key.parse(worker.key or ""))
+    plan = plan_of(demo_model(), ("cpu", 8), (f"{address}/cpu:0:1GB", 16))
+    with LLM(demo_model(), n_ctx=64, threads=1, plan=plan, rpc=RpcOptions(address)) as llm:
+        assert "".join(llm.generate("The king", temp=0.0, max_tokens=4))
+        assert address in llm.plan.to_json()
 
 
 def test_not_joined(start: Start) -> None:
@@ -133,6 +152,9 @@ def test_insecure_is_for_loopback_unless_repeated(start: Start) -> None:
     refused = ggrun("worker", "--insecure", "-H", "0.0.0.0", "-d", "cpu:0:1GB")
     assert refused.returncode == 2
     assert "--insecure on 0.0.0.0: without TLS for this machine only; give it twice" in refused.stderr
+    refused = ggrun("worker", "--insecure", "--client-ca", __file__, "-d", "cpu:0:1GB")
+    assert refused.returncode == 2
+    assert "--insecure is without TLS, and so without the certificates of --client-ca" in refused.stderr
     worker = start("--insecure", "--insecure", "-H", "0.0.0.0", name="open")
     assert devices(connect(worker.address, insecure=2)) == [worker.device()]
 
@@ -195,6 +217,10 @@ def test_keys_survive_the_way_through_text(tmp_path: Path) -> None:
     assert keys.Key.parse(str(made.key)) == made.key
     again, fresh = keys.identity(tmp_path / "worker")
     assert (again, fresh) == (made, False)
+    (tmp_path / "worker" / "certificate.pem").unlink()
+    other, fresh = keys.identity(tmp_path / "worker")
+    assert fresh  # the fingerprint is in the join line, as the token is
+    assert (other.token, other.key.fingerprint == made.key.fingerprint) == (made.token, False)
 
 
 # ---------------------------------------------------------------- handshakes

@@ -8,8 +8,20 @@ import pytest
 import ggrun.rpc
 from ggrun.devices.base import Limits
 from ggrun.engine.batch import Batch
+from ggrun.errors import UsageError
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc.wire import Bounds, ProtocolError, batch, decode, encode, forward, parsed, shown
+from ggrun.rpc.wire import (
+    LARGEST_MESSAGE,
+    Bounds,
+    ProtocolError,
+    batch,
+    check_tokens,
+    decode,
+    encode,
+    forward,
+    parsed,
+    shown,
+)
 
 FOLDER = Path(ggrun.rpc.__file__).parent
 BOUNDS = Bounds(Limits(8, 4, 3, 2), 128, 50)
@@ -40,6 +52,30 @@ def test_activations_in_all_forms() -> None:
     assert decode(encode(ties, pb.BF16), pb.BF16, 1, 2).tolist() == [[1.0, 1 + 2.0**-6]]
     large = np.array([[1e30, -1e30]], np.float32)
     assert decode(encode(large, pb.F16), pb.F16, 1, 2).tolist() == [[65504.0, -65504.0]]
+
+
+def test_what_is_no_number_stays_none() -> None:
+    """And what is infinite stays infinite: such errors must be seen where the logits are."""
+    bits = [0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0x7FC00000, 0x7F800000, 0xFF800000]
+    values = np.array([bits], np.uint32).view(np.float32)
+    for form in (pb.F32, pb.F16, pb.BF16):
+        got = decode(encode(values, form), form, 1, 6)
+        assert np.isnan(got).tolist() == [[True] * 4 + [False] * 2]
+        assert got[0, 4:].tolist() == [np.inf, -np.inf]
+
+
+def test_batches_that_messages_have_no_room_for_are_refused() -> None:
+    """The largest one that may be fits, with all that is said of it."""
+    n, width, pages = 2048, 16384, 1 << 14
+    check_tokens(n, width, pb.F32)
+    numbers = np.zeros(n, np.int32)
+    largest = Batch(numbers, numbers, numbers, numbers, numbers > 0, {0: np.zeros(pages, np.int32)})
+    message = forward(largest, 1 << 40, 1 << 40, 3, True)
+    message.activations = bytes(n * width * 4)
+    assert pb.Request(forward=message).ByteSize() <= LARGEST_MESSAGE
+    with pytest.raises(UsageError, match=r"^-ub 4096: workers take up to 20\d\d tokens of this model at a time$"):
+        check_tokens(4096, width, pb.F32)
+    check_tokens(4096, width, pb.BF16)
 
 
 @pytest.mark.parametrize(("rows", "width"), [(3, 39), (2, 40), (4, 40), (0, 0)])
