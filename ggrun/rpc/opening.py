@@ -87,9 +87,10 @@ class Opening:
         return Bounds(self.limits, self.cache.pages * PAGE, self.config.vocab)
 
     def needs(self) -> dict[str, int]:
-        """The bytes that the stages take of each device, as the client's planner counts them (see Planned)."""
+        """The bytes that the stages take of each device, as the client's planner counts them."""
         facts = ModelFacts.from_outline(self.outline)
-        peers = max(self.plan_devices - 1, int(any(self.stages)))  # into any stage but the first, batches come
+        arrives = any(self.stages)  # batches come into any stage but the first
+        peers = max(self.plan_devices - 1, int(arrives))
         uses = plan_use(facts, self.plan, self.sizes, peers)
         return {name: uses[name].total for name in self.devices}
 

@@ -150,7 +150,7 @@ class Server:
 def _connections(sessions: int) -> list[tuple[str, int]]:
     """Limits for connections, so that files can be opened however many come and say nothing.
 
-    A client has one for its session; those of its inboxes, and the first look at the certificate, come on top.
+    A client has one for its session, and takes a look at the certificate first; inboxes come on top.
     """
     most, hard = 4 * sessions + 64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     files = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)

@@ -1,7 +1,5 @@
 """What a client's planner gives to a worker is what the worker reserves for it."""
 
-from pathlib import Path
-
 import pytest
 
 from ggrun.devices.base import Limits
