@@ -79,7 +79,7 @@ class Context:
 
     def interrupt(self) -> None:
         """End all texts that there are, with Interrupted; from any thread."""
-        self._interrupts += 1  # before the devices are told: see _decode
+        self._interrupts += 1  # before the devices are told: see _prepare
         self._engine.interrupt()
 
     def begin(
@@ -124,14 +124,9 @@ class Context:
             yield self.append(text, tokens[i : i + step], all_logits=True).logits
 
     def _decode(self, text: Text, tokens: Sequence[int], all_logits: bool, top: TopK | None) -> Scores:
-        # An interrupt that resume takes back has been counted before; of one that comes later the devices
-        # know. So none is lost, whatever Python does when it comes.
-        self._engine.resume()
-        if text.interrupts != self._interrupts:
-            raise Interrupted("the computation was interrupted")
         while True:
             try:
-                self._recover()
+                self._prepare(text)
                 scores = self._engine.evaluate(tokens, self._sequence, all_logits, top)
                 break
             except HostLost as lost:
@@ -141,13 +136,22 @@ class Context:
         self._tokens.extend(tokens)
         return scores
 
-    def _recover(self) -> None:
-        """After a loss: another engine, with the tokens that are in the context. Its error is tried again."""
+    def _prepare(self, text: Text) -> None:
+        """Let the engine compute. After a loss: another one, with the tokens that are in the context."""
         if self._lost and self._replace:
-            self._engine = self._replace(self._lost)
-            if self._tokens:
-                self._engine.decode(self._tokens, self._sequence)
+            self._check(text)
+            self._engine = self._replace(self._lost)  # its error is tried again
             self._lost = None
+        # An interrupt that resume takes back, or that an engine got which is no more, was counted before;
+        # of one that comes later the devices know. So none is lost, whatever Python does when it comes.
+        self._engine.resume()
+        self._check(text)
+        if missing := self._tokens[self._engine.cache.length(self._sequence) :]:
+            self._engine.decode(missing, self._sequence)
+
+    def _check(self, text: Text) -> None:
+        if text.interrupts != self._interrupts:
+            raise Interrupted("the computation was interrupted")
 
 
 def usual_top(words: int) -> TopK:

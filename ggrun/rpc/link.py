@@ -36,6 +36,8 @@ class Link:
     def __init__(self, host: str, key: Key | None, own: Certificates | None = None) -> None:
         self.host, self.key = host, key
         self.error: GgrunError | None = None
+        self.in_use = False
+        """A model is loaded there: whatever ends the session, but for `close`, is the worker's loss now."""
         self._requests: SimpleQueue[pb.Request | None] = SimpleQueue()
         self._handlers: dict[str, Callable[[Any], None]] = {"pong": self._pong}
         self._ended: list[Callable[[GgrunError], None]] = []
@@ -148,11 +150,17 @@ class Link:
                 if (handler := self._handlers.get(kind)) is None:
                     raise ProtocolError(f"{self.host}: the worker sent {kind}, which nobody waits for")
                 handler(getattr(reply, kind))
-            self.fail(HostLost(self.host, "the worker has ended the session"))
+            self._end(HostLost(self.host, "the worker has ended the session"))
         except grpc.RpcError as error:
-            self.fail(self._explained(error))
+            self._end(self._explained(error))
         except GgrunError as error:
-            self.fail(error)
+            self._end(error)
+
+    def _end(self, error: GgrunError) -> None:
+        """It ends, and this side has not wished it."""
+        if self.in_use and not isinstance(error, HostLost):
+            error = HostLost(self.host, str(error).removeprefix(f"{self.host}: "))
+        self.fail(error)
 
     def _explained(self, error: Any) -> GgrunError:
         if not isinstance(error, grpc.RpcError):

@@ -1,21 +1,18 @@
 """A worker as the engine sees it: a Host whose hops compute elsewhere."""
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import count
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices.base import Device, Limits, Place
-from ggrun.devices.best import TopK
 from ggrun.devices.progress import Progress, silent
-from ggrun.devices.streams import Stream, ThreadEvent
+from ggrun.devices.streams import Stream
 from ggrun.engine.batch import Batch
 from ggrun.engine.hosts import HostLost
 from ggrun.engine.outputs import Outputs
@@ -29,38 +26,14 @@ from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.link import Link
 from ggrun.rpc.offered import devices_of
 from ggrun.rpc.on_demand import OnDemand
+from ggrun.rpc.pending import Batches, Pending
 from ggrun.rpc.upload import Upload
-from ggrun.rpc.wire import ProtocolError, decode, encode, forward, ids, shown
+from ggrun.rpc.wire import ProtocolError, encode, forward, shown
 
 _WAIT = 10.0
 """Seconds that a worker has for a word about another worker."""
 PATIENCE = 600.0
-"""Seconds that it has for a batch, however often it says that it is there."""
-
-
-class Pending:
-    """A batch that is under way; what it gives comes in the thread that reads.
-
-    top    where only the best logits come
-    """
-
-    def __init__(self, rows: int, width: int, form: "pb.Form", top: TopK | None = None) -> None:
-        self.rows, self.width, self.form, self.top = rows, width, form, top
-        self.event, self.since = ThreadEvent(), time.monotonic()
-        self.values: NDArray[np.float32] = np.empty((0, width), np.float32)
-        self.ids: NDArray[np.int32] = np.empty((0, width), np.int32)
-
-    def take(self, result: "pb.Result", vocab: int) -> None:
-        """Check and keep it; ProtocolError."""
-        values = decode(result.values, self.form, self.rows, self.width)
-        if self.top:
-            self.ids = ids(result.ids, values, min(vocab, self.top.words))
-        self.values = values
-
-    def finish(self, error: BaseException | None) -> None:
-        """It has come, or never will; the first word counts."""
-        if not self.event.done:
-            self.event.finish(error)
+"""Seconds that it has for the next result, however often it says that it is there."""
 
 
 class Coming:
@@ -109,10 +82,10 @@ class RemoteHop:
             sender.stream.wait(oldest.event)
         values = np.empty((len(batch.tokens), self._remote.width), np.float32)
         sender.download(len(batch.tokens), values)
-        number = self._remote.number()
-        message = forward(batch, self._remote.run, number, self.part, False)
+        number = self._remote.batches.number()
+        message = forward(batch, self._remote.batches.run, number, self.part, False)
         pending = self._expect(batch, number)
-        sender.stream.enqueue(partial(self._send, message, values))
+        sender.stream.enqueue(partial(self._send, message, values, pending))
         self.stream.wait(sender.stream.record())  # an error there is one here
         self._wait(pending)
 
@@ -146,15 +119,16 @@ class RemoteHop:
         """Let the worker compute what needs nothing from here."""
         if pushed:
             self.stream.wait(pushed.stream.record())  # an error there is one here
-        number = self._remote.number()
+        number = self._remote.batches.number()
         pending = self._expect(batch, number, pushed)
         self._wait(pending)
-        message = forward(batch, self._remote.run, number, self.part, self._first)
+        message = forward(batch, self._remote.batches.run, number, self.part, self._first)
         if pushed:
             message.pushed = pushed.number
         while pushed and self.pushes_to is None:
             pushed.hop.share(pushed.number, pending)
             pushed = pushed.before
+        pending.sent()
         self._remote.link.send(forward=message)
 
     def abandon(self) -> None:
@@ -165,7 +139,7 @@ class RemoteHop:
     def share(self, number: int, pending: Pending) -> None:
         """A batch that is pushed from here is done when it is there; what goes wrong here is its end."""
         self._under_way.append(pending)
-        self._remote.share(number, pending)
+        self._remote.batches.expect(number, pending)
 
     def _oldest(self) -> Pending | None:
         """What has to be done before another batch may be sent: neither side holds more than a few."""
@@ -182,8 +156,9 @@ class RemoteHop:
             self._under_way.append(pending)
             self.stream.wait(pending.event)
 
-    def _send(self, message: "pb.Forward", values: NDArray[np.float32]) -> None:
+    def _send(self, message: "pb.Forward", values: NDArray[np.float32], pending: Pending) -> None:
         message.activations = encode(values, self._remote.form)
+        pending.sent()
         self._remote.link.send(forward=message)
 
 
@@ -195,15 +170,13 @@ class Remote:
 
     def __init__(self, link: Link, form: "pb.Form", progress: Progress = silent) -> None:
         self.name, self.link, self.form = link.host, link, form
-        self.width = self.run = self.slots = 0
+        self.width = self.slots = 0
+        self.batches = Batches()
         self._progress = progress
         self.latency, self.bandwidth = link.measure()
         self.devices = devices_of(link.host, link.welcome, self.latency, self.bandwidth)
         self._hops: list[RemoteHop] = []
-        self._pending: dict[int, Pending] = {}
-        self._numbers, self._lock = count(1), threading.Lock()
         self._interrupted = False
-        self._broken: GgrunError | None = None  # why nothing more comes of this run
         self._answers: dict[tuple[str, int], _Answer] = {}
         link.on("result", self._result)
         link.on("failed", self._failed)
@@ -222,7 +195,7 @@ class Remote:
         self._vocab = self.width = 0
         self._upload.begin(plan, parts, model, cache, limits, slots, self.form)
         self.width, self._vocab = self._upload.width, self._upload.vocab
-        self.run, self.slots, ends = 1, slots, (0, len(plan.stages))
+        self.slots, ends = slots, (0, len(plan.stages))
         self._hops = [
             RemoteHop(self, i, first=part.start == ends[0], last=part.stop == ends[1])
             for i, part in enumerate(parts)
@@ -242,29 +215,26 @@ class Remote:
 
     def abandon(self) -> None:
         """Begin another run; what comes of this one is dropped."""
-        with self._lock:
-            self.run += 1
-            pending, self._pending, self._broken = list(self._pending.values()), {}, None
-        for one in pending:
-            one.finish(GgrunError("the computation was given up"))
+        self.batches.begin_run(_interrupted() if self._interrupted else None)
         for hop in self._hops:
             hop.abandon()
         with suppress(GgrunError):  # a worker that is lost is at rest
-            self.link.send(reset=pb.Reset(run=self.run))
+            self.link.send(reset=pb.Reset(run=self.batches.run))
 
     def interrupt(self) -> None:
-        """Make what it computes end with Interrupted; from any thread."""
+        """Make what it computes end with Interrupted, whether it answers or not; from any thread."""
         self._interrupted = True
         with suppress(GgrunError):
             self.link.send(interrupt=pb.Interrupt())
+        self.batches.fail(_interrupted(), self.batches.run)
 
     def resume(self) -> None:
         """Let it compute again."""
         if self._interrupted:
             self._interrupted = False
-            with self._lock:
-                self.run += 1
-            self.link.send(reset=pb.Reset(run=self.run, resume=True))
+            self.batches.begin_run()
+            with suppress(GgrunError):  # who uses it next learns that it is lost
+                self.link.send(reset=pb.Reset(run=self.batches.run, resume=True))
 
     def close(self) -> None:
         """End the session."""
@@ -274,10 +244,6 @@ class Remote:
 
     # ---------------------------------------------------------------- batches under way
 
-    def number(self) -> int:
-        """A new batch's."""
-        return next(self._numbers)
-
     def expect(self, hop: RemoteHop, batch: Batch, number: int, last: bool) -> Pending:
         """Wait for a batch's results."""
         if last:
@@ -286,56 +252,30 @@ class Remote:
         else:
             pending = Pending(len(batch.tokens), self.width, self.form)
         if hop.pushes_to is None:
-            self.share(number, pending)
+            self.batches.expect(number, pending)
         return pending
 
-    def share(self, number: int, pending: Pending) -> None:
-        """Tell a pending batch what goes wrong here."""
-        with self._lock:
-            for old in [n for n, one in self._pending.items() if one.event.done]:
-                del self._pending[old]
-            self._pending[number] = pending
-            error = self.link.error or self._broken
-        if error:
-            pending.finish(error)
-
     def _result(self, result: "pb.Result") -> None:
-        with self._lock:
-            if result.run != self.run:
-                return
-            pending = self._pending.pop(result.batch, None)
-        if pending is None:
+        if not self.batches.take(result, self._vocab):
             raise ProtocolError(f"{self.name}: the worker sent a result that nobody waits for")
-        pending.take(result, self._vocab)
-        pending.finish(None)
 
     def _failed(self, failed: "pb.Failed") -> None:
         error: GgrunError = GgrunError(f"{self.name}: {shown(failed.text)}")
         if failed.kind == pb.Failed.INTERRUPTED:
-            error = Interrupted("the computation was interrupted")
+            error = _interrupted()
         if failed.kind == pb.Failed.HANDOFF and (hop := next((h for h in self._hops if h.pushes_to), None)):
             assert hop.pushes_to
             error = HostLost(hop.pushes_to.host, f"the worker is lost to {self.name}")
         if failed.run == 0:
             raise error
-        with self._lock:
-            if failed.run != self.run:
-                return
-            pending, self._broken = list(self._pending.values()), error
-        for one in pending:
-            one.finish(error)
+        self.batches.fail(error, failed.run)
 
     def _check(self) -> None:
-        with self._lock:
-            since = min((one.since for one in self._pending.values() if not one.event.done), default=None)
-        if since is not None and time.monotonic() - since > PATIENCE:
+        if self.batches.silent() > PATIENCE:
             raise HostLost(self.name, f"the worker has given nothing for {PATIENCE:.0f} seconds")
 
     def _lost(self, error: GgrunError) -> None:
-        with self._lock:
-            pending, self._pending = list(self._pending.values()), {}
-        for one in pending:
-            one.finish(error)
+        self.batches.end(error)
         for answer in list(self._answers.values()):
             answer.come(None)
 
@@ -369,6 +309,10 @@ class Remote:
         if answer is None:
             raise ProtocolError(f"{self.name}: the worker answers what nobody asked")
         answer.come(message)
+
+
+def _interrupted() -> Interrupted:
+    return Interrupted("the computation was interrupted")
 
 
 class _Answer:

@@ -37,8 +37,10 @@ class Server:
         self._identity = identity
         self._sessions: set[Session] = set()
         self._lock, self._closed = threading.Lock(), threading.Event()
-        # Each has a thread for replies; some are left for those that are turned away and for inboxes.
-        self._server = grpc.server(ThreadPoolExecutor(3 * sessions + 16), options=OPTIONS)
+        # Each has a thread, as each inbox has; some are left for those that are turned away.
+        self._most_inboxes = 2 * sessions
+        threads = ThreadPoolExecutor(sessions + self._most_inboxes + 16)
+        self._server = grpc.server(threads, options=OPTIONS)
         self._server.add_generic_rpc_handlers((self._handlers(),))
         try:
             self.port = self._listen(address)
@@ -88,7 +90,7 @@ class Server:
     def _session(self, requests: Any, context: Any) -> Iterator["pb.Reply"]:
         peer = _peer(context)
         self._check_token(peer, context)
-        session = Session(self._shop, peer)
+        session = Session(self._shop, peer, context.cancel)
         with self._lock:
             full = len(self._sessions) >= self._most
             if not full:
@@ -106,17 +108,20 @@ class Server:
 
     def _inbox(self, pushes: Any, context: Any) -> Iterator["pb.Pushed"]:
         peer = _peer(context)
-        inbox = self._shop.doors.enter(_metadata(context, KEY))
+        doors, cancel = self._shop.doors, context.cancel
+        inbox = doors.enter(_metadata(context, KEY), cancel, self._most_inboxes)
         if inbox is None:
-            text = "no such inbox"
+            text = "no such inbox, or too many of them are in use"
             self._refuse(peer, context, grpc.StatusCode.UNAUTHENTICATED, text)
             return
-        yield pb.Pushed()
         try:
+            yield pb.Pushed()
             for push in pushes:
                 inbox.put(parsed(pb.Push, push))
         except ProtocolError as error:
             self._refuse(peer, context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        finally:
+            doors.leave(inbox, cancel)
 
     def _check_token(self, peer: str, context: Any) -> None:
         """Before anything that the client sends is read."""

@@ -111,6 +111,7 @@ class Upload:
         self._tell("_received", received.bytes)
 
     def _on_ready(self, ready: "pb.Ready") -> None:
+        self._link.in_use = True
         self._tell("_ready", ready)
 
     def _check(self) -> None:

@@ -172,7 +172,7 @@ def test_it_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     script = (
         "from ggrun.devices.cuda import selftest\n"
-        "checks, name, pair, selftest.START = selftest.CHECKS, 'direct copies', (0, 1), 60.0\n"
+        "selftest.START, checks, name, pair = 60.0, selftest.CHECKS, 'direct copies', (0, 1)\n"
         "checks[name] = checks[name]._replace(limit=1.0)\n"
         "selftest.run([selftest.Check(name, pair)], 'tests.cuda.openers:tells_its_pid_and_hangs')"
     )

@@ -1,11 +1,12 @@
 """A worker that answers, but does nothing: it has an end too."""
 
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from ggrun import LLM
+from ggrun import LLM, Interrupted
 from ggrun.bundled import demo_model
 from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError
@@ -33,6 +34,34 @@ def test_a_batch_that_never_comes(start: Start, monkeypatch: pytest.MonkeyPatch)
         assert "".join(llm.generate("The king", temp=0.0, max_tokens=8)) == want
         assert time.monotonic() - begun < 5
     assert "has given nothing for 0 seconds: going on without it" in told[0]
+
+
+def test_an_interrupt_ends_a_text_whose_results_never_come(start: Start) -> None:
+    """And the worker is used again."""
+    worker, told, ended = start("--insecure"), [], []
+    plan = plan_of(MODEL, ("cpu", 4), (worker.device(), HALVES))
+    rpc = RpcOptions(worker.address, insecure=1, tell=told.append)
+    with LLM(MODEL, n_ctx=64, threads=1, plan=plan, rpc=rpc) as llm:
+        want = "".join(llm.generate("The king", temp=0.0, max_tokens=8))
+        handlers, dropped = llm._placed._workers.hosts[worker.address].link._handlers, threading.Event()
+        take, handlers["result"] = handlers["result"], lambda _: dropped.set()
+
+        def generate() -> None:
+            try:
+                ended.extend(llm.generate("The queen", temp=0.0, max_tokens=8))
+            except Interrupted as error:
+                ended.append(error)
+
+        thread = threading.Thread(target=generate, daemon=True)
+        thread.start()
+        assert dropped.wait(20)
+        llm.interrupt()
+        thread.join(20)
+        assert [type(end) for end in ended] == [Interrupted]
+        handlers["result"] = take
+        assert "".join(llm.generate("The king", temp=0.0, max_tokens=8)) == want
+        assert worker.address in llm.plan.to_json()
+    assert told == []
 
 
 def test_a_load_that_never_ends(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

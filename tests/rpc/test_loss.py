@@ -12,6 +12,7 @@ from ggrun import LLM
 from ggrun.bundled import demo_model
 from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError
+from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.placed import RpcOptions
 from tests.rpc.conftest import Start
 from tests.rpc.processes import WorkerProcess, plan_of
@@ -70,6 +71,21 @@ def test_workers_that_lose_each_other(start: Start, want: str) -> None:
             assert time.monotonic() - begun < LIMIT
     assert "".join(got) == want
     assert f"{proxy.address}: the worker is lost to {a.address}" in told[0]
+
+
+def test_a_session_that_the_worker_ends(start: Start, want: str) -> None:
+    """Whatever its reason is: the text goes on without it, and so does the next."""
+    worker, told = start("--insecure"), []
+    plan = plan_of(MODEL, ("cpu", 4), (worker.device(), HALVES))
+    with LLM(MODEL, n_ctx=256, threads=1, plan=plan, rpc=options(worker, told=told)) as llm:
+        pieces = llm.generate(PROMPT, **SAMPLING)
+        got = [next(pieces) for _ in range(5)]
+        link = llm._placed._workers.hosts[worker.address].link
+        link.send(ping=pb.Ping(ballast=bytes(9 << 20)))  # more than it takes
+        got += list(pieces)
+        assert "".join(got) == want
+        assert "".join(llm.generate(PROMPT, **SAMPLING)) == want
+    assert told == [f"{worker.address}: a Ping with too much ballast: going on without it"]
 
 
 def test_when_nothing_fits_the_conversation_is_kept(

@@ -14,16 +14,22 @@ import pytest
 
 from ggrun import LLM
 from ggrun.bundled import demo_model
+from ggrun.devices.base import Limits
 from ggrun.engine.hosts import HostLost
+from ggrun.engine.runner import CacheSpec
 from ggrun.errors import GgrunError
 from ggrun.gguf import FORMATS, GGUF
+from ggrun.plan.facts import ModelFacts
+from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc import hashes as hashing
 from ggrun.rpc.hashes import hashes
-from ggrun.rpc.opening import Declared
+from ggrun.rpc.intake import Intake
+from ggrun.rpc.opening import Declared, Opening, opening, read, wanted
 from ggrun.rpc.placed import RpcOptions
 from ggrun.rpc.store import Library, Store
+from ggrun.rpc.wire import ProtocolError
 from tests.rpc.conftest import Start
-from tests.rpc.processes import plan_of
+from tests.rpc.processes import WorkerProcess, plan_of
 from tests.rpc.proxy import Proxy
 from tests.tiny import Tiny
 
@@ -51,11 +57,17 @@ def sent(port: int, want: str) -> int:
         return proxy.up
 
 
+def kept(worker: WorkerProcess) -> list[Path]:
+    """The files of its cache."""
+    return list((worker.folder / "cache" / "tensors").glob("??/*"))
+
+
 def test_weights_are_sent_once(start: Start, want: str) -> None:
     worker = start("--insecure")
     first, second = sent(worker.port, want), sent(worker.port, want)
     assert first > 6 << 20
     assert second < 1_000_000
+    assert kept(worker)
 
 
 def test_weights_that_the_worker_has_are_not_sent(start: Start, want: str, tmp_path: Path) -> None:
@@ -67,7 +79,7 @@ def test_weights_that_the_worker_has_are_not_sent(start: Start, want: str, tmp_p
     worker = start("--insecure", "--models", str(tmp_path / "models"))
     assert sent(worker.port, want) < 1_000_000
     assert "broken.gguf is left out" in worker.text
-    assert not list((worker.folder / "cache").glob("??/*"))
+    assert kept(worker) == []
 
 
 def test_a_file_of_the_same_shape_is_not_taken_for_it(start: Start, tmp_path: Path) -> None:
@@ -100,7 +112,7 @@ def test_a_broken_load_goes_on_where_it_was(start: Start, want: str) -> None:
 def test_nothing_stays_without_a_cache(start: Start, want: str) -> None:
     worker = start("--insecure", "--no-cache")
     assert sent(worker.port, want) > 6 << 20
-    assert not list((worker.folder / "cache").glob("??/*"))
+    assert kept(worker) == []
     assert sent(worker.port, want) > 6 << 20
 
 
@@ -175,6 +187,22 @@ def test_what_is_mapped_stays_for_who_maps_it(tmp_path: Path) -> None:
     assert bytes(mapped) == data
 
 
+def test_files_of_others_stay(tmp_path: Path) -> None:
+    """Whatever folder --cache-dir is."""
+    store, digest = Store(tmp_path, 0), "ab" + "0" * 62
+    others = [f"hf/{name}" for name in ("README", "model.gguf", "model.part", digest)]
+    others += [f"ab/{digest}.gguf", f"abc/{digest}", digest]
+    ours = [f"ab/{digest}", f"ab/{digest}.part"]
+    for name in others + ours:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(100))
+    (tmp_path / "ab" / ("ab" + "1" * 62)).mkdir()
+    store.trim()
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == set(others)
+
+
 def test_what_has_another_hash_is_refused_and_forgotten(tmp_path: Path) -> None:
     store, right = Store(tmp_path, 1000), bytes(100)
     one = tensor("a", right)
@@ -200,6 +228,83 @@ def test_a_part_is_gone_on_with(tmp_path: Path) -> None:
     second.close()
     both.write(data)
     assert bytes(both.finish()) == data
+
+
+def test_clients_that_send_the_same_do_not_meet(tmp_path: Path) -> None:
+    """Who gives a tensor up does not open the file of another; who is late takes what is there."""
+    store, data = Store(tmp_path, 1000), bytes(range(200))
+    one = tensor("a", data)
+    honest = store.begin(one)
+    honest.write(data[:50])
+    store.begin(one).close()
+    hostile = store.begin(one)
+    assert hostile.offset == 0
+    honest.write(data[50:150])
+    hostile.write(bytes([1]) * 150)
+    late = store.begin(one)
+    late.write(data)
+    honest.write(data[150:])
+    assert bytes(honest.finish()) == data
+    hostile.write(bytes([1]) * 50)
+    with pytest.raises(GgrunError, match="another SHA-256"):
+        hostile.finish()
+    hostile.close()
+    assert bytes(late.finish()) == data
+    found = store.find(one)
+    assert found is not None
+    assert bytes(found) == data
+    assert [path.name for path in tmp_path.glob("??/*")] == [one.sha256.hex()]
+
+
+def test_what_is_hashed_is_the_file(tmp_path: Path) -> None:
+    store, data = Store(tmp_path, 1000), bytes(range(200))
+    one = tensor("a", data)
+    incoming = store.begin(one)
+    incoming.write(data)
+    (file,) = tmp_path.glob("??/*")
+    assert file.stat().st_mode & 0o777 == 0o600
+    file.write_bytes(data[::-1])
+    with pytest.raises(GgrunError, match="another SHA-256"):
+        incoming.finish()
+    assert store.find(one) is None
+
+
+def announced(path: Path, **hashes: bytes) -> Opening:
+    """The second of two layers of a Tiny model, and the output; hashes: more than these need."""
+    model, plan = GGUF(path), plan_of(path, ("cpu", 2), ("w/cpu", 4))
+    names = wanted(ModelFacts.from_outline(model), plan, [1]) & model.tensors.keys()
+    digests = {name: sha256(model.tensors[name].data).digest() for name in names} | hashes
+    limits, cache = Limits(8, 8, 2, 2), CacheSpec(2)
+    return read(opening("w", plan, [range(1, 2)], model, digests, cache, limits, 128, 3, pb.F32), ["cpu"])
+
+
+def test_only_what_stages_need_is_taken(tmp_path: Path) -> None:
+    path, store = Tiny(layers=2).write(tmp_path / "model.gguf"), Store(tmp_path / "store", 1 << 30)
+    assert len(Intake(announced(path), Library(None), store).look()) > 5
+    more = announced(path, **{"blk.0.attn_q.weight": bytes(32)})
+    with pytest.raises(ProtocolError, match=r"^tensor blk\.0\.attn_q\.weight: these stages do not need it"):
+        Intake(more, Library(None), store)
+
+
+def sizes(folder: Path) -> list[int]:
+    return [path.stat().st_size for path in folder.glob("??/*")]
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 30])
+def test_the_limit_holds_for_what_was_broken_off(tmp_path: Path, limit: int) -> None:
+    path, store = Tiny(layers=2).write(tmp_path / "model.gguf"), Store(tmp_path / "store", limit)
+    intake = Intake(announced(path), Library(None), store)
+    want = intake.look()[0]
+    chunk = pb.Chunk(tensor=want.tensor, data=bytes(3))
+    assert not intake.take(chunk)
+    store.trim()  # another client's
+    assert sizes(tmp_path / "store") == [3]
+    intake.close()
+    assert sizes(tmp_path / "store") == ([3] if limit else [])
+    with pytest.raises(ProtocolError, match="is not what comes next"):
+        intake.take(chunk)
+    Store(tmp_path / "store", 0)
+    assert sizes(tmp_path / "store") == []
 
 
 def test_no_room_on_the_disk(tmp_path: Path) -> None:
