@@ -5,8 +5,8 @@ import pytest
 from ggrun.devices.cuda import selftest
 
 
-def limit_checks(patch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Let each take so long, and the start of its process all the time in the world."""
+def limit_checks(patch: pytest.MonkeyPatch, seconds: float, *names: str) -> None:
+    """Let those of these names, or all, take so long; their process may take long to start."""
     patch.setattr(selftest, "START", 60.0)
-    for name, kind in selftest.CHECKS.items():
-        patch.setitem(selftest.CHECKS, name, kind._replace(limit=seconds))
+    for name in names or tuple(selftest.CHECKS):
+        patch.setitem(selftest.CHECKS, name, selftest.CHECKS[name]._replace(limit=seconds))

@@ -10,8 +10,10 @@ from ggrun.devices.cuda.driver import Driver, OutOfMemory
 from ggrun.devices.late import Schedule
 from ggrun.errors import GgrunError
 from tools.cuda_emulator.driver import EmulatedDriver, Peers
+from tools.cuda_emulator.kernels import runtime
 from tools.cuda_emulator.memory import Memory
 
+runtime()  # now, and not in the time of the first check: it may have to be compiled
 _SCHEDULE = Schedule(1)
 # Fewer and smaller copies and sums, so that a check that passes is far from its limit on a busy machine.
 copies._ROOM, copies._SIZES, copies._ROUNDS = 1 << 20, (4096, 100_004, 1 << 20), 2
