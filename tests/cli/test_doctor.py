@@ -120,13 +120,9 @@ def test_copies_that_fail(
     opener: str, why: str, doctor: Run, cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is another way, so nothing is broken; unless this one is asked for."""
-<<<<<<< HEAD
-    limit_checks(monkeypatch, 5.0 if opener == "hangs" else 60.0)
-=======
     limit_checks(monkeypatch, 60.0)
     if opener == "hangs":
-        limit_checks(monkeypatch, 3.0, "direct copies")
->>>>>>> fix2
+        limit_checks(monkeypatch, 5.0, "direct copies")
     status, facts = doctor("--json", opener=opener)
     assert (status, facts["broken"]) == (0, [])
     for link in facts["links"]:

@@ -1,4 +1,4 @@
-"""Hostile clients and hostile workers: whatever comes, one line is the worst that happens."""
+"""Hostile clients: whatever comes, one line is the worst that happens."""
 
 import gc
 import random
@@ -12,34 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 import psutil
 import pytest
-from google.protobuf.message import Message
 
-from ggrun.devices.base import Limits
-from ggrun.devices.best import TopK
-from ggrun.engine.batch import Batch
-from ggrun.engine.runner import CacheSpec
-from ggrun.errors import GgrunError
-from ggrun.gguf import GGUF
-from ggrun.plan import Plan
-from ggrun.plan.facts import ModelFacts
 from ggrun.plan.hardware import DeviceInfo
-from ggrun.rpc import PROTOCOL, session, wire
 from ggrun.rpc import ggrun_pb2 as pb
+from ggrun.rpc import session
 from ggrun.rpc.handoff import Doors
-from ggrun.rpc.hashes import Stop, check, hashes, never
+from ggrun.rpc.hashes import Stop, check, never
 from ggrun.rpc.ledger import Ledger
-from ggrun.rpc.opening import Declared, opening, wanted
-from ggrun.rpc.remote import Remote
+from ggrun.rpc.opening import Declared
 from ggrun.rpc.session import Session, Shop
 from ggrun.rpc.store import Bytes, Library, Store
-from tests.rpc.processes import plan_of
+from tests.rpc.hostile import MANY, ROOM, Script, mutated
 from tests.tiny import Tiny
-
-ROOM = 64 << 20
-MANY = [2_000, pytest.param(100_000, marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
@@ -52,109 +38,6 @@ def shop(path: Path, tmp_path: Path) -> Shop:
     device = DeviceInfo("cpu:0:64MB", ROOM, ROOM, 1e10, 1e11, 1e10, "CPU", shared=False)
     ledger, store = Ledger({device.name: ROOM}), Store(tmp_path / "store", 1 << 30)
     return Shop((device,), 1, ledger, store, Library(path.parent), Doors(), insecure=1)
-
-
-class Script:
-    """What an honest client says: loads all of a model but the embedding, and computes."""
-
-    def __init__(self, path: Path) -> None:
-        self.model = GGUF(path)
-        self.plan: Plan = plan_of(path, ("cpu", 1), ("w/cpu:0:64MB", 4))
-        self.cache, self.limits = CacheSpec(2), Limits(8, 8, 2, 2)
-        facts = ModelFacts.from_outline(self.model)
-        digests = hashes(self.model, sorted(wanted(facts, self.plan, [1]) & self.model.tensors.keys()))
-        self.open = opening(
-            "w", self.plan, [range(1, 2)], self.model, digests, self.cache, self.limits, 128, 3, pb.F32
-        )
-        self.hello = pb.Hello(protocol=PROTOCOL, version="0.1.0")
-
-    def batch(self, rng: random.Random) -> Batch:
-        n = rng.randint(1, 8)
-        slots = np.arange(n, dtype=np.int32)
-        outputs = np.array([rng.random() < 0.5 for _ in range(n)])
-        pages = np.arange(2, dtype=np.int32)
-        top = rng.choice([None, TopK(4, 40)])
-        return Batch(slots, slots, np.zeros(n, np.int32), slots, outputs, {0: pages}, top)
-
-    def forward(self, rng: random.Random, number: int) -> pb.Forward:
-        batch = self.batch(rng)
-        message = wire.forward(batch, 1, number, 0, False)
-        message.activations = wire.encode(np.ones((len(batch.tokens), 64), np.float32), pb.F32)
-        return message
-
-    def chunk(self, rng: random.Random) -> pb.Chunk:
-        i = rng.randrange(len(self.open.tensors))
-        data = self.model.tensors[self.open.tensors[i].name].data.tobytes()
-        return pb.Chunk(tensor=i, data=data[: rng.randint(1, len(data))])
-
-    def after(self, rng: random.Random, number: int) -> pb.Request:
-        """Anything that may come after Open."""
-        kinds: list[Callable[[], dict[str, Message]]] = [
-            *[lambda: {"forward": self.forward(rng, number)}] * 6,
-            lambda: {"chunk": self.chunk(rng)},
-            lambda: {"ping": pb.Ping(number=number, ballast=bytes(rng.randint(0, 100)))},
-            lambda: {"interrupt": pb.Interrupt()},
-            lambda: {"reset": pb.Reset(run=rng.randint(0, 3), resume=True)},
-            lambda: {"invite": pb.Invite(part=rng.randint(0, 1))},
-            lambda: {"handoff": pb.Handoff(part=0, address="127.0.0.1:9", key=bytes(32))},
-        ]
-        return pb.Request(**rng.choice(kinds)())  # type: ignore[arg-type]
-
-
-def mutated(message: Message, rng: random.Random) -> bytes:
-    """Bytes near to a message: a field of another value, or bytes that are flipped, lost or made up."""
-    changed = type(message)()
-    changed.CopyFrom(message)
-    if rng.random() < 0.7:
-        disturb(changed, rng)
-        return changed.SerializeToString()
-    data = bytearray(changed.SerializeToString())
-    for _ in range(rng.randint(1, 3)):
-        at = rng.randrange(len(data) + 1)
-        if rng.random() < 0.5 and data:
-            data[at % len(data)] ^= 1 << rng.randrange(8)
-        elif rng.random() < 0.5:
-            del data[at : at + rng.randint(1, 20)]
-        else:
-            data[at:at] = rng.randbytes(rng.randint(1, 20))
-    return bytes(data)
-
-
-def disturb(message: Message, rng: random.Random) -> None:
-    """Change one field, however deep."""
-    fields = message.ListFields()
-    if not fields:
-        return
-    field, value = rng.choice(fields)
-    if field.is_repeated:
-        if value and rng.random() < 0.2:
-            del value[rng.randrange(len(value))]
-        elif field.message_type:
-            disturb(rng.choice(value), rng) if value else value.add()
-        else:
-            value[rng.randrange(len(value))] = other(value[0], rng)
-    elif field.message_type:
-        disturb(value, rng)
-    elif field.enum_type:
-        setattr(message, field.name, rng.choice([0, 1, 2, 3, 99]))
-    else:
-        setattr(message, field.name, other(value, rng))
-
-
-def other(value: Any, rng: random.Random) -> Any:
-    """Another value of the same type."""
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int):
-        return rng.choice([0, 1, value + 1, max(0, value - 1), rng.getrandbits(8), (1 << 31) - 1, 1 << 31])
-    if isinstance(value, float):
-        return rng.choice([0.0, -1.0, 1e300, float("nan"), float("inf")])
-    if isinstance(value, bytes):
-        edges = [b"", value[:-1], value + value[:1], rng.randbytes(len(value)), b"\xff" * len(value)]
-        return rng.choice([*edges, bytes(len(value)), value[:4]])
-    whole = rng.randrange(len(value) + 1)
-    digits = "".join(rng.choice("0123456789") if c.isdigit() and rng.random() < 0.1 else c for c in value)
-    return rng.choice(["", value[:whole], value + "\x1b[2J", digits, value.replace("0", "-1", 1), "[" * 5000])
 
 
 def talk(shop: Shop, requests: Callable[[list[pb.Reply]], Iterator[bytes]]) -> list[pb.Reply]:
@@ -311,97 +194,3 @@ def test_who_leaves_while_files_are_hashed(shop: Shop, path: Path) -> None:
     replies = talk(replace(shop, library=Slow(None)), requests)
     assert [reply.WhichOneof("kind") for reply in replies] == ["welcome"]
     assert shop.ledger.free("cpu:0:64MB") == ROOM
-
-
-# ---------------------------------------------------------------- a hostile worker
-
-
-class FakeLink:
-    """A link to nobody: what is sent is counted, and replies are given by hand."""
-
-    host, key, error = "w", None, None
-
-    def __init__(self, welcome: pb.Welcome) -> None:
-        self.welcome, self.handlers, self.sent = welcome, {}, 0
-        self.told: list[Callable[[GgrunError], None]] = []
-
-    def on(self, kind: str, handler: Callable[[Any], None]) -> None:
-        self.handlers[kind] = handler
-
-    def on_beat(self, check: Callable[[], None]) -> None:
-        check()
-
-    def on_end(self, told: Callable[[GgrunError], None]) -> None:
-        self.told.append(told)
-
-    def send(self, **_: Any) -> None:
-        self.sent += 1
-
-    def measure(self) -> tuple[float, float]:
-        return 1e-4, 1e9
-
-    def close(self) -> None:
-        self.end(GgrunError("closed"))
-
-    def end(self, error: GgrunError) -> None:
-        for told in self.told:
-            told(error)
-
-    def take(self, data: bytes) -> None:
-        """As Link reads."""
-        reply = wire.parsed(pb.Reply, data)
-        kind = reply.WhichOneof("kind")
-        if kind not in self.handlers:
-            raise wire.ProtocolError(f"unexpected {kind}")
-        self.handlers[kind](getattr(reply, kind))
-
-
-def welcome() -> pb.Welcome:
-    device = pb.Device(
-        name="cpu:0:64MB", label="CPU", memory=ROOM, free=ROOM, bandwidth=1e10, operations=1e11, link=1e10
-    )
-    return pb.Welcome(protocol=PROTOCOL, version="0.1.0", devices=[device])
-
-
-@pytest.mark.parametrize("messages", MANY)
-def test_a_hostile_worker(path: Path, messages: int) -> None:
-    script, rng, refused, taken = Script(path), random.Random(2), 0, 0
-    while refused + taken < messages:
-        greeting = welcome()
-        if rng.random() < 0.3:
-            disturb(greeting, rng)
-        try:
-            remote = Remote(FakeLink(greeting), pb.F32)  # type: ignore[arg-type]
-        except GgrunError as error:
-            assert len(str(error).splitlines()) == 1  # noqa: PT017
-            refused += 1
-            continue
-        link: Any = remote.link
-        (hop,) = remote.begin(script.plan, [range(1, 2)], script.model, script.cache, script.limits, 3)
-        for number in range(1, 20):
-            batch = script.batch(rng)
-            pending = remote.expect(hop, batch, number, True)
-            values = bytes(4 * pending.rows * pending.width)
-            ids = values if batch.top else b""
-            replies: list[dict[str, Message]] = [
-                *[{"result": pb.Result(run=1, batch=number, values=values, ids=ids)}] * 4,
-                {"failed": pb.Failed(kind=3, text="no\x1b[2J\nmore", run=1)},
-                {"received": pb.Received(bytes=1)},
-                {"missing": pb.Missing(wants=[pb.Want(tensor=3, offset=7)])},
-                {"ready": pb.Ready(tensors=["a"])},
-                {"invited": pb.Invited(part=0, key=bytes(32))},
-                {"handed": pb.Handed(part=0, ok=True)},
-            ]
-            reply = pb.Reply(**rng.choice(replies))  # type: ignore[arg-type]
-            data = mutated(reply, rng) if rng.random() < 0.5 else reply.SerializeToString()
-            try:
-                link.take(data)
-                taken += 1
-            except GgrunError as error:
-                assert all(c.isprintable() for c in str(error))  # noqa: PT017
-                refused += 1
-            if pending.event.done and pending.event.error is None:
-                assert pending.values.shape == (pending.rows, pending.width)
-        remote.close()
-    assert refused > messages // 50
-    assert taken > messages // 50
