@@ -36,7 +36,8 @@ _UNITS = {unit: 1 << (10 * i) for i, unit in enumerate(("", "K", "M", "G", "T"))
         help="Keep weights that were sent (the default), or only while they are used.")  # fmt: skip
 @option("--cache-dir", type=click.Path(path_type=Path, file_okay=False), help="Where.")
 @option("--cache-size", default="64GB", type=TEXT, help="The most that is kept.")
-@option("--max-memory", type=TEXT, help="The most that all clients together get, as 16GB.")
+@option("--max-memory", type=TEXT,
+        help="The most that all clients together get, as 16GB: of the first devices first.")  # fmt: skip
 @option("--max-clients", default=16, type=click.IntRange(1, 256), help="The most at a time.")
 @option("-fitt", "--fit-target", "margin", default=1024, type=click.IntRange(0),
         help="MiB that stay free on each device.")  # fmt: skip

@@ -25,6 +25,7 @@ from ggrun.rpc.wire import Bounds, ProtocolError
 MOST_TENSORS = 1 << 16
 MOST_TEXT = 4 << 20
 """Bytes of a plan, or of metadata."""
+MOST_SLOTS = 64
 _MOST_BYTES = 1 << 44
 _NAME = re.compile(r"[\w.-]{1,128}", re.ASCII)
 _PATH = Path("the client's model")
@@ -273,7 +274,8 @@ def _check_limits(found: Opening) -> None:
     if limits.outputs > found.sizes.outputs(vocab):
         raise ProtocolError(f"{limits.outputs} logits of {vocab} are more than one batch may want")
     # One batch for each device, and one on its way: see Pipeline. The memory is counted for so many.
-    if limits.tokens > found.sizes.n_ctx or not 1 <= found.slots <= found.plan_devices + 1:
+    most = min(found.plan_devices + 1, MOST_SLOTS)
+    if limits.tokens > found.sizes.n_ctx or not 1 <= found.slots <= most:
         raise ProtocolError(f"{limits.tokens} tokens a batch, {found.slots} at a time cannot be")
     if found.form not in (pb.F32, pb.F16, pb.BF16):
         raise ProtocolError(f"activations of form {found.form} are unknown")

@@ -152,11 +152,12 @@ def _connections(sessions: int) -> list[tuple[str, int]]:
 
     A client has one for its session, and takes a look at the certificate first; inboxes come on top.
     """
-    most, hard = 4 * sessions + 64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
     return [
-        ("grpc.max_allowed_incoming_connections", min(most, files // 2)),
+        ("grpc.max_allowed_incoming_connections", min(4 * sessions + 64, files // 2)),
         ("grpc.server_handshake_timeout_ms", int(1000 * _HANDSHAKE)),
         ("grpc.max_connection_idle_ms", int(1000 * _IDLE)),
     ]

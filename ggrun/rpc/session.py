@@ -325,6 +325,8 @@ class Session:
 
     def _next_lost(self, part: int, error: GgrunError) -> None:
         """The client has lost that worker too, or lays its layers elsewhere."""
+        if self._closed:  # both sessions end together
+            return
         log.warning("%s: %s", self._peer, error)
         failed = pb.Failed(kind=pb.Failed.HANDOFF, text=str(error), run=self._run, part=part)
         self._replies.put(pb.Reply(failed=failed))

@@ -1,12 +1,12 @@
-"""What both sides of a session say when they are honest, and how that is disturbed."""
+"""What clients say to a session that has no network under it."""
 
 import random
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 from google.protobuf.message import Message
 
 from ggrun.devices.base import Limits
@@ -20,10 +20,11 @@ from ggrun.rpc import PROTOCOL, wire
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.hashes import hashes
 from ggrun.rpc.opening import opening, wanted
+from ggrun.rpc.session import Session, Shop
 from tests.rpc.processes import plan_of
 
 ROOM = 64 << 20
-MANY = [2_000, pytest.param(100_000, marks=pytest.mark.slow)]
+"""Bytes of a shop's device."""
 
 
 class Script:
@@ -73,57 +74,23 @@ class Script:
         return pb.Request(**rng.choice(kinds)())  # type: ignore[arg-type]
 
 
-def mutated(message: Message, rng: random.Random) -> bytes:
-    """Bytes near to a message: a field of another value, or bytes that are flipped, lost or made up."""
-    changed = type(message)()
-    changed.CopyFrom(message)
-    if rng.random() < 0.7:
-        disturb(changed, rng)
-        return changed.SerializeToString()
-    data = bytearray(changed.SerializeToString())
-    for _ in range(rng.randint(1, 3)):
-        at = rng.randrange(len(data) + 1)
-        if rng.random() < 0.5 and data:
-            data[at % len(data)] ^= 1 << rng.randrange(8)
-        elif rng.random() < 0.5:
-            del data[at : at + rng.randint(1, 20)]
-        else:
-            data[at:at] = rng.randbytes(rng.randint(1, 20))
-    return bytes(data)
+def talk(shop: Shop, requests: Callable[[list[pb.Reply]], Iterator[bytes]]) -> list[pb.Reply]:
+    """A session from its first word to its end; requests: may look at the replies so far."""
+    replies: list[pb.Reply] = []
+    done = threading.Event()
+
+    def answer() -> None:
+        for reply in Session(shop, "fuzz", bool).answer(requests(replies)):
+            replies.append(reply)
+        done.set()
+
+    threading.Thread(target=answer, daemon=True).start()
+    assert done.wait(30), "the session hangs"
+    return replies
 
 
-def disturb(message: Message, rng: random.Random) -> None:
-    """Change one field, however deep."""
-    fields = message.ListFields()
-    if not fields:
-        return
-    field, value = rng.choice(fields)
-    if field.is_repeated:
-        if value and rng.random() < 0.2:
-            del value[rng.randrange(len(value))]
-        elif field.message_type:
-            disturb(rng.choice(value), rng) if value else value.add()
-        else:
-            value[rng.randrange(len(value))] = other(value[0], rng)
-    elif field.message_type:
-        disturb(value, rng)
-    elif field.enum_type:
-        setattr(message, field.name, rng.choice([0, 1, 2, 3, 99]))
-    else:
-        setattr(message, field.name, other(value, rng))
-
-
-def other(value: Any, rng: random.Random) -> Any:
-    """Another value of the same type."""
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int):
-        return rng.choice([0, 1, value + 1, max(0, value - 1), rng.getrandbits(8), (1 << 31) - 1, 1 << 31])
-    if isinstance(value, float):
-        return rng.choice([0.0, -1.0, 1e300, float("nan"), float("inf")])
-    if isinstance(value, bytes):
-        edges = [b"", value[:-1], value + value[:1], rng.randbytes(len(value)), b"\xff" * len(value)]
-        return rng.choice([*edges, bytes(len(value)), value[:4]])
-    whole = rng.randrange(len(value) + 1)
-    digits = "".join(rng.choice("0123456789") if c.isdigit() and rng.random() < 0.1 else c for c in value)
-    return rng.choice(["", value[:whole], value + "\x1b[2J", digits, value.replace("0", "-1", 1), "[" * 5000])
+def await_kind(replies: list[pb.Reply], kind: str) -> None:
+    deadline = time.monotonic() + 10
+    while not any(reply.HasField(kind) for reply in replies):
+        assert time.monotonic() < deadline, replies
+        time.sleep(0.001)
