@@ -142,7 +142,7 @@ class Context:
             self._check(text)
             self._engine = self._replace(self._lost)  # its error is tried again
             self._lost = None
-        # An interrupt that resume takes back, or that an engine got which is no more, has been counted before;
+        # An interrupt that resume takes back, or that went to an engine of before, has been counted already;
         # of one that comes later the devices know. So none is lost, whatever Python does when it comes.
         self._engine.resume()
         self._check(text)
