@@ -15,6 +15,7 @@ import numpy as np
 from ggrun.arch.config import Config
 from ggrun.devices.base import Device
 from ggrun.engine.engine import Engine
+from ggrun.engine.generate import usual_top
 from ggrun.gguf import GGUF
 from ggrun.plan.usage import Sizes
 from tools.gpu_peer import by_layer
@@ -46,13 +47,14 @@ class Loaded:
 def pace(loaded: Loaded, prompt: int, generated: int, repetitions: int) -> dict[str, Any]:
     """Seconds of a prompt, and of tokens one by one from no context, each after one that is not timed."""
     engine, tokens = loaded.engine, loaded.tokens
+    top = usual_top(engine.config.vocab)
 
     def read() -> None:
-        engine.decode(tokens[:prompt])
+        engine.evaluate(tokens[:prompt], top=top)
 
     def write() -> None:
         for token in tokens[:generated]:
-            engine.decode([token])
+            engine.evaluate([token], top=top)
 
     def seconds(work: Callable[[], None]) -> float:
         engine.cache.truncate(0, 0)

@@ -67,7 +67,8 @@ def bench(**options: Any) -> int:
     As llama-bench does: lists (1,2 or 1/2), ranges (first-last, first-last+step, first-last*factor) and
     options given again are run in all combinations. Two columns are ours: GB/s is what decode reads of
     weights and KV cache, % bw the share of what memory gives, which is measured in the same run. A model that
-    fits in the CPU's caches can have more than 100.
+    fits in the CPU's caches can have more than 100. Of a large vocabulary the best logits come to the host,
+    as they do for `ggrun run`; llama-bench takes all.
     """
     for name in _LISTS:
         options[name] = [value for values in options[name] for value in values]

@@ -13,6 +13,7 @@ from ggrun.cli.bench_model import model_bytes, model_parameters, model_type
 from ggrun.cli.bench_tests import Case, ModelFacts, Setup
 from ggrun.devices.cpu import Cpu
 from ggrun.devices.local import everything, remember
+from ggrun.engine.generate import usual_top
 from ggrun.engine.loaded import Sums
 from ggrun.errors import GgrunError
 from ggrun.gguf import GGUF
@@ -34,6 +35,7 @@ class Session:
         how: Sums = sums["all_reduce"], sums["wire"]
         self._plan_facts = PlanFacts.from_outline(self._model)
         self._config = self._plan_facts.config
+        self._top = usual_top(self._config.vocab)
         self._placement = dict(placement)
         hardware = self._placement.pop("hardware")
         self._hardware = everything() if hardware is None else hardware
@@ -123,10 +125,10 @@ class Session:
         self._compute(max(0, depth - held), self._setup.n_batch)
 
     def _compute(self, n: int, step: int) -> None:
-        """The next n tokens, `step` at a time."""
+        """The next n tokens, `step` at a time; what comes to the host is what `ggrun run` asks for."""
         begin = self._engine.cache.length(0)
         for i in range(begin, begin + n, step):
-            self._engine.decode(self._tokens[i : min(i + step, begin + n)])
+            self._engine.evaluate(self._tokens[i : min(i + step, begin + n)], top=self._top)
 
 
 @lru_cache(maxsize=1)

@@ -65,7 +65,8 @@ _OPTIONS = [
            help="The memory that may be taken of each card: 24GB, or one size a card."),
     option("--p2p", default="auto", type=click.Choice(["auto", "on", "off"]),
            help="Copies between cards: auto: direct where a self-test found that they come right (ggrun "
-                "doctor shows it); on: direct, untested; off: through the host's memory."),
+                "doctor shows it); on: direct, untested; off: through the host's memory. NCCL goes the same "
+                "way."),
     option("--list-devices", is_flag=True, expose_value=False, callback=_list_devices,
            help="List the devices of this machine, and end."),
 ]  # fmt: skip

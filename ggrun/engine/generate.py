@@ -13,7 +13,7 @@ from ggrun.devices.threads import ProcessLock
 from ggrun.engine.engine import Engine
 from ggrun.engine.hosts import HostLost
 from ggrun.engine.outputs import Scores
-from ggrun.engine.sampler import Sampler
+from ggrun.engine.sampler import Sampler, SamplingOptions
 from ggrun.errors import GgrunError, Interrupted
 
 
@@ -142,7 +142,7 @@ class Context:
             self._check(text)
             self._engine = self._replace(self._lost)  # its error is tried again
             self._lost = None
-        # An interrupt that resume takes back, or that went to an engine of before, has been counted already;
+        # An interrupt that resume takes back, or that an engine got which is no more, was counted before;
         # of one that comes later the devices know. So none is lost, whatever Python does when it comes.
         self._engine.resume()
         self._check(text)
@@ -152,6 +152,11 @@ class Context:
     def _check(self, text: Text) -> None:
         if text.interrupts != self._interrupts:
             raise Interrupted("the computation was interrupted")
+
+
+def usual_top(words: int) -> TopK:
+    """What a text with the default options needs of a run: whoever times runs wants no more either."""
+    return TopK(SamplingOptions().top_k, words)
 
 
 def generate(

@@ -14,6 +14,7 @@ from ggrun import __version__
 from ggrun.devices.base import Device
 from ggrun.devices.kept import Kept
 from ggrun.engine.engine import Engine
+from ggrun.engine.generate import usual_top
 from ggrun.engine.loaded import SUMS, Sums
 from ggrun.gguf import GGUF, FirstLayers
 from ggrun.plan.facts import ModelFacts
@@ -102,13 +103,13 @@ def _seconds(model: GGUF, planned: Planned, make: Make, opened: Opened, sums: Su
 
 
 def _once(engine: Engine) -> float:
-    prompt = np.arange(_PROMPT) * 7919 % engine.config.vocab
+    prompt, top = np.arange(_PROMPT) * 7919 % engine.config.vocab, usual_top(engine.config.vocab)
     engine.cache.truncate(0, 0)
     begin = time.perf_counter()
-    engine.decode(prompt.tolist())
+    engine.evaluate(prompt.tolist(), top=top)
     read = time.perf_counter()
     for token in prompt[:_TOKENS].tolist():
-        engine.decode([token])
+        engine.evaluate([token], top=top)
     return (read - begin) / _PROMPT + (time.perf_counter() - read) / _TOKENS
 
 

@@ -23,6 +23,10 @@ OPTIONS = [
     ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.http2.lookahead_bytes", 4 << 20),
+    # A machine that is switched off says nothing: its connections end so.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 30_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
 ]
 """Of both sides."""
 

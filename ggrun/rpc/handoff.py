@@ -22,10 +22,11 @@ _KEY_BYTES = 32
 
 
 class Doors:
-    """The inboxes that other workers may push to. A key opens one of them once."""
+    """The inboxes that other workers may push to. A key opens one of them once, and one at a time pushes."""
 
     def __init__(self) -> None:
         self._keys: dict[bytes, Inbox] = {}
+        self._inside: dict[Inbox, Callable[[], object]] = {}  # and what ends who pushes
         self._lock = threading.Lock()
 
     def open(self, inbox: Inbox) -> bytes:
@@ -36,31 +37,54 @@ class Doors:
             self._keys[key] = inbox
         return key
 
-    def enter(self, key: bytes) -> Inbox | None:
-        """The inbox of a key, which then is used up."""
+    def enter(self, key: bytes, cancel: Callable[[], object], most: int) -> Inbox | None:
+        """The inbox of a key, which then is used up; None when there is none, or `most` are in.
+
+        cancel    ends who has entered, from any thread
+        """
         with self._lock:
             found = [known for known in self._keys if hmac.compare_digest(known, key)]
-            return self._keys.pop(found[0]) if found else None
+            if not found or len(self._inside) >= most:
+                return None
+            inbox = self._keys.pop(found[0])
+            self._inside[inbox] = cancel
+            return inbox
+
+    def leave(self, inbox: Inbox, cancel: Callable[[], object]) -> None:
+        """Who entered has gone."""
+        with self._lock:
+            if self._inside.get(inbox) == cancel:
+                del self._inside[inbox]
 
     def close(self, inbox: Inbox) -> None:
-        """Let nobody in any more."""
+        """Let nobody in any more, and end who is in."""
         with self._lock:
             self._keys = {key: other for key, other in self._keys.items() if other is not inbox}
+            cancel = self._inside.pop(inbox, None)
+        if cancel:
+            cancel()
 
 
 class Handoff:
     """The way of one part's results to the next worker.
 
     insecure    where plain text may go: see WorkerOptions
+    sent        is told how many bytes gRPC has taken, from any thread
     lost        is told when it is broken, from any thread
     """
 
-    def __init__(self, message: "pb.Handoff", insecure: int, lost: Callable[[GgrunError], None]) -> None:
+    def __init__(
+        self,
+        message: "pb.Handoff",
+        insecure: int,
+        sent: Callable[[int], None],
+        lost: Callable[[GgrunError], None],
+    ) -> None:
         host, _ = split_address(message.address)
         if len(message.key) != _KEY_BYTES or len(message.fingerprint) not in (0, 32):
             raise ProtocolError("a key or a fingerprint of the wrong size")
         self._allowed = bool(message.fingerprint) or insecure > 1 or (insecure == 1 and is_loopback(host))
-        self._address, self._lost = message.address, lost
+        self._address, self._sent, self._lost = message.address, sent, lost
         self._key, self._expected = message.key, message.fingerprint or None
         self._queue: SimpleQueue[pb.Push | None] = SimpleQueue()
         self._channel: Any = None
@@ -103,6 +127,7 @@ class Handoff:
     def _pushes(self) -> Iterator["pb.Push"]:
         while (push := self._queue.get()) is not None:
             yield push
+            self._sent(len(push.values))  # gRPC asks for another when it has sent one
 
     def _watch(self, call: Any) -> None:
         try:

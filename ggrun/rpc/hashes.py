@@ -2,38 +2,95 @@
 
 import json
 import os
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
 from ggrun.devices.kept import NONSENSE
 from ggrun.devices.progress import Progress, silent
 from ggrun.devices.threads import physical_cores
-from ggrun.gguf import GGUF
+from ggrun.errors import Interrupted
+from ggrun.gguf import GGUF, Tensor
 from ggrun.kernels import cache_home
 
+Stop = Callable[[], bool]
+"""Whether to go on no more: asked every now and then."""
+_BLOCK = 16 << 20  # bytes that are hashed between two looks
+_LOOK = 0.1  # seconds between two looks of who waits
+_KEEP = 1.0  # seconds of work that may be lost with the process
+_busy: dict[tuple[str, ...], threading.Lock] = {}
 
-def hashes(model: GGUF, names: Iterable[str], progress: Progress = silent) -> dict[str, bytes]:
-    """The hashes of a model's tensors of these names."""
+
+def never() -> bool:
+    """Nobody stops it."""
+    return False
+
+
+def check(stop: Stop) -> None:
+    """Interrupted, if it is to stop."""
+    if stop():
+        raise Interrupted("stopped while model files were hashed")
+
+
+def hashes(
+    model: GGUF, names: Iterable[str], progress: Progress = silent, stop: Stop = never
+) -> dict[str, bytes]:
+    """The hashes of a model's tensors of these names. Interrupted when stopped; what is known then is kept.
+
+    Of threads that want some of one file, one computes and the others wait: many are the same.
+    """
     file, state = _file(model), _state(model)
-    known = _kept(file, state)
     tensors = [model.tensors[name] for name in names]
-    todo = [tensor for tensor in tensors if tensor.name not in known]
-    done, total = 0, sum(tensor.nbytes for tensor in todo)
-    with ThreadPoolExecutor(physical_cores()) as pool:  # hashing lets other threads run
-        for tensor, digest in zip(todo, pool.map(lambda t: sha256(t.data).digest(), todo), strict=True):
-            known[tensor.name] = digest
-            done += tensor.nbytes
-            progress("hashing", done, total)
-    if todo:
-        _keep(file, state, known)
+    with _alone(model, stop):
+        known = _kept(file, state)
+        todo = [tensor for tensor in tensors if tensor.name not in known]
+        done, total = 0, sum(tensor.nbytes for tensor in todo)
+        kept = time.monotonic()
+        try:
+            with ThreadPoolExecutor(physical_cores()) as pool:  # hashing lets other threads run
+                digests = pool.map(lambda tensor: _digest(tensor, stop), todo)
+                for tensor, digest in zip(todo, digests, strict=True):
+                    known[tensor.name] = digest
+                    done += tensor.nbytes
+                    progress("hashing", done, total)
+                    if time.monotonic() - kept > _KEEP:
+                        _keep(file, state, known)
+                        kept = time.monotonic()
+        finally:
+            if done:
+                _keep(file, state, known)
     return {tensor.name: known[tensor.name] for tensor in tensors}
 
 
+def _digest(tensor: Tensor, stop: Stop) -> bytes:
+    found, data = sha256(), tensor.data.data
+    for begin in range(0, tensor.nbytes, _BLOCK):
+        check(stop)
+        found.update(data[begin : begin + _BLOCK])
+    return found.digest()
+
+
+@contextmanager
+def _alone(model: GGUF, stop: Stop) -> Iterator[None]:
+    lock = _busy.setdefault(_names(model), threading.Lock())
+    while not lock.acquire(timeout=_LOOK):
+        check(stop)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _names(model: GGUF) -> tuple[str, ...]:
+    return tuple(os.path.abspath(path) for path in model.paths)
+
+
 def _file(model: GGUF) -> Path | None:
-    name = sha256("\0".join(os.path.abspath(path) for path in model.paths).encode(errors="replace"))
+    name = sha256("\0".join(_names(model)).encode(errors="replace"))
     with suppress(OSError):
         return cache_home() / "hashes" / f"{name.hexdigest()}.json"
     return None

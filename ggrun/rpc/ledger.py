@@ -22,22 +22,28 @@ class Ledger:
         self._lock = threading.Lock()
 
     def free(self, device: str) -> int:
-        """The bytes that a client could have of a device now."""
+        """The bytes that a client could have of a device now, if it had all that is free of those before.
+
+        So a client may take what is free of each: what all have together goes to the first devices first.
+        """
         with self._lock:
-            return self._free(device)
+            together = self._left()
+            for name in self._capacity:
+                free = min(self._free(name), together)
+                if name == device:
+                    return free
+                together -= free
+        raise KeyError(device)
 
     def take(self, needs: Mapping[str, int]) -> None:
         """Reserve bytes of devices, or NoRoom and nothing."""
         with self._lock:
             for device, nbytes in needs.items():
                 if nbytes > (free := self._free(device)):
-                    raise NoRoom(
-                        f"{device}: {nbytes >> 20} MiB are needed, {free >> 20} MiB are left of what this "
-                        "worker gives to its clients"
-                    )
+                    raise NoRoom(f"{device}: {_short(nbytes, free)} of what this worker gives to its clients")
             total = sum(needs.values())
-            if self._most is not None and total > (free := self._most - sum(self._taken.values())):
-                raise NoRoom(f"{total >> 20} MiB are needed, {free >> 20} MiB are left (--max-memory)")
+            if total > (free := self._left()):
+                raise NoRoom(f"{', '.join(needs)}: {_short(total, free)} (--max-memory)")
             for device, nbytes in needs.items():
                 self._taken[device] += nbytes
 
@@ -48,5 +54,14 @@ class Ledger:
                 self._taken[device] -= nbytes
 
     def _free(self, device: str) -> int:
-        free = self._capacity[device] - self._taken[device]
-        return free if self._most is None else min(free, self._most - sum(self._taken.values()))
+        return self._capacity[device] - self._taken[device]
+
+    def _left(self) -> int:
+        """The bytes that may still be taken of all together."""
+        most = sum(self._capacity.values()) if self._most is None else self._most
+        return most - sum(self._taken.values())
+
+
+def _short(needed: int, free: int) -> str:
+    """Both in MiB, to the sides that show which one is more."""
+    return f"{-(-needed >> 20)} MiB are needed, {free >> 20} MiB are left"

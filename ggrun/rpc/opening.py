@@ -25,7 +25,6 @@ from ggrun.rpc.wire import Bounds, ProtocolError
 MOST_TENSORS = 1 << 16
 MOST_TEXT = 4 << 20
 """Bytes of a plan, or of metadata."""
-MOST_SLOTS = 64
 _MOST_BYTES = 1 << 44
 _NAME = re.compile(r"[\w.-]{1,128}", re.ASCII)
 _PATH = Path("the client's model")
@@ -78,14 +77,21 @@ class Opening:
         return list(dict.fromkeys(members))
 
     @property
+    def plan_devices(self) -> int:
+        """How many the whole plan has, here and elsewhere."""
+        return len({member.device for stage in self.plan.stages for member in stage.members})
+
+    @property
     def bounds(self) -> Bounds:
         """What batches must keep to."""
         return Bounds(self.limits, self.cache.pages * PAGE, self.config.vocab)
 
     def needs(self) -> dict[str, int]:
-        """The bytes that the stages take of each device."""
+        """The bytes that the stages take of each device, as the client's planner counts them."""
         facts = ModelFacts.from_outline(self.outline)
-        uses = plan_use(facts, self.plan, self.sizes, self.slots)
+        arrives = any(self.stages)  # batches come into any stage but the first
+        peers = max(self.plan_devices - 1, int(arrives))
+        uses = plan_use(facts, self.plan, self.sizes, peers)
         return {name: uses[name].total for name in self.devices}
 
 
@@ -266,7 +272,8 @@ def _check_limits(found: Opening) -> None:
     limits, vocab = found.limits, found.config.vocab
     if limits.outputs > found.sizes.outputs(vocab):
         raise ProtocolError(f"{limits.outputs} logits of {vocab} are more than one batch may want")
-    if limits.tokens > found.sizes.n_ctx or not 1 <= found.slots <= MOST_SLOTS:
+    # One batch for each device, and one on its way: see Pipeline. The memory is counted for so many.
+    if limits.tokens > found.sizes.n_ctx or not 1 <= found.slots <= found.plan_devices + 1:
         raise ProtocolError(f"{limits.tokens} tokens a batch, {found.slots} at a time cannot be")
     if found.form not in (pb.F32, pb.F16, pb.BF16):
         raise ProtocolError(f"activations of form {found.form} are unknown")

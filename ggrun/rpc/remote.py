@@ -1,6 +1,5 @@
 """A worker as the engine sees it: a Host whose hops compute elsewhere."""
 
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices.base import Device, Limits, Place
-from ggrun.devices.names import DeviceName
 from ggrun.devices.progress import Progress, silent
 from ggrun.devices.streams import Stream
 from ggrun.engine.batch import Batch
@@ -24,16 +22,14 @@ from ggrun.engine.workspace import Sender
 from ggrun.errors import GgrunError, Interrupted
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan
-from ggrun.plan.hardware import DeviceInfo
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.link import Link
+from ggrun.rpc.offered import devices_of
 from ggrun.rpc.on_demand import OnDemand
 from ggrun.rpc.pending import Batches, Pending
 from ggrun.rpc.upload import CHUNK, Upload
 from ggrun.rpc.wire import ProtocolError, encode, forward, shown
 
-MOST_DEVICES = 64
-_MOST = 1 << 60
 _WAIT = 10.0
 """Seconds that a worker has for a word about another worker."""
 PATIENCE = 600.0
@@ -178,7 +174,7 @@ class Remote:
         self.batches = Batches()
         self._progress = progress
         self.latency, self.bandwidth = link.measure()
-        self.devices = _devices(link, self.latency, self.bandwidth)
+        self.devices = devices_of(link.host, link.welcome, self.latency, self.bandwidth)
         self._hops: list[RemoteHop] = []
         self._interrupted = False
         self._answers: dict[tuple[str, int], _Answer] = {}
@@ -340,24 +336,3 @@ class _Answer:
     def wait(self, seconds: float) -> Any:
         self._there.wait(seconds)
         return self._message
-
-
-def _devices(link: Link, latency: float, bandwidth: float) -> list[DeviceInfo]:
-    """A worker's devices as the planner sees them; ProtocolError for numbers that no device has."""
-    found = link.welcome.devices
-    if len(found) > MOST_DEVICES or len({d.name for d in found}) < len(found):
-        raise ProtocolError(f"{link.host}: too many devices, or one twice")
-    return [_device(link.host, d, latency, bandwidth) for d in found]
-
-
-def _device(host: str, d: "pb.Device", latency: float, bandwidth: float) -> DeviceInfo:
-    speeds = (d.bandwidth, d.operations, d.float_operations, d.unpacked, d.link)
-    sane = all(math.isfinite(speed) and 0 <= speed < 1e20 for speed in speeds)
-    if not (sane and d.bandwidth > 0 and d.operations > 0 and 0 <= d.free <= _MOST and d.memory <= _MOST):
-        raise ProtocolError(f"{host}: the worker has a device with numbers that no device has")
-    DeviceName.parse(d.name)
-    return DeviceInfo(
-        f"{host}/{d.name}", d.memory, d.free, d.bandwidth, d.operations, d.link or d.bandwidth,
-        shown(d.label)[:40], shared=False, float_operations=d.float_operations, unpacked=d.unpacked,
-        latency=latency, network=bandwidth,
-    )  # fmt: skip

@@ -1,6 +1,7 @@
 """A worker's door: who may come in, how many, and what becomes of their streams."""
 
 import logging
+import resource
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,11 @@ log = logging.getLogger(__name__)
 TOKEN = "ggrun-token-bin"
 """The name of the metadata with a client's token."""
 _LOOK = 1.0
+_HANDSHAKE = 5.0
+"""Seconds that a connection has until it speaks TLS and HTTP/2."""
+_IDLE = 30.0
+"""Seconds that one without a stream is kept."""
+_MOST_FILES = 1 << 16
 
 
 class Server:
@@ -37,8 +43,10 @@ class Server:
         self._identity = identity
         self._sessions: set[Session] = set()
         self._lock, self._closed = threading.Lock(), threading.Event()
-        # Each has a thread for replies; some are left for those that are turned away and for inboxes.
-        self._server = grpc.server(ThreadPoolExecutor(3 * sessions + 16), options=OPTIONS)
+        # Each has a thread, as each inbox has; some are left for those that are turned away.
+        self._most_inboxes = 2 * sessions
+        threads = ThreadPoolExecutor(sessions + self._most_inboxes + 16)
+        self._server = grpc.server(threads, options=[*OPTIONS, *_connections(sessions)])
         self._server.add_generic_rpc_handlers((self._handlers(),))
         try:
             self.port = self._listen(address)
@@ -88,7 +96,7 @@ class Server:
     def _session(self, requests: Any, context: Any) -> Iterator["pb.Reply"]:
         peer = _peer(context)
         self._check_token(peer, context)
-        session = Session(self._shop, peer)
+        session = Session(self._shop, peer, context.cancel)
         with self._lock:
             full = len(self._sessions) >= self._most
             if not full:
@@ -106,17 +114,20 @@ class Server:
 
     def _inbox(self, pushes: Any, context: Any) -> Iterator["pb.Pushed"]:
         peer = _peer(context)
-        inbox = self._shop.doors.enter(_metadata(context, KEY))
+        doors, cancel = self._shop.doors, context.cancel
+        inbox = doors.enter(_metadata(context, KEY), cancel, self._most_inboxes)
         if inbox is None:
-            text = "no such inbox"
+            text = "no such inbox, or too many of them are in use"
             self._refuse(peer, context, grpc.StatusCode.UNAUTHENTICATED, text)
             return
-        yield pb.Pushed()
         try:
+            yield pb.Pushed()
             for push in pushes:
                 inbox.put(parsed(pb.Push, push))
         except ProtocolError as error:
             self._refuse(peer, context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        finally:
+            doors.leave(inbox, cancel)
 
     def _check_token(self, peer: str, context: Any) -> None:
         """Before anything that the client sends is read."""
@@ -134,6 +145,21 @@ class Server:
         while not self._closed.wait(_LOOK):
             for session in list(self._sessions):
                 session.check()
+
+
+def _connections(sessions: int) -> list[tuple[str, int]]:
+    """Limits for connections, so that files can be opened however many come and say nothing.
+
+    A client has one for its session, and takes a look at the certificate first; inboxes come on top.
+    """
+    most, hard = 4 * sessions + 64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    files = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return [
+        ("grpc.max_allowed_incoming_connections", min(most, files // 2)),
+        ("grpc.server_handshake_timeout_ms", int(1000 * _HANDSHAKE)),
+        ("grpc.max_connection_idle_ms", int(1000 * _IDLE)),
+    ]
 
 
 def _metadata(context: Any, name: str) -> bytes:

@@ -39,6 +39,8 @@ _MOST_HELD = 256 << 20
 """Bytes that a client may have under way beside the activations of its batches: logits, tokens, positions."""
 _MOST_REPLIES = 1024
 """Replies that a client has not read: more, and it does not want to."""
+_LAST_WORDS = 3.0
+"""Seconds that a client has to read why its session is at its end."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,13 @@ class Shop:
 
 
 class Session:
-    """A client. `answer` is its stream; nothing that it sends can do more than end it."""
+    """A client. `answer` is its stream; nothing that it sends can do more than end it.
 
-    def __init__(self, shop: Shop, peer: str) -> None:
-        self._shop, self._peer = shop, peer
+    cancel    breaks its stream off, from any thread
+    """
+
+    def __init__(self, shop: Shop, peer: str, cancel: Callable[[], object]) -> None:
+        self._shop, self._peer, self._cancel = shop, peer, cancel
         self._replies: SimpleQueue[pb.Reply | None] = SimpleQueue()
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._heard, self._greeted = time.monotonic(), False
@@ -87,6 +92,7 @@ class Session:
         self._handoffs: dict[int, Handoff] = {}
         self._run, self._held = 1, 0  # bytes of batches and results that are under way
         self._closed, self._lock = False, threading.Lock()
+        self._ended = 0.0  # when it was closed
 
     def answer(self, requests: Iterable[bytes]) -> Iterator["pb.Reply"]:
         """The replies to a client's requests, as bytes, until one of both ends it."""
@@ -104,9 +110,15 @@ class Session:
             worker.join()
 
     def check(self) -> None:
-        """End the session if its client has been silent for too long; is called every second or so."""
-        silent, allowed = time.monotonic() - self._heard, SILENCE if self._greeted else FIRST_WORD
-        if silent > allowed and not self._closed:
+        """End the session if its client has been silent for too long; is called every second or so.
+
+        A client that does not read keeps the thread that writes to it, until its stream is broken off.
+        """
+        now, allowed = time.monotonic(), SILENCE if self._greeted else FIRST_WORD
+        if self._closed:
+            if now - self._ended > _LAST_WORDS:
+                self._cancel()
+        elif (silent := now - self._heard) > allowed:
             log.warning("%s: silent for %.0f seconds: its session ends", self._peer, silent)
             self.close()
 
@@ -115,7 +127,7 @@ class Session:
         with self._lock:
             if self._closed:
                 return
-            self._closed = True
+            self._ended, self._closed = time.monotonic(), True
         self._interrupt()
         if self._work:
             self._look_again(self._work)
@@ -166,8 +178,11 @@ class Session:
             raise ProtocolError("a session loads stages once")
         opening = read(message, [d.name for d in self._shop.devices])
         needs = opening.needs()
-        self._shop.ledger.take(needs)
-        self._opening, self._reserved = opening, needs
+        with self._lock:  # who closes it gives back what is reserved, and nothing may come after
+            if self._closed:
+                return
+            self._shop.ledger.take(needs)
+            self._opening, self._reserved = opening, needs
         names = ", ".join(f"{name} {nbytes >> 20} MiB" for name, nbytes in needs.items())
         log.info("%s: loads stages %s (%s)", self._peer, opening.stages, names)
         self._jobs.put(self._look_for_weights)
@@ -177,7 +192,7 @@ class Session:
             raise ProtocolError("a chunk came that nobody waits for")
         before = self._intake.quarters
         if self._intake.take(message):
-            self._jobs.put(self._load)
+            self._jobs.put(partial(self._arrived, message.tensor))
         if self._intake.quarters > before:
             log.info("%s: %d %% of the weights have come", self._peer, 25 * self._intake.quarters)
         self._replies.put(pb.Reply(received=pb.Received(bytes=self._intake.received)))
@@ -203,12 +218,17 @@ class Session:
         self._jobs.put(partial(self._reset, message.resume))
 
     def _take_invite(self, message: "pb.Invite") -> None:
-        key = self._shop.doors.open(self._inbox(message.part))
+        inbox = self._inbox(message.part)
+        with self._lock:  # as with memory: what is opened later nobody closes
+            if self._closed:
+                return
+            key = self._shop.doors.open(inbox)
         self._replies.put(pb.Reply(invited=pb.Invited(part=message.part, key=key)))
 
     def _take_handoff(self, message: "pb.Handoff") -> None:
         self._inbox(message.part)
-        handoff = Handoff(message, self._shop.insecure, partial(self._next_lost, message.part))
+        lost = partial(self._next_lost, message.part)
+        handoff = Handoff(message, self._shop.insecure, lambda n: self._hold(-n), lost)
         self._jobs.put(partial(self._connect, message.part, handoff))
 
     def _ready(self) -> Work:
@@ -235,10 +255,15 @@ class Session:
     def _look_for_weights(self) -> None:
         assert self._opening
         self._intake = intake = Intake(self._opening, self._shop.library, self._shop.store)
-        if wants := intake.look():
+        if wants := intake.look(lambda: self._closed):
             log.info("%s: %d MiB of weights are missing here", self._peer, intake.total >> 20)
             self._replies.put(pb.Reply(missing=pb.Missing(wants=wants)))
         else:
+            self._load()
+
+    def _arrived(self, tensor: int) -> None:
+        assert self._intake
+        if self._intake.arrived(tensor):
             self._load()
 
     def _load(self) -> None:
@@ -248,7 +273,6 @@ class Session:
         self._intake.close()
         self._devices = open_devices(self._opening.devices, self._shop.threads)
         work = Work(self._opening, model, self._devices, self._emit, self._fail)
-        self._shop.store.trim()
         self._work = work
         log.info("%s: is ready", self._peer)
         self._replies.put(pb.Reply(ready=pb.Ready(tensors=sorted(work.loaded.tensors))))
@@ -286,18 +310,18 @@ class Session:
         assert self._opening
         last = self._opening.parts[message.part].stop == len(self._opening.plan.stages)
         data = encode(values, pb.F32 if last else self._opening.form)
+        self._hold(len(data))
         if handoff := self._handoffs.get(message.part):
             handoff.push(message.batch, data)
         else:
             result = pb.Result(run=message.run, batch=message.batch, part=message.part, values=data)
             if ids is not None:
                 result.ids = ids.astype("<i4", copy=False).tobytes()
-            self._hold(len(data))
             self._replies.put(pb.Reply(result=result))
-            try:
-                self._check_held()
-            except ProtocolError as error:  # the thread may be a stream's, which has no use for it
-                self._end(error)
+        try:
+            self._check_held()
+        except ProtocolError as error:  # the thread may be a stream's, which has no use for it
+            self._end(error)
 
     def _next_lost(self, part: int, error: GgrunError) -> None:
         """The client has lost that worker too, or lays its layers elsewhere."""
@@ -316,7 +340,7 @@ class Session:
             self._held += nbytes
 
     def _check_held(self) -> None:
-        """ProtocolError when a client sends without end, or does not read."""
+        """ProtocolError when a client sends without end, or does not read, or who is pushed to does not."""
         assert self._opening
         batch = self._opening.config.width * self._opening.limits.tokens * 4
         if self._held > _MOST_HELD + 4 * self._opening.slots * len(self._opening.parts) * batch:

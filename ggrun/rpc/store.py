@@ -3,7 +3,10 @@
 import logging
 import mmap
 import os
+import re
+import secrets
 import shutil
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,14 +16,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ggrun.errors import GgrunError
+from ggrun.errors import GgrunError, Interrupted
 from ggrun.gguf import GGUF, Outline
-from ggrun.rpc.hashes import hashes
+from ggrun.rpc.hashes import Stop, check, hashes, never
 from ggrun.rpc.opening import Declared
 
 log = logging.getLogger(__name__)
-_BLOCK = 1 << 20
 _ROOM = 1 << 30  # bytes of a disk that are left to others
+_NAME = re.compile(r"([0-9a-f]{2})[0-9a-f]{62}((\.\d+)?\.part)?")
 
 Bytes = NDArray[np.uint8]
 
@@ -28,17 +31,23 @@ Bytes = NDArray[np.uint8]
 class Store:
     """Tensors that came over the network, a file each; the least recently used go beyond the limit.
 
-    limit    bytes; what sessions still use may be more for a while. 0: nothing is kept behind a session.
+    limit    bytes, kept to from the start and at the begin and the end of each load; what sessions still use
+             may be more for a while. 0: nothing is kept.
+
+    A tensor whose bytes have all come, and are right, is `ab/abcd...`, its SHA-256. What is still coming is a
+    `.NUMBER.part` of its own for each client; one that was broken off is a `.part`, and the next to take that
+    tensor in goes on with it.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
         self._folder, self._limit = folder, limit
         self._lock = threading.Lock()
-        self._coming: set[bytes] = set()
+        self._coming: set[Path] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise GgrunError(f"{folder}: {error.strerror}: give another cache with GGRUN_CACHE") from None
+        self.trim()
 
     def find(self, tensor: Declared) -> Bytes | None:
         """A tensor's bytes, if they came before."""
@@ -51,18 +60,20 @@ class Store:
         return None
 
     def begin(self, tensor: Declared) -> "Incoming":
-        """Take in a tensor, from where it was broken off before. GgrunError when the disk is full."""
-        with self._lock:
-            alone = tensor.sha256 not in self._coming
-            self._coming.add(tensor.sha256)
+        """Take in a tensor, from where it was broken off before. GgrunError when that cannot be written."""
         path = self._path(tensor.sha256)
-        # Two clients may send the same: the second goes its own way.
-        part = path.with_suffix(".part" if alone else f".{threading.get_ident()}.part")
+        # Other workers may share the folder.
+        part = path.with_suffix(f".{secrets.randbits(63)}.part")
+        with self._lock:
+            self._coming.add(part)
         try:
             path.parent.mkdir(exist_ok=True)
+            with suppress(FileNotFoundError):  # of several only one gets it
+                path.with_suffix(".part").rename(part)
             return Incoming(self, tensor, path, part)
         except OSError as error:
-            raise GgrunError(f"the worker's cache: {error.strerror}") from None
+            self.ended(part)
+            raise _failed(error) from None
 
     def check_room(self, nbytes: int) -> None:
         """GgrunError when the disk has no room for so many bytes."""
@@ -70,10 +81,10 @@ class Store:
         if nbytes > free:
             raise GgrunError(f"the worker's disk has no room for {nbytes >> 20} MiB of weights")
 
-    def ended(self, incoming: "Incoming") -> None:
-        """Somebody has come to the end of a tensor, or given it up."""
+    def ended(self, part: Path) -> None:
+        """Nobody writes this any more."""
         with self._lock:
-            self._coming.discard(incoming.tensor.sha256)
+            self._coming.discard(part)
 
     def trim(self) -> None:
         """Remove what was not used for the longest time. What is mapped stays there for who maps it."""
@@ -88,11 +99,15 @@ class Store:
                     total -= status.st_size
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        busy = {digest.hex() for digest in self._coming}
+        """The store's own: a user may have pointed --cache-dir at anything."""
         for path in self._folder.glob("??/*"):
+            name = _NAME.fullmatch(path.name)
+            if name is None or name[1] != path.parent.name or path in self._coming:
+                continue
             with suppress(OSError):
-                if not (path.suffix and path.stem.partition(".")[0] in busy):
-                    yield path, path.stat()
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode):
+                    yield path, status
 
     def _path(self, digest: bytes) -> Path:
         name = digest.hex()
@@ -100,17 +115,13 @@ class Store:
 
 
 class Incoming:
-    """A tensor that comes in chunks, in order."""
+    """A tensor that comes in chunks, in order. Its file is open only while it is used."""
 
     def __init__(self, store: Store, tensor: Declared, path: Path, part: Path) -> None:
-        self.tensor, self.offset = tensor, 0
+        self.tensor = tensor
+        self.offset = part.stat().st_size if part.exists() else 0
         self._store, self._path, self._part = store, path, part
-        self._hash = sha256()
-        self._file = open(os.open(part, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)  # noqa: SIM115
-        while self.offset < tensor.nbytes and (block := self._file.read(_BLOCK)):
-            self._hash.update(block)
-            self.offset += len(block)
-        if self.offset > tensor.nbytes:  # no beginning of this
+        if self.offset >= tensor.nbytes:  # no beginning of this
             self._again()
 
     @property
@@ -121,31 +132,45 @@ class Incoming:
     def write(self, data: bytes) -> None:
         """Take what follows."""
         try:
-            self._file.write(data)
+            with open(self._part, "ab", opener=_private) as file:
+                file.write(data)
         except OSError as error:
-            raise GgrunError(f"the worker's cache: {error.strerror}") from None
-        self._hash.update(data)
+            raise _failed(error) from None
         self.offset += len(data)
 
     def finish(self) -> Bytes:
-        """The tensor's bytes; GgrunError when they are not what was announced."""
-        if self._hash.digest() != self.tensor.sha256:
-            self._again()
-            raise GgrunError(f"tensor {self.tensor.name}: what came has another SHA-256 than was announced")
-        self.close()
-        self._part.replace(self._path)
-        return _mapped(self._path)
+        """The tensor's bytes; GgrunError when they are not what was announced.
+
+        What is looked at is the file, not what came, and it is on the disk before it has its name: whoever
+        finds that name trusts it.
+        """
+        try:
+            with open(self._part, "r+b") as file:
+                os.fsync(file.fileno())
+            data = _mapped(self._part)
+            if sha256(data.data).digest() != self.tensor.sha256:
+                self._again()
+                name = self.tensor.name
+                raise GgrunError(f"tensor {name}: what came has another SHA-256 than was announced")
+            if (there := self._store.find(self.tensor)) is not None:  # another client was faster
+                self._part.unlink()
+                data = there
+            else:
+                self._part.replace(self._path)
+        except OSError as error:
+            raise _failed(error) from None
+        self._store.ended(self._part)
+        return data
 
     def close(self) -> None:
-        """Let go of the file; what has come stays for another try."""
-        if not self._file.closed:
-            self._file.close()
-            self._store.ended(self)
+        """Give it up; what has come stays for another try."""
+        with suppress(OSError):
+            self._part.replace(self._path.with_suffix(".part"))
+        self._store.ended(self._part)
 
     def _again(self) -> None:
-        self._file.truncate(0)
-        self._file.seek(0)
-        self._hash, self.offset = sha256(), 0
+        self._part.unlink(missing_ok=True)
+        self.offset = 0
 
 
 class Library:
@@ -158,18 +183,21 @@ class Library:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def find(self, tensors: list[Declared]) -> dict[str, Bytes]:
-        """The bytes of as many of the tensors as there are, by name."""
+    def find(self, tensors: list[Declared], stop: Stop = never) -> dict[str, Bytes]:
+        """The bytes of as many of the tensors as there are, by name. Interrupted when stopped."""
         found: dict[str, Bytes] = {}
         wanted = {t.name: t for t in tensors}
         for path in sorted(self._folder.rglob("*.gguf")) if self._folder and wanted else ():
+            check(stop)
             try:
-                found |= self._in_file(path, {n: t for n, t in wanted.items() if n not in found})
-            except GgrunError as error:  # no model, or one that is just being written
+                found |= self._in_file(path, {n: t for n, t in wanted.items() if n not in found}, stop)
+            except Interrupted:
+                raise
+            except (GgrunError, OSError) as error:  # no model, or one that is just being written or removed
                 log.warning("%s is left out: %s", path, error)
         return found
 
-    def _in_file(self, path: Path, wanted: dict[str, Declared]) -> dict[str, Bytes]:
+    def _in_file(self, path: Path, wanted: dict[str, Declared], stop: Stop) -> dict[str, Bytes]:
         declared = Outline.read(path).tensors
         alike = [
             name
@@ -179,10 +207,18 @@ class Library:
         if not alike:
             return {}
         model = GGUF(path)
-        digests = hashes(model, alike)
+        digests = hashes(model, alike, stop=stop)
         return {n: model.tensors[n].data for n in alike if digests[n] == wanted[n].sha256}
 
 
 def _mapped(path: Path) -> Bytes:
     with open(path, "rb") as file:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _failed(error: OSError) -> GgrunError:
+    return GgrunError(f"the worker's cache: {error.strerror}")

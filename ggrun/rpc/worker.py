@@ -63,7 +63,7 @@ def open_worker(options: WorkerOptions, devices: Sequence[DeviceInfo], identity:
         devices=tuple(devices),
         threads=options.threads,
         ledger=ledger,
-        store=Store(options.cache_dir or cache_home() / "tensors", options.cache_size),
+        store=Store((options.cache_dir or cache_home()) / "tensors", options.cache_size),
         library=Library(options.models),
         doors=Doors(),
         insecure=options.insecure if identity is None else 0,

@@ -6,7 +6,8 @@ import json
 import signal
 import statistics
 import subprocess
-from itertools import pairwise
+from contextlib import closing
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ggrun import LLM
 from ggrun.bundled import demo_model
+from ggrun.cli.bench import bench
 from ggrun.cli.bench_model import model_type
 from ggrun.cli.bench_output import Markdown
 from ggrun.cli.bench_tests import Case, ModelFacts, Result, Setup, all_tests
 from ggrun.cli.bench_values import Files, Names, Numbers, Pairs
+from ggrun.devices.best import TopK
+from ggrun.engine import engine
+from ggrun.engine.outputs import Outputs
 from ggrun.gguf import GGUF
 from tests.cli.test_run import GGRUN, bash, complaint, ggrun, listen_to_ctrl_c
 from tests.tiny import Tiny
@@ -211,6 +217,20 @@ def test_json_says_what_happened(tiny: Path) -> None:
         if r["n_gen"]:
             assert r["read_bytes_per_second"] == pytest.approx(r["token_bytes"] * r["avg_ts"])
             assert r["memory_share"] == pytest.approx(r["read_bytes_per_second"] / r["memory_bandwidth"])
+
+
+def test_what_is_timed_is_what_a_text_takes(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tops, init = set[TopK | None](), Outputs.__init__
+    monkeypatch.setattr(
+        Outputs, "__init__", lambda self, b, *args: (tops.add(b.top), init(self, b, *args))[1]
+    )
+    monkeypatch.setattr(engine, "_FEW_LOGITS", 0)
+    bench.main([*QUICK, "-m", str(tiny)], standalone_mode=False)
+    timed = tops.copy()
+    tops.clear()
+    with closing(LLM(tiny, threads=1)) as llm:
+        assert len(list(islice(llm.generate_tokens([1, 2, 3]), 3))) == 3
+    assert timed == tops != {None}
 
 
 def test_csv_and_the_environment(tiny: Path) -> None:

@@ -2,13 +2,19 @@
 
 import ctypes
 import os
+import sys
 import threading
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from ggrun.devices.cuda import nccl, reductions
+from ggrun.devices.cuda.found import Cards
 from tests.cuda.fake_cupy import FakeCupy
 
 ADD, FLOAT32 = 0, 7
@@ -143,3 +149,19 @@ def _ring(given: list[np.ndarray]) -> np.ndarray:
         total = sum((part.view(np.float32) for part in parts[1:]), parts[0].view(np.float32))
         pieces.append(total.view(np.uint32))
     return np.concatenate(pieces)
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeNccl]:
+    """A machine with four cards and NCCL, of which nothing is known."""
+    cupy = FakeCupy(cards=4)
+    fake = FakeNccl(cupy)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", fake)  # type: ignore[arg-type]
+    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(reductions._KEPT, "_found", {})
+    monkeypatch.setattr(nccl, "_connected_directly", False)  # as in a process that begins
+    monkeypatch.setenv("NCCL_P2P_DISABLE", "0")
+    Cards.found.cache_clear()
+    yield fake
+    fake.held.set()
+    Cards.found.cache_clear()

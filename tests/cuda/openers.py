@@ -6,11 +6,14 @@ import time
 from pathlib import Path
 
 from ggrun.devices.cuda import copies, sum_checks
-from ggrun.devices.cuda.driver import Driver
+from ggrun.devices.cuda.driver import Driver, OutOfMemory
 from ggrun.devices.late import Schedule
 from ggrun.errors import GgrunError
 from tools.cuda_emulator.driver import EmulatedDriver, Peers
+from tools.cuda_emulator.kernels import runtime
+from tools.cuda_emulator.memory import Memory
 
+runtime()  # now, and not in the time of the first check: it may have to be compiled
 _SCHEDULE = Schedule(1)
 # Fewer and smaller copies and sums, so that a check that passes is far from its limit on a busy machine.
 copies._ROOM, copies._SIZES, copies._ROUNDS = 1 << 20, (4096, 100_004, 1 << 20), 2
@@ -89,6 +92,29 @@ class _Full(EmulatedDriver):
 
 def full(number: int) -> EmulatedDriver:
     return _Full(number)
+
+
+class _Unpinned(EmulatedDriver):
+    def allocate_on_host(self, nbytes: int) -> Memory:
+        raise OutOfMemory(f"{self.name}: {nbytes} bytes of pinned memory: out of memory")
+
+
+def without_pinned_memory(number: int) -> EmulatedDriver:
+    return _Unpinned(schedule=_SCHEDULE, name=f"cuda:{number}")
+
+
+class _Busy(EmulatedDriver):
+    def reach(self, card: Driver) -> None:
+        """Slowly, once: whoever opens it again finds the file."""
+        file = Path(os.environ["BUSY_FILE"])
+        if not file.exists():
+            file.touch()
+            time.sleep(60)
+        super().reach(card)
+
+
+def busy_once(number: int) -> EmulatedDriver:
+    return _Busy(schedule=_SCHEDULE, name=f"cuda:{number}")
 
 
 class _Raises(EmulatedDriver):

@@ -28,9 +28,9 @@ from ggrun.plan.usage import Sizes
 from tests.cuda import fake_cupy
 from tests.cuda.fake_cupy import Cublas, CUDARuntimeError, FakeCupy
 from tests.cuda.models import engine, logits
-from tests.engine.test_offloaded import beside_the_cpu, offloads_of
 from tests.engine.test_outputs import Shares, check_several
 from tests.engine.test_peer import distance
+from tests.offloads import beside_the_cpu, offloads_of
 from tests.plans import Plans
 from tests.tiny import Tiny
 
@@ -291,6 +291,28 @@ def test_a_card_that_disappears(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch)
     Cuda(driver, "cuda:0").close()
     del driver, memory
     gc.collect()  # an error in a finalizer would be a warning, and warnings are errors
+
+
+def test_a_card_whose_memory_ends_in_a_run(
+    cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Which one, what for and what to do; what is begun later works again."""
+    devices = open_devices(["cuda:0", "cuda:1"])
+    path = Tiny(layers=2).write(tmp_path / "model.gguf")
+    split = engine(path, devices, Plans(GGUF(path), ("cuda:0", "cuda:1") * 2)["layer 2"])
+    want = logits(split, TOKENS)
+
+    def short(*_: object, **__: object) -> None:
+        raise CUDARuntimeError(2, "cudaErrorMemoryAllocation: out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_cupy._Function, "__call__", short)
+        line = told(lambda: logits(split, TOKENS))
+    assert line.startswith("cuda:0 (Fake): the kernel ")
+    assert "out of memory: who else has taken memory of it? -fitt" in line
+    np.testing.assert_array_equal(logits(split, TOKENS), want)
+    for device in devices.values():
+        device.close()
 
 
 def test_a_card_that_disappears_in_a_run(

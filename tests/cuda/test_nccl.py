@@ -12,25 +12,22 @@ import numpy as np
 import pytest
 
 from ggrun import LLM, GgrunError
-from ggrun.devices import exchange, local
+from ggrun.devices import local
 from ggrun.devices.all_reduce import open_all_reduce
 from ggrun.devices.base import Device, Limits
 from ggrun.devices.cpu import Cpu
-from ggrun.devices.cuda import links, reductions, selftest, sum_checks, watch
+from ggrun.devices.cuda import links, reductions, selftest, watch
 from ggrun.devices.cuda import nccl as module
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
-from ggrun.devices.cuda.found import Cards
 from ggrun.devices.cuda.links import Numbers
 from ggrun.devices.cuda.nccl import NcclExchange, version_text
 from ggrun.devices.cuda.reductions import Reductions, Tried
 from ggrun.devices.cuda.selftest import Check, Outcome
-from ggrun.devices.cuda.sum_checks import check_reductions, try_copy, try_nccl
 from ggrun.devices.exchange import Exchange, Part
 from ggrun.gguf import GGUF
 from ggrun.plan.hardware import Speeds
-from tests.cuda.fake_cupy import FakeCupy
-from tests.cuda.fake_nccl import FakeNccl
+from tests.cuda.fake_nccl import FakeNccl, installed
 from tests.cuda.models import cards, engine, logits
 from tests.engine.test_peer import distance
 from tests.plans import Plans
@@ -42,19 +39,7 @@ TOKENS = [i * 7 % 36 for i in range(30)]
 
 @pytest.fixture(autouse=True)
 def nccl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeNccl]:
-    """A machine with four cards and NCCL, of which nothing is known."""
-    cupy = FakeCupy(cards=4)
-    fake = FakeNccl(cupy)
-    monkeypatch.setitem(sys.modules, "cupy", cupy)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", fake)  # type: ignore[arg-type]
-    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(reductions._KEPT, "_found", {})
-    monkeypatch.setattr(module, "_connected_directly", False)  # as in a process that begins
-    monkeypatch.setenv("NCCL_P2P_DISABLE", "0")
-    Cards.found.cache_clear()
-    yield fake
-    fake.held.set()
-    Cards.found.cache_clear()
+    yield from installed(monkeypatch, tmp_path)
 
 
 def real(n: int, direct: Callable[[Numbers], bool] = lambda pair: True) -> list[Cuda]:
@@ -366,7 +351,7 @@ def test_why_it_is_not_used(
     outcomes(monkeypatch, [[256, 1.0]], "no end after 5 s")
     ways(nccl, [1])
     assert capsys.readouterr().err == (
-        "ggrun: testing how cuda:0, cuda:1 sum what they have: once, some seconds\n"
+        "ggrun: testing how cuda:0, cuda:1 sum what they have: once, some seconds, 52 at the most\n"
         "ggrun: cuda:0, cuda:1: sums go by copies, without NCCL (no end after 5 s)\n"
     )
     reductions._KEPT._found.clear()
@@ -382,7 +367,7 @@ def test_cards_that_cannot_sum(nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch) 
     outcomes(monkeypatch, "sums of 7 rows are wrong", "it died of SIGSEGV")
     assert told(lambda: ways(nccl, [1])) == (
         "cards 0, 1 cannot share rows: sums by copies: sums of 7 rows are wrong; "
-        "by NCCL: it died of SIGSEGV: use -sm layer"
+        "by NCCL: it died of SIGSEGV: use -sm layer; ggrun doctor tests them again"
     )
     reductions._KEPT._found.clear()
     outcomes(monkeypatch, "no room", "no room", settled=False)
@@ -400,55 +385,3 @@ def test_what_is_kept_may_be_anything(nccl: FakeNccl) -> None:
     for text in ("", "[]", "7", '{"copy": 1}', found.to_json().replace("2.5", "-1"), "[" * 100_000):
         with pytest.raises(reductions.NONSENSE):
             Reductions.from_json(text)
-
-
-# ---------------------------------------------------------------- what the self-test looks at
-
-
-@pytest.mark.parametrize("n", [2, 3])
-def test_good_cards_pass(n: int, nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Few enough for the emulator, and worth sharing.
-    monkeypatch.setattr(sum_checks, "SIZES", (4096, 8192))
-    monkeypatch.setattr(sum_checks, "_CHECKED", (1, 30))
-    monkeypatch.setattr(sum_checks, "_WIDTH", 64)
-    monkeypatch.setattr(exchange, "_COPY", 1000)
-    drivers = [CupyDriver(i) for i in range(n)]
-    for way, wire in (("copy", "f32"), ("copy", "bf16"), ("nccl", "f32")):
-        check_reductions(drivers, way, [(0, 1)], wire)
-    assert nccl.cupy.reached == {(0, 1), (1, 0)}
-    for found in (try_copy(drivers, [(0, 1)]), try_nccl(drivers, [(0, 1)])):
-        assert Tried.of(found).seconds(4096) > 0
-    with pytest.raises(GgrunError, match="emulated"):
-        check_reductions([EmulatedDriver(), EmulatedDriver()], "nccl", [])
-
-
-@pytest.mark.parametrize(
-    ("opener", "copy"),
-    [("works", ""), ("loses_bytes", "sums of 1 rows are"), ("never_receives", "no end after 10 s")],
-)
-def test_the_self_test_tries_sums(opener: str, copy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a real process, on emulated cards; NCCL comes last, and is tried whatever became of copies."""
-    monkeypatch.setattr(selftest, "START", 60.0)
-    monkeypatch.setattr(selftest, "LIMIT", 10.0 if opener == "never_receives" else 60.0)
-    checks = [Check(name, (0, 1, 2), ([(0, 1)],)) for name in ("sums by copies", "sums by NCCL")]
-    by_copies, by_nccl = selftest.run(checks, f"tests.cuda.openers:{opener}")
-    assert by_nccl.reason == "NCCL needs real cards, cuda:0 is emulated"
-    if copy:
-        assert by_copies.reason.startswith(copy)
-    else:
-        assert [size for size, _ in Tried.of(by_copies.result).timed] == [4096, 8192]
-    assert by_copies.settled
-    assert by_nccl.settled
-
-
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        ("wrong", "sums of 1 rows are wrong"),
-        ("differs", "sums of 1 rows are not the same on all cards"),
-        ("changes", "sums of 1 rows are not the same the second time"),
-    ],
-)
-def test_bad_sums_are_seen(fault: str, words: str, nccl: FakeNccl) -> None:
-    nccl.faults += [None, None, *[fault] * 4]
-    assert told(lambda: check_reductions([CupyDriver(0), CupyDriver(1)], "nccl", [(0, 1)])) == words

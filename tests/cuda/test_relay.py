@@ -1,8 +1,9 @@
 """Copies between cards: direct, and through the host's memory in pieces that overlap."""
 
-import sys
+import gc
 from collections.abc import Callable
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -10,13 +11,15 @@ import pytest
 from ggrun import GgrunError
 from ggrun.devices.cuda import relay
 from ggrun.devices.cuda.relay import BUFFERS, Relay
-from ggrun.devices.late import Late, Schedule
+from ggrun.devices.late import Schedule
 from ggrun.gguf import GGUF
 from tests.cuda.models import cards, engine, logits
 from tests.plans import Plans
 from tests.tiny import Tiny
+from tests.waits import left_out, lines_that_wait
 from tools.cuda_emulator.driver import COPY, EmulatedDriver, Peers
 from tools.cuda_emulator.kernels import KernelError
+from tools.cuda_emulator.memory import Memory
 
 SIZES = (1, 99, 100, 101, 400, 401, 1000)
 TOKENS = [i * 7 % 36 for i in range(30)]
@@ -58,31 +61,11 @@ def test_a_copy_through_the_host_is_in_the_order_of_its_giver() -> None:
     assert all(sent(seed) for seed in range(20))
 
 
-def caller() -> tuple[str, int]:
-    frame = sys._getframe(2)
-    return Path(frame.f_code.co_filename).name, frame.f_lineno
-
-
-def test_each_wait_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    wait, lines = Late.wait, set[tuple[str, int]]()
-
-    def noted(self: Late, event: object) -> None:
-        lines.add(caller())
-        wait(self, event)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Late, "wait", noted)
-        sent(0)
-    ours = [line for line in lines if line[0] == "relay.py"]
+def test_each_wait_is_needed() -> None:
+    ours = [line for line in lines_that_wait(lambda: sent(0)) if line[0] == "relay.py"]
     assert len(ours) == 3  # for a buffer, for a piece, for the last one
     for line in ours:
-
-        def without(self: Late, event: object, line: tuple[str, int] = line) -> None:
-            if caller() != line:
-                wait(self, event)  # type: ignore[arg-type]
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Late, "wait", without)
+        with left_out(line):
             assert not all(sent(seed) for seed in range(30)), f"{line} is not needed"
 
 
@@ -132,14 +115,25 @@ def test_what_comes_after_an_error_is_whole() -> None:
 def test_buffers_are_used_again_and_go_with_the_way() -> None:
     a, b = pair()
     taken = list[int]()
+    there = WeakSet[Memory]()
     real = a.allocate_on_host
-    a.allocate_on_host = lambda nbytes: (taken.append(nbytes), real(nbytes))[1]  # type: ignore[method-assign]
+
+    def allocate(nbytes: int) -> Memory:
+        taken.append(nbytes)
+        there.add(memory := real(nbytes))
+        return memory
+
+    a.allocate_on_host = allocate  # type: ignore[method-assign]
     way, source, target = Relay(a, b), a.allocate(5000), b.allocate(5000)
     assert taken == []
     for _ in range(3):
         way.copy(target.address, source.address, 5000)
     assert taken == [100] * BUFFERS
     a.stream.synchronize()
+    assert len(there) == BUFFERS
+    del way
+    gc.collect()
+    assert len(there) == 0
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -94,11 +94,11 @@ def test_top_k_of_a_large_vocabulary(card: Any, k: int) -> None:
 
 def test_the_largest_k(card: Any) -> None:
     logits = normal(1, 5000)
-    ids, _ = top_k(card, logits, grids.MOST_K)
-    np.testing.assert_array_equal(ids, best_ids(logits, grids.MOST_K))
+    ids, _ = top_k(card, logits, grids.MOST_OF_SLICE)
+    np.testing.assert_array_equal(ids, best_ids(logits, grids.MOST_OF_SLICE))
 
 
-@pytest.mark.parametrize("k", [0, grids.MOST_K + 1])
+@pytest.mark.parametrize("k", [0, grids.MOST_OF_SLICE + 1])
 def test_no_other_k(k: int) -> None:
     with pytest.raises(ValueError, match=f"k is {k}"):
         grids.top_k_counts(BIG, k)

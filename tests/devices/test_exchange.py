@@ -1,11 +1,8 @@
 """Sums over devices by copies: in the order of devices, the same bits everywhere, all waits needed."""
 
-import sys
 from collections.abc import Sequence
 from itertools import permutations
-from pathlib import Path
 from shutil import which
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +15,10 @@ from ggrun.devices.cpu import Cpu
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.emulated import Emulated
 from ggrun.devices.exchange import Exchange, Part
-from ggrun.devices.late import Late, Schedule
+from ggrun.devices.late import Schedule
 from ggrun.devices.streams import Threaded
 from tests.cuda.test_reduce import from_bf16, in_order, to_bf16
+from tests.waits import left_out, lines_that_wait
 from tools.cuda_emulator.build import compiler
 from tools.cuda_emulator.driver import EmulatedDriver
 
@@ -131,35 +129,16 @@ def test_cards_beside_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
             cards[-1].close()
 
 
-def caller() -> tuple[str, int]:
-    frame = sys._getframe(2)
-    return Path(frame.f_code.co_filename).name, frame.f_lineno
-
-
 @pytest.mark.parametrize("kind", ["emulated", "cuda"])
 @pytest.mark.parametrize(("n", "expected"), [(2, 2), (3, 3), (4, 3)])
 def test_a_missing_wait_is_seen(kind: str, n: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """For each line that makes a stream wait, some order of the streams gives a wrong sum without it."""
     monkeypatch.setattr(module, "_COPY", SMALL)
-    wait, lines = Late.wait, set[tuple[str, int]]()
-
-    def noted(self: Late, event: Any) -> None:
-        if caller()[0] == "exchange.py":  # the way through the host has its own test
-            lines.add(caller())
-        wait(self, event)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Late, "wait", noted)
-        assert right(sums(devices(kind, n, 0), 8, "f32"), n, 8, "f32")
+    found = lines_that_wait(lambda: sums(devices(kind, n, 0), 8, "f32"))
+    lines = [line for line in found if line[0] == "exchange.py"]  # the way through the host has its own test
     assert len(lines) == expected
     for line in lines:
-
-        def without(self: Late, event: Any, line: tuple[str, int] = line) -> None:
-            if caller() != line:
-                wait(self, event)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Late, "wait", without)
+        with left_out(line):
             runs = (sums(devices(kind, n, seed), 8, "f32") for seed in range(20))
             assert not all(right(found, n, 8, "f32") for found in runs), f"{line} is not needed"
 

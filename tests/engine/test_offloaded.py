@@ -1,6 +1,6 @@
 """Feed-forwards that the CPU holds and a card computes for large batches: answers, waits, memory, time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType
 
 from ggrun import LLM, GgrunError, Interrupted
 from ggrun.arch.config import Config
@@ -22,39 +21,24 @@ from ggrun.devices.streams import INLINE, Inline, Stream, Threaded, Work
 from ggrun.engine.engine import Engine
 from ggrun.engine.meter import Meter, Spent
 from ggrun.gguf import GGUF
-from ggrun.plan import Plan, Stage, single, whole
 from ggrun.plan.facts import ModelFacts
-from ggrun.plan.hardware import DeviceInfo, parse_devices
-from ggrun.plan.offload import NONE, SLOTS, Offload, Offloads, offloads
-from ggrun.plan.usage import Sizes, plan_use
+from ggrun.plan.hardware import DeviceInfo
+from ggrun.plan.offload import NONE, SLOTS
+from ggrun.plan.usage import Sizes
 from tests.cuda.models import cards as cuda_cards
-from tests.engine.test_peer import distance
 from tests.engine.test_pipeline import caller
+from tests.offloads import (
+    LAYERS,
+    LEAST,
+    MODELS,
+    ROOM,
+    TOKENS,
+    beside_the_cpu,
+    cuda_machine,
+    least_room,
+    offloads_of,
+)
 from tests.tiny import Tiny
-
-LAYERS, LEAST, ROOM = 6, 9, 1 << 20
-TOKENS = [i * 7 % 36 for i in range(60)]
-Q8_0 = GGMLQuantizationType.Q8_0
-MODELS = {
-    "dense": Tiny(layers=LAYERS),
-    "experts": Tiny(arch="qwen3moe", head_norms=True, layers=4, experts=7, experts_used=3),
-    "q8_0": Tiny(layers=4, width=128, ff=160, format=Q8_0),
-}
-
-
-def beside_the_cpu(config: Config, cards: Sequence[str]) -> Plan:
-    """All feed-forwards on the CPU; the attention of the first layers, and so on, on each of the cards."""
-    layers = config.layers
-    owners = [cards[i * len(cards) // layers] for i in range(layers)]
-    halves = [(owner, "cpu")[half % 2] for owner in owners for half in (0, 1)]
-    stages = [Stage((i, i + 1), (whole(config, name),)) for i, name in enumerate(halves)]
-    return Plan((*stages, Stage((2 * layers, 2 * layers), (whole(config, cards[-1]),))))
-
-
-def offloads_of(plan: Plan, least: int = LEAST, nbytes: int = ROOM) -> Offloads:
-    """Every feed-forward by the card before it."""
-    behind = {i: plan.stages[i - 1].members[0].device for i in range(1, len(plan.stages) - 1, 2)}
-    return {i: Offload(card, least, nbytes) for i, card in behind.items()}
 
 
 class Machine:
@@ -198,17 +182,6 @@ def test_waiting_for_weights_is_no_work(dense: GGUF, monkeypatch: pytest.MonkeyP
 # ---------------------------------------------------------------- every wait is needed
 
 
-def cuda_machine(
-    model: GGUF, seed: int, limit: int = 1 << 30, offloads: Offloads | None = None
-) -> tuple[dict[str, Device], Engine]:
-    """All feed-forwards on a CPU, and computed by an emulated CUDA card."""
-    config = Config.from_gguf(model)
-    devices = {"cpu": Cpu(2), **cuda_cards(1, seed=seed, limit=limit)}
-    plan = beside_the_cpu(config, ["cuda:0"])
-    offloads = offloads or offloads_of(plan)
-    return devices, Engine(model, config, plan, devices, Sizes(64, 16), offloads=offloads)
-
-
 def emulated_logits(model: GGUF, seed: int) -> np.ndarray:
     with machine(model, seed=seed) as made:
         return made.logits()
@@ -243,39 +216,7 @@ def test_a_missing_wait_is_seen(
         assert any(not np.array_equal(logits(dense, seed), want) for seed in range(30)), f"{line}"
 
 
-# ---------------------------------------------------------------- CUDA, emulated
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_a_cuda_card_says_what_it_says_alone(seed: int, model: GGUF) -> None:
-    """Large batches pass no other device: so it is the same, bit for bit, as with all weights on the card."""
-    config = Config.from_gguf(model)
-    alone = Engine(model, config, single(config, "cuda:0"), cuda_cards(1), Sizes(64, 16))
-    devices, engine = cuda_machine(model, seed)
-    want = alone.decode(TOKENS, all_logits=True)
-    np.testing.assert_array_equal(engine.decode(TOKENS, all_logits=True), want)
-    # Small ones pass the CPU, whose activations are quantized a little differently.
-    assert distance(engine.decode([5, 6]), alone.decode([5, 6])) <= 1e-3
-    for device in devices.values():
-        device.close()
-
-
 # ---------------------------------------------------------------- memory, and the whole of it
-
-
-def least_room(model: GGUF, card: str) -> int:
-    """The bytes of a card with which the planner has it compute the CPU's feed-forwards, and no byte less."""
-    facts = ModelFacts.from_outline(model)
-    plan, sizes = beside_the_cpu(facts.config, [card]), Sizes(64, 16)
-    fast, cpu = parse_devices("rtx3090,cpu:64GB@50GB/s")
-    devices = {card: replace(fast, name=card, link=1e15), "cpu": cpu}
-    taken = plan_use(facts, plan, sizes, 1)[card].total
-    low, high = 0, 1 << 30
-    while high - low > 1:
-        middle = (low + high) // 2
-        found = offloads(facts, plan, sizes, devices, {card: middle})
-        low, high = (low, middle) if len(found) == facts.config.layers else (middle, high)
-    return taken + high
 
 
 def test_what_the_planner_counts_is_enough(model: GGUF, loaded: list[str]) -> None:
@@ -283,15 +224,6 @@ def test_what_the_planner_counts_is_enough(model: GGUF, loaded: list[str]) -> No
     with machine(model, limit=least_room(model, "emulated:0"), nbytes=nbytes.total + nbytes.padding) as made:
         made.logits()
     assert len(set(loaded)) >= 3 * made.engine.config.layers
-
-
-def test_what_the_planner_counts_is_enough_on_cuda(model: GGUF) -> None:
-    part = ModelFacts.from_outline(model).part(1)
-    plan = beside_the_cpu(Config.from_gguf(model), ["cuda:0"])
-    slots = offloads_of(plan, nbytes=part.total + part.padding)
-    devices, engine = cuda_machine(model, 0, limit=least_room(model, "cuda:0"), offloads=slots)
-    engine.decode(TOKENS[:16])
-    assert devices["cuda:0"].driver.transfers.time > 0  # type: ignore[attr-defined]
 
 
 def test_all_of_it(tmp_path: Path, loaded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

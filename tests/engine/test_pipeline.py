@@ -1,6 +1,5 @@
 """How a plan is walked: what overlaps, what is counted, and that every wait is needed."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -13,7 +12,7 @@ from ggrun.arch.config import Config
 from ggrun.devices.base import Device
 from ggrun.devices.emulated import COPY, LAUNCH, Emulated
 from ggrun.devices.exchange import Exchange
-from ggrun.devices.late import Late, Schedule
+from ggrun.devices.late import Schedule
 from ggrun.engine.engine import Engine
 from ggrun.engine.pipeline import schedule
 from ggrun.gguf import GGUF
@@ -21,6 +20,7 @@ from ggrun.plan import Plan
 from ggrun.plan.usage import Sizes
 from tests.plans import Plans
 from tests.tiny import Tiny
+from tests.waits import left_out, lines_that_wait
 
 NAMES = ("a", "b", "c", "d")
 TOKENS = [i % 50 for i in range(64)]
@@ -159,45 +159,20 @@ def test_one_copy_a_boundary(kind: str, model: GGUF, monkeypatch: pytest.MonkeyP
 # ---------------------------------------------------------------- every wait is needed
 
 
-def places(kind: str, model: GGUF, monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, int]]:
-    """The lines of the code that make a stream wait."""
-    found: set[tuple[str, int]] = set()
-    wait = Late.wait
-
-    def noted(self: Late, event: object) -> None:
-        found.add(caller())
-        wait(self, event)
-
-    with monkeypatch.context() as patch, cards(model, kind) as made:
-        patch.setattr(Late, "wait", noted)
-        made.engine.decode(TOKENS)
-    return found
-
-
-def caller() -> tuple[str, int]:
-    frame = sys._getframe(2)
-    return Path(frame.f_code.co_filename).name, frame.f_lineno
-
-
 @pytest.mark.parametrize("kind", ["layer 2", "layer 4", "row 2", "row 3"])
-def test_a_missing_wait_is_seen(kind: str, model: GGUF, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_wait_is_seen(kind: str, model: GGUF) -> None:
     """For each line that makes a stream wait, some order of the streams gives wrong logits without it."""
     with cards(model, kind) as made:
         want = made.engine.decode(TOKENS, all_logits=True)
-    lines = places(kind, model, monkeypatch)
+    with cards(model, kind) as made:
+        lines = lines_that_wait(lambda: made.engine.decode(TOKENS))
     assert len(lines) == 2  # for what comes, and for room
-    wait = Late.wait
+
+    def wrong(seed: int) -> bool:
+        with cards(model, kind, seed) as made:
+            return not np.array_equal(made.engine.decode(TOKENS, all_logits=True), want)
+
+    assert not any(wrong(seed) for seed in range(5))
     for line in lines:
-
-        def without(self: Late, event: object, line: tuple[str, int] = line) -> None:
-            if caller() != line:
-                wait(self, event)
-
-        def wrong(seed: int) -> bool:
-            with cards(model, kind, seed) as made:
-                return not np.array_equal(made.engine.decode(TOKENS, all_logits=True), want)
-
-        assert not any(wrong(seed) for seed in range(5))
-        with monkeypatch.context() as patch:
-            patch.setattr(Late, "wait", without)
+        with left_out(line):
             assert any(wrong(seed) for seed in range(30)), f"{line} is not needed"

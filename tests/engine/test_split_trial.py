@@ -11,9 +11,11 @@ import pytest
 from ggrun import LLM
 from ggrun.arch.config import Config
 from ggrun.devices.base import Device
+from ggrun.devices.best import TopK
 from ggrun.devices.cpu import Cpu
-from ggrun.engine import split_trial
+from ggrun.engine import engine, split_trial
 from ggrun.engine.engine import Engine
+from ggrun.engine.outputs import Outputs
 from ggrun.engine.split_trial import with_mode
 from ggrun.gguf import GGUF, FirstLayers
 from ggrun.plan import single
@@ -136,22 +138,28 @@ def test_the_first_layers_are_a_model(shape: Tiny, tmp_path: Path) -> None:
     assert (config.layers, len(whole.tensors) > len(first.tensors)) == (4, True)
     assert FirstLayers(whole, 99).tensors == whole.tensors
     cpu = Cpu(1)
-    engine = Engine(first, config, single(config, "cpu"), {"cpu": cpu}, Sizes(64))
-    assert np.isfinite(engine.decode([1, 2, 3])).all()
+    model = Engine(first, config, single(config, "cpu"), {"cpu": cpu}, Sizes(64))
+    assert np.isfinite(model.decode([1, 2, 3])).all()
     cpu.close()
 
 
-def test_measured_on_devices(tmp_path: Path, cache: Path) -> None:
+def test_measured_on_devices(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = Tiny(layers=6, context=512).write(tmp_path / "model.gguf")
     tokens = [1, 2, 3, 4]
     with LLM(path, devices="cpu", n_ctx=64) as cpu:
         want = cpu.logits(tokens)
+    tops, init = set[TopK | None](), Outputs.__init__
+    monkeypatch.setattr(
+        Outputs, "__init__", lambda self, b, *args: (tops.add(b.top), init(self, b, *args))[1]
+    )
+    monkeypatch.setattr(engine, "_FEW_LOGITS", 0)
     with LLM(path, devices=TWO, split_mode="auto", tensor_split=(1, 1), n_ctx=64) as llm:
         (file,) = cache.glob("split-*")
         known = json.loads(file.read_text())
         assert set(known["seconds"]) == {"layer", "row"}
         assert min(known["seconds"].values()) > 0
         assert llm.planned.options.split_mode == known["mode"]
+        assert tops == {TopK(64, 50)}  # what a text takes of the 50 words, in powers of two
         np.testing.assert_allclose(llm.logits(tokens), want, atol=0.05)
 
 

@@ -10,8 +10,10 @@ from ggrun import LLM, Interrupted
 from ggrun.bundled import demo_model
 from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError
+from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc import remote, upload
 from ggrun.rpc.link import Link
+from ggrun.rpc.offered import devices_of
 from ggrun.rpc.placed import RpcOptions
 from tests.rpc.conftest import Start
 from tests.rpc.processes import plan_of
@@ -115,3 +117,20 @@ def test_a_link_that_was_closed_says_so(start: Start) -> None:
     with pytest.raises(GgrunError, match="the connection is closed"):
         link.measure()
     assert not isinstance(link.error, HostLost)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bandwidth": 1e-300}, {"bandwidth": float("nan")}, {"operations": 0.0}, {"link": float("inf")},
+        {"unpacked": -1.0}, {"free": 1 << 61}, {"name": "tpu:0"}, {"name": "cpu\x1b[2J"},
+    ],
+)  # fmt: skip
+def test_devices_that_cannot_be(wrong: dict[str, object]) -> None:
+    right = {"name": "cpu:0:1GB", "memory": 1, "free": 1, "bandwidth": 1e10, "operations": 1e11}
+    assert devices_of("w", pb.Welcome(devices=[pb.Device(**right)]), 1e-4, 1e9)[0].name == "w/cpu:0:1GB"
+    with pytest.raises(GgrunError) as caught:
+        devices_of("w", pb.Welcome(devices=[pb.Device(**{**right, **wrong})]), 1e-4, 1e9)
+    assert str(caught.value).isprintable()
+    with pytest.raises(GgrunError, match="too many devices, or one twice"):
+        devices_of("w", pb.Welcome(devices=[pb.Device(**right)] * 2), 1e-4, 1e9)

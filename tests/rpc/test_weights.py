@@ -1,12 +1,9 @@
 """Where a worker's weights come from: its own files, its cache, or the client; and never twice."""
 
-import os
 import shutil
 import threading
 import time
 from contextlib import ExitStack
-from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +13,9 @@ from ggrun import LLM
 from ggrun.bundled import demo_model
 from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError
-from ggrun.gguf import FORMATS, GGUF
-from ggrun.rpc import hashes as hashing
-from ggrun.rpc.hashes import hashes
-from ggrun.rpc.opening import Declared
 from ggrun.rpc.placed import RpcOptions
-from ggrun.rpc.store import Library, Store
 from tests.rpc.conftest import Start
-from tests.rpc.processes import plan_of
+from tests.rpc.processes import WorkerProcess, plan_of
 from tests.rpc.proxy import Proxy
 from tests.tiny import Tiny
 
@@ -51,11 +43,17 @@ def sent(port: int, want: str) -> int:
         return proxy.up
 
 
+def kept(worker: WorkerProcess) -> list[Path]:
+    """The files of its cache."""
+    return list((worker.folder / "cache" / "tensors").glob("??/*"))
+
+
 def test_weights_are_sent_once(start: Start, want: str) -> None:
     worker = start("--insecure")
     first, second = sent(worker.port, want), sent(worker.port, want)
     assert first > 6 << 20
     assert second < 1_000_000
+    assert kept(worker)
 
 
 def test_weights_that_the_worker_has_are_not_sent(start: Start, want: str, tmp_path: Path) -> None:
@@ -67,7 +65,7 @@ def test_weights_that_the_worker_has_are_not_sent(start: Start, want: str, tmp_p
     worker = start("--insecure", "--models", str(tmp_path / "models"))
     assert sent(worker.port, want) < 1_000_000
     assert "broken.gguf is left out" in worker.text
-    assert not list((worker.folder / "cache").glob("??/*"))
+    assert kept(worker) == []
 
 
 def test_a_file_of_the_same_shape_is_not_taken_for_it(start: Start, tmp_path: Path) -> None:
@@ -100,7 +98,7 @@ def test_a_broken_load_goes_on_where_it_was(start: Start, want: str) -> None:
 def test_nothing_stays_without_a_cache(start: Start, want: str) -> None:
     worker = start("--insecure", "--no-cache")
     assert sent(worker.port, want) > 6 << 20
-    assert not list((worker.folder / "cache").glob("??/*"))
+    assert kept(worker) == []
     assert sent(worker.port, want) > 6 << 20
 
 
@@ -137,114 +135,6 @@ def test_three_clients_at_once_and_room(start: Start, want: str) -> None:
     while worker.text.count("has gone") < 8 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert worker.text.count("has gone") == worker.text.count("has come") == 8
-
-
-# ---------------------------------------------------------------- the store
-
-
-def tensor(name: str, data: bytes) -> Declared:
-    return Declared(name, (len(data),), FORMATS["I8"], sha256(data).digest())
-
-
-def put(store: Store, one: Declared, data: bytes) -> np.ndarray:
-    incoming = store.begin(one)
-    incoming.write(data[incoming.offset :])
-    return incoming.finish()
-
-
-def test_the_least_recently_used_goes(tmp_path: Path) -> None:
-    store = Store(tmp_path, 250)
-    tensors = [(tensor(str(i), bytes([i]) * 100), bytes([i]) * 100) for i in range(3)]
-    for age, (one, data) in enumerate(tensors):
-        put(store, one, data)
-        path = next(p for p in tmp_path.glob("??/*") if p.name == one.sha256.hex())
-        os.utime(path, (age + 1, age + 1))
-    kept = store.find(tensors[0][0])  # and so it is the latest
-    assert kept is not None
-    store.trim()
-    assert [store.find(one) is not None for one, _ in tensors] == [True, False, True]
-    assert bytes(kept) == tensors[0][1]
-
-
-def test_what_is_mapped_stays_for_who_maps_it(tmp_path: Path) -> None:
-    store = Store(tmp_path, 0)
-    data = bytes(range(100))
-    mapped = put(store, tensor("a", data), data)
-    store.trim()
-    assert store.find(tensor("a", data)) is None
-    assert bytes(mapped) == data
-
-
-def test_what_has_another_hash_is_refused_and_forgotten(tmp_path: Path) -> None:
-    store, right = Store(tmp_path, 1000), bytes(100)
-    one = tensor("a", right)
-    incoming = store.begin(one)
-    incoming.write(bytes([1]) * 100)
-    with pytest.raises(GgrunError, match=r"^tensor a: what came has another SHA-256"):
-        incoming.finish()
-    incoming.close()
-    assert store.find(one) is None
-    assert bytes(put(store, one, right)) == right
-
-
-def test_a_part_is_gone_on_with(tmp_path: Path) -> None:
-    store, data = Store(tmp_path, 1000), bytes(range(200))
-    one = tensor("a", data)
-    first = store.begin(one)
-    first.write(data[:120])
-    both = store.begin(one)  # another client's, at the same time
-    assert both.offset == 0
-    first.close()
-    second = store.begin(one)
-    assert second.offset == 120
-    second.close()
-    both.write(data)
-    assert bytes(both.finish()) == data
-
-
-def test_no_room_on_the_disk(tmp_path: Path) -> None:
-    with pytest.raises(GgrunError, match="the worker's disk has no room for"):
-        Store(tmp_path, 1000).check_room(1 << 60)
-
-
-def test_hashes_are_kept_while_the_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path / "cache"))
-    path = Tiny(seed=1).write(tmp_path / "model.gguf")
-    told: list[str] = []
-
-    def progress(what: str, done: int, total: int) -> None:
-        told.append(what)
-
-    model = GGUF(path)
-    names = list(model.tensors)
-    found = hashes(model, names[:3], progress)
-    assert found == {name: sha256(model.tensors[name].data).digest() for name in names[:3]}
-    assert len(told) == 3
-    assert hashes(GGUF(path), names[:3], progress) == found
-    assert len(told) == 3
-    hashes(model, names[:4], progress)
-    assert len(told) == 4
-    Tiny(seed=2).write(path)
-    other = GGUF(path)
-    again = hashes(other, names[:3], progress)
-    assert again["token_embd.weight"] != found["token_embd.weight"]
-    file = next((tmp_path / "cache" / "hashes").iterdir())
-    for text in ("{", "[" * 100_000):
-        file.write_text(text)
-        assert hashes(other, names[:3]) == again
-    assert hashing.silent("", 0, 0) is None
-
-
-def test_the_library_looks_at_shape_and_format_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path / "cache"))
-    path = Tiny().write(tmp_path / "model.gguf")
-    model = GGUF(path)
-    one = model.tensors["output.weight"]
-    declared = Declared(one.name, one.shape, one.format, sha256(one.data).digest())
-    assert list(Library(tmp_path).find([declared])) == ["output.weight"]
-    assert Library(tmp_path).find([replace(declared, shape=(1, 2))]) == {}
-    assert Library(tmp_path).find([replace(declared, sha256=bytes(32))]) == {}
-    assert Library(None).find([declared]) == {}
 
 
 def test_lost(start: Start) -> None:

@@ -73,7 +73,7 @@ def test_batches_that_messages_have_no_room_for_are_refused() -> None:
     message = forward(largest, 1 << 40, 1 << 40, 3, True)
     message.activations = bytes(n * width * 4)
     assert pb.Request(forward=message).ByteSize() <= LARGEST_MESSAGE
-    with pytest.raises(UsageError, match=r"^-ub 4096: workers take up to 20\d\d tokens of this model"):
+    with pytest.raises(UsageError, match=r"^-ub 4096: workers take up to 20\d\d tokens of this model at a"):
         check_tokens(4096, width, pb.F32)
     check_tokens(4096, width, pb.BF16)
 

@@ -17,7 +17,7 @@ from weakref import finalize
 import numpy as np
 from numpy.typing import NDArray
 
-from ggrun.devices.cuda.driver import Driver, Gemm
+from ggrun.devices.cuda.driver import Driver, Gemm, OutOfMemory
 from ggrun.devices.late import Late, LateEvent, Schedule
 from ggrun.errors import GgrunError
 from tools.cuda_emulator.kernels import FORWARD, Kernel, KernelError, load_kernel
@@ -96,9 +96,9 @@ class EmulatedDriver:
         return self._limit - self._used, self._limit
 
     def allocate(self, nbytes: int) -> Memory:
-        """Memory that is full of NaNs; GgrunError when there is not so much."""
+        """Memory that is full of NaNs; OutOfMemory when there is not so much."""
         if nbytes > self._limit - self._used:
-            raise GgrunError(f"{self.name}: {nbytes} bytes are wanted, {self._limit - self._used} are free")
+            raise OutOfMemory(f"{self.name}: {nbytes} bytes are wanted, {self._limit - self._used} are free")
         memory = Memory(nbytes)
         self._used += nbytes
         self._arrays.add(memory)

@@ -2,7 +2,7 @@
 
 from weakref import finalize
 
-from ggrun.errors import GgrunError
+from ggrun.devices.cuda.driver import OutOfMemory
 from tools.cuda_emulator.kernels import KernelError, runtime
 
 
@@ -16,7 +16,7 @@ class Memory:
     def __init__(self, nbytes: int) -> None:
         address = runtime().emu_allocate(nbytes)
         if address is None:
-            raise GgrunError(f"the host has no room for {nbytes} bytes of an emulated card")
+            raise OutOfMemory(f"the host has no room for {nbytes} bytes of an emulated card")
         self.address: int = address
         self.nbytes = nbytes
         self._free = finalize(self, runtime().emu_free, address)

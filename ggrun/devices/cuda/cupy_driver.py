@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 
 from ggrun.devices.cuda.cublas import Cublas
 from ggrun.devices.cuda.cuda_stream import CudaStream, cuda_errors
-from ggrun.devices.cuda.driver import Driver, Gemm
+from ggrun.devices.cuda.driver import Driver, Gemm, OutOfMemory
 from ggrun.devices.cuda.found import Cards
 from ggrun.devices.cuda.staging import Staging
 from ggrun.errors import GgrunError
 from ggrun.kernels import CUDA_OPTIONS, cuda_source, cuda_state
 
+_MORE_ROOM = "who else has taken memory of it? -fitt leaves more free, -c and -ub take less"
 _STATIC_SHARED = 48 << 10
 """Bytes of shared memory that a block has without asking."""
+_NO_MEMORY = 2  # cudaErrorMemoryAllocation
 _ENABLED_BEFORE = 704  # cudaErrorPeerAccessAlreadyEnabled
 
 
@@ -266,7 +268,11 @@ class CupyDriver:
 
     def _refuse(self, what: str, error: Exception) -> NoReturn:
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise GgrunError(f"{self._called} ({self.name}): {what}: {text}") from None
+        short = isinstance(error, self._cupy.cuda.memory.OutOfMemoryError)
+        line = f"{self._called} ({self.name}): {what}: {text}"
+        if short or getattr(error, "status", None) == _NO_MEMORY:
+            raise OutOfMemory(f"{line}: {_MORE_ROOM}") from None
+        raise GgrunError(line) from None
 
 
 def _freeing(cupy: Any, index: int, address: int) -> Callable[[], None]:

@@ -12,7 +12,7 @@ from ggrun.devices.best import Best, TopK
 from ggrun.devices.budget import Budget
 from ggrun.devices.cuda import grids
 from ggrun.devices.cuda.attention import row_bytes
-from ggrun.devices.cuda.driver import Driver
+from ggrun.devices.cuda.driver import Driver, OutOfMemory
 from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.cuda.memory import CudaMemory, CudaPlace, CudaWeight, block
 from ggrun.devices.cuda.recorder import CudaRecorder
@@ -20,7 +20,7 @@ from ggrun.devices.cuda.relay import Relay
 from ggrun.devices.cuda.slot import CudaSlot
 from ggrun.devices.streams import Stream
 from ggrun.devices.wire import DTYPES
-from ggrun.errors import GgrunError, Interrupted
+from ggrun.errors import Interrupted
 from ggrun.gguf import Tensor
 
 _PROBED, _PASSES = 1 << 30, 7  # bytes that the bandwidth is measured on, and how often
@@ -205,8 +205,8 @@ class Cuda:
         self._budget.check(nbytes, what)
         try:
             allocation = self.driver.allocate(nbytes)
-        except GgrunError as error:
-            raise GgrunError(f"{self.name}: no memory for {what}: {error}") from None
+        except OutOfMemory as error:
+            raise OutOfMemory(f"{self.name}: no memory for {what}: {error}") from None
         memory = CudaMemory(allocation.address, nbytes, allocation)
         self._budget.take(memory, nbytes, what)
         return memory

@@ -11,6 +11,11 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from ggrun.devices.streams import Stream
+from ggrun.errors import GgrunError
+
+
+class OutOfMemory(GgrunError):
+    """A card has no room for something, or the host none that could be pinned."""
 
 
 class Allocation(Protocol):
@@ -75,10 +80,10 @@ class Driver(Protocol):
         """Free and all bytes."""
 
     def allocate(self, nbytes: int) -> Allocation:
-        """Memory of the card, with anything in it; GgrunError when there is not so much."""
+        """Memory of the card, with anything in it; OutOfMemory when there is not so much."""
 
     def allocate_on_host(self, nbytes: int) -> Allocation:
-        """Memory of the host that the card reads and writes where it lies."""
+        """Memory of the host that the card reads and writes where it lies; OutOfMemory when there is none."""
 
     def kernel(self, file: str, name: str, **defines: str | int) -> Kernel:
         """A kernel of kernels/cuda/`file`, compiled with these macros, once."""

@@ -130,7 +130,7 @@ def nvidia_driver() -> str:
 
 
 def usable_cards() -> list[int]:
-    """The cards that can be used; none where there is no CuPy, or it finds none: nobody asked then."""
+    """The cards that can be used; none where CuPy is missing or finds none: then nobody asked for one."""
     if find_spec("cupy") is None:
         return []
     try:

@@ -11,7 +11,7 @@ KEPT = 4
 """Vectors of four floats that a thread of norm.cu keeps of its row."""
 SLICE = 2048
 """Logits, or candidates, that a block of sample.cu looks at."""
-MOST_K = SLICE // 2
+MOST_OF_SLICE = SLICE // 2
 """The largest k of sample.cu's top_k: a launch must leave fewer candidates than it was given."""
 MOST_EXPERTS = 16 * WARP
 """The most experts that moe.cu can choose from."""
@@ -113,8 +113,8 @@ def top_k(n: int, count: int) -> Shape:
 
 def top_k_counts(width: int, k: int) -> list[int]:
     """How many logits, and then candidates, of a row each launch is given: top_k, then top_k_of_slices."""
-    if not 0 < k <= MOST_K:
-        raise ValueError(f"k is {k}: it must be between 1 and {MOST_K}")
+    if not 0 < k <= MOST_OF_SLICE:
+        raise ValueError(f"k is {k}: it must be between 1 and {MOST_OF_SLICE}")
     counts = [width]
     while counts[-1] > SLICE:
         counts.append(_ceil(counts[-1], SLICE) * k)

@@ -88,8 +88,6 @@ def pairs_of(cards: Iterable[int], anew: bool = False) -> dict[Numbers, Pair]:
     pairs = list(combinations(sorted(set(cards)), 2))
     known = {} if anew else known_pairs(cards)
     if missing := [pair for pair in pairs if pair not in known]:
-        names = ", ".join(f"cuda:{card}" for card in sorted({card for pair in missing for card in pair}))
-        tell(f"testing how {names} copy to each other: once, some seconds for each two")
         found = _test(missing)
         for (one, other), pair in found.items():
             if pair.direct is None:
@@ -120,7 +118,7 @@ def connect(devices: Sequence[tuple[int, Cuda]], p2p: str) -> None:
         if pair and pair.broken and not direct:
             raise GgrunError(
                 f"{one.name} and {other.name} cannot copy to each other, not even through the host's memory "
-                f"({pair.broken}): use one of them, as -dev {one.name}"
+                f"({pair.broken}): use one of them, as -dev {one.name}; ggrun doctor tests them again"
             )
         one.connect(other, direct)
         other.connect(one, direct)
@@ -133,10 +131,13 @@ def check_p2p(p2p: str) -> None:
 
 
 def _test(pairs: Sequence[Numbers]) -> dict[Numbers, Pair]:
-    """Test cards, and keep what comes of it."""
+    """Test cards, and keep what comes of it; stderr tells that, and how long it may take."""
     # Copies through the host first: a card that hangs in direct ones may be good for nothing afterwards.
     kinds = "copies through the host", "direct copies"
-    outcomes = selftest.run([Check(kind, pair) for kind in kinds for pair in pairs], selftest.OPEN)
+    checks = [Check(kind, pair) for kind in kinds for pair in pairs]
+    names = ", ".join(f"cuda:{card}" for card in sorted({card for pair in pairs for card in pair}))
+    tell(f"testing how {names} copy to each other: once, {selftest.longest(checks)}")
+    outcomes = selftest.run(checks, selftest.OPEN)
     found = {}
     half = len(pairs)
     for pair, staged, direct in zip(pairs, outcomes[:half], outcomes[half:], strict=True):

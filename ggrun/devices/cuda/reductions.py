@@ -81,22 +81,22 @@ def reductions_of(cards: Sequence[int], direct: Sequence[Numbers], anew: bool = 
     key = key_of(cards, _nccl_version(), str(sorted(direct)))
     found = None if anew else _KEPT.get(key)
     if found is None:
-        names = ", ".join(f"cuda:{card}" for card in cards)
-        tell(f"testing how {names} sum what they have: once, some seconds")
-        found = _test(cards, direct, key, names)
+        found = _test(cards, direct, key)
     if found.copy.reason and found.nccl.reason:
         raise GgrunError(
             f"cards {', '.join(map(str, cards))} cannot share rows: sums by copies: {found.copy.reason}; "
-            f"by NCCL: {found.nccl.reason}: use -sm layer"
+            f"by NCCL: {found.nccl.reason}: use -sm layer; ggrun doctor tests them again"
         )
     return found
 
 
-def _test(cards: Sequence[int], direct: Sequence[Numbers], key: str, names: str) -> Reductions:
-    """Test cards, and keep what comes of it."""
+def _test(cards: Sequence[int], direct: Sequence[Numbers], key: str) -> Reductions:
+    """Test cards, and keep what comes of it; stderr tells that, and how long it may take."""
     # Copies first: cards that hang in NCCL may be good for nothing afterwards.
     pairs = tuple((cards.index(one), cards.index(other)) for one, other in direct)
     checks = [Check(name, tuple(cards), (pairs,)) for name in ("sums by copies", "sums by NCCL")]
+    names = ", ".join(f"cuda:{card}" for card in cards)
+    tell(f"testing how {names} sum what they have: once, {selftest.longest(checks)}")
     outcomes = selftest.run(checks, selftest.OPEN)
     found = Reductions(*map(_tried, outcomes))
     if why := outcomes[1].reason:

@@ -11,7 +11,6 @@ from ggrun.devices.base import Limits, Recorder
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.cuda.nccl import NcclExchange
-from ggrun.devices.cuda.selftest import Untested
 from ggrun.devices.exchange import AllReduce, Exchange, Part
 from ggrun.errors import GgrunError
 
@@ -76,21 +75,16 @@ def time_reductions(
 
 
 class _Cards:
-    """Cards, and a way to sum over them; Untested where they have no room for it."""
+    """Cards, and a way to sum over them; OutOfMemory where they have no room for it."""
 
-    def __init__(
-        self, drivers: Sequence[Driver], rows: int, way: str, direct: Direct, wire: str
-    ) -> None:
+    def __init__(self, drivers: Sequence[Driver], rows: int, way: str, direct: Direct, wire: str) -> None:
         self._devices = [Cuda(driver, f"cuda:{i}") for i, driver in enumerate(drivers)]
         _connect(self._devices, direct)
-        try:
-            limits = Limits(rows, 1, 1, 1)
-            members: list[tuple[Cuda, Recorder]] = [(card, card.recorder(limits)) for card in self._devices]
-            self._places = [ops.mailbox(_WIDTH) for _, ops in members]
-            copies = Exchange(members, _WIDTH, wire)
-        except GgrunError as error:
-            raise Untested(f"no room for a test: {error}") from None
-        self._way: AllReduce = copies if way == "copy" else NcclExchange(members)
+        limits = Limits(rows, 1, 1, 1)
+        members: list[tuple[Cuda, Recorder]] = [(card, card.recorder(limits)) for card in self._devices]
+        self._places = [ops.mailbox(_WIDTH) for _, ops in members]
+        by_copies = way == "copy"
+        self._way: AllReduce = Exchange(members, _WIDTH, wire) if by_copies else NcclExchange(members)
         self._keep = members
 
     def sums(self, values: NDArray[np.float32], rows: int, empty: bool) -> list[NDArray[np.float32]]:

@@ -1,6 +1,7 @@
 """From how many rows on cuBLAS is faster on a card: measured once, kept by the card's name and our kernels.
 
-Not by its number: all cards of a kind compute alike, so that a model's text does not depend on where it runs.
+Not by its number: all cards of a kind in a machine round alike, so that a text does not tell which of them
+computed it. Another machine may find other numbers.
 """
 
 import json

@@ -1,0 +1,37 @@
+"""What clients have of a worker's memory, by devices and together."""
+
+import pytest
+
+from ggrun.rpc.ledger import Ledger, NoRoom
+
+MIB = 1 << 20
+
+
+def test_what_is_free_can_be_had() -> None:
+    """Of each device at the same time: with --max-memory the first devices come first."""
+    names = ("cuda:0", "cuda:1", "cpu")
+    ledger = Ledger({"cuda:0": 6 * MIB, "cuda:1": 6 * MIB, "cpu": 20 * MIB}, 10 * MIB)
+    assert [ledger.free(name) // MIB for name in names] == [6, 4, 0]
+    first, second = {"cuda:0": 5 * MIB}, {"cuda:0": MIB, "cuda:1": 4 * MIB}
+    ledger.take(first)
+    assert {name: ledger.free(name) for name in names} == {**second, "cpu": 0}
+    ledger.take(second)
+    assert [ledger.free(name) for name in names] == [0, 0, 0]
+    ledger.give(first)
+    assert [ledger.free(name) // MIB for name in names] == [5, 0, 0]
+    ledger.take({"cpu": 5 * MIB})  # a client's own plan may use any
+    with pytest.raises(NoRoom, match=r"^cpu: 1 MiB are needed, 0 MiB are left \(--max-memory\)$"):
+        ledger.take({"cpu": 1})
+
+
+def test_all_of_every_device() -> None:
+    ledger = Ledger({"cuda:0": 6 * MIB, "cpu": 20 * MIB})
+    ledger.take({"cuda:0": 6 * MIB, "cpu": 20 * MIB})
+    assert ledger.free("cpu") == 0
+
+
+def test_no_room_by_a_byte() -> None:
+    ledger = Ledger({"cpu:0": 2 * MIB})
+    with pytest.raises(NoRoom, match=r"^cpu:0: 3 MiB are needed, 2 MiB are left of what this worker"):
+        ledger.take({"cpu:0": 2 * MIB + 1})
+    assert ledger.free("cpu:0") == 2 * MIB

@@ -1,0 +1,117 @@
+"""Clients that misbehave at a worker's door: none keeps what others need."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import grpc
+import pytest
+
+from ggrun.plan.hardware import DeviceInfo
+from ggrun.rpc import PROTOCOL, server, session
+from ggrun.rpc import ggrun_pb2 as pb
+from ggrun.rpc.handoff import KEY, Doors
+from ggrun.rpc.ledger import Ledger
+from ggrun.rpc.link import Link
+from ggrun.rpc.part import Inbox
+from ggrun.rpc.server import Server
+from ggrun.rpc.session import Shop
+from ggrun.rpc.store import Library, Store
+
+HELLO = pb.Request(hello=pb.Hello(protocol=PROTOCOL)).SerializeToString()
+LABEL = "x" * (8 << 20)  # more than a connection holds for who does not read
+
+
+@pytest.fixture
+def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server for one client; its Welcome is large."""
+    monkeypatch.setattr(server, "_LOOK", 0.05)
+    monkeypatch.setattr(server, "_HANDSHAKE", 1.0)
+    monkeypatch.setattr(session, "_LAST_WORDS", 0.2)
+    device = DeviceInfo("cpu:0:64MB", 64 << 20, 64 << 20, 1e10, 1e11, 1e10, LABEL, shared=False)
+    ledger, store = Ledger({device.name: device.free}), Store(tmp_path, 0)
+    made = Server(Shop((device,), 1, ledger, store, Library(None), Doors(), 1), "127.0.0.1:0", None, None, 1)
+    yield made
+    made.close()
+
+
+def settles(true: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 10
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return true()
+
+
+def test_connections_that_say_nothing(one: Server) -> None:
+    """Only so many are taken, and these end soon: others come in again."""
+    silent = [socket.create_connection(("127.0.0.1", one.port), 5) for _ in range(100)]
+    refused = 100 - (4 + 64)
+    assert settles(lambda: sum(map(ended, silent)) >= refused)
+    assert sum(map(ended, silent)) == refused
+    assert settles(lambda: all(map(ended, silent)))
+    Link(f"127.0.0.1:{one.port}", None).close()
+    for connection in silent:
+        connection.close()
+
+
+def ended(connection: socket.socket) -> bool:
+    """Whether the other side has closed it; what that said before is read."""
+    try:
+        connection.setblocking(False)
+        while connection.recv(1 << 10):
+            pass
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+def test_an_inbox_ends_with_its_session(one: Server) -> None:
+    """So does one whose key is made anew; a key opens once, and inboxes are no more than threads for them."""
+    doors, inbox = one._shop.doors, Inbox(2, 100)
+    with grpc.insecure_channel(f"127.0.0.1:{one.port}") as channel:
+
+        def enter(key: bytes) -> Any:
+            push = channel.stream_stream("/ggrun.Worker/Inbox")
+            return push(iter(SimpleQueue[bytes]().get, b""), metadata=[(KEY, key)])
+
+        def ends(call: Any) -> bool:
+            return bool(settles(call.done)) and call.code() == grpc.StatusCode.CANCELLED
+
+        first = enter(key := doors.open(inbox))
+        next(first)
+        with pytest.raises(grpc.RpcError, match="no such inbox"):
+            next(enter(key))
+        second = enter(doors.open(inbox))
+        next(second)
+        assert ends(first)
+        third = enter(doors.open(other := Inbox(2, 100)))
+        next(third)
+        with pytest.raises(grpc.RpcError, match="too many of them"):  # one client: two inboxes
+            next(enter(doors.open(Inbox(2, 100))))
+        doors.close(inbox)
+        assert ends(second)
+        assert not third.done()
+        next(enter(doors.open(inbox)))
+        doors.close(other)
+        assert ends(third)
+        doors.close(inbox)
+
+
+def test_a_client_that_does_not_read(one: Server) -> None:
+    """It is sent what it does not take, and does what ends its session: its place is free then."""
+    requests: SimpleQueue[bytes] = SimpleQueue()
+    address = f"127.0.0.1:{one.port}"
+    with grpc.insecure_channel(address) as channel:
+        call = channel.stream_stream("/ggrun.Worker/Session")(iter(requests.get, b""))
+        requests.put(HELLO)
+        assert settles(lambda: one.sessions == 1)
+        requests.put(HELLO)
+        assert settles(lambda: one.sessions == 0)
+        Link(address, None).close()
+        call.cancel()
+        requests.put(b"")
