@@ -98,7 +98,7 @@ def planned_here(
 ) -> Planned:
     """The plan for the devices of this machine, or the user's own, checked: DoesNotFit, or UsageError.
 
-    remote    devices of other machines, which come before this one's: so the logits are made here
+    remote    devices of other machines, which come before this one's cards: so these make the logits
     """
     planned = _planned_here(facts, devices, threads, options, plan, p2p, remote)
     if planned.offloads and not here_is_known(threads):

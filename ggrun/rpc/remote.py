@@ -267,7 +267,9 @@ class Remote:
         if failed.kind == pb.Failed.HANDOFF:
             if failed.part >= len(self._hops) or (to := self._hops[failed.part].pushes_to) is None:
                 raise ProtocolError(f"{self.name}: the worker has lost one to which it does not push")
-            error = HostLost(to.host, f"the worker is lost to {self.name}")
+            # Whichever run it was: it is said once, and no batch will go that way.
+            self.batches.end(HostLost(to.host, f"the worker is lost to {self.name}"))
+            return
         if failed.run == 0:
             raise error
         self.batches.fail(error, failed.run)

@@ -67,5 +67,6 @@ def test_what_comes_late_of_a_broken_run_is_dropped() -> None:
     assert third.values.tolist() == [[1.0, 1.0]]
     assert not batches.take(result(2, 3), 9)  # twice
     batches.end(why)
+    batches.begin_run()
     (fourth,) = under_way(batches, 4)
     assert fourth.event.error is why

@@ -5,11 +5,15 @@ import time
 import psutil
 import pytest
 
+from ggrun import LLM
+from ggrun.bundled import demo_model
 from ggrun.errors import GgrunError
 from ggrun.rpc.keys import Key
 from ggrun.rpc.link import Link
+from ggrun.rpc.placed import RpcOptions
 from ggrun.rpc.workers import connect
 from tests.rpc.conftest import Start
+from tests.rpc.processes import plan_of
 
 
 @pytest.mark.parametrize("times", [30, pytest.param(1000, marks=pytest.mark.slow)])
@@ -32,6 +36,31 @@ def test_connects_and_disconnects_leave_nothing(start: Start, times: int) -> Non
     assert process.num_threads() <= threads + 8
     assert process.num_fds() <= files + 8
     (device,) = connect(worker.address).devices
+    assert device.free == device.memory
+
+
+@pytest.mark.parametrize("times", [6, pytest.param(200, marks=pytest.mark.slow)])
+def test_loaded_models_leave_nothing(start: Start, times: int) -> None:
+    """Memory, the devices' threads, and the files that weights are read from."""
+    worker = start("--insecure")
+    process, plan = psutil.Process(worker.process.pid), plan_of(demo_model(), (worker.device(), 16))
+    rpc = RpcOptions(worker.address, insecure=1)
+
+    def once() -> None:
+        with LLM(demo_model(), n_ctx=64, threads=1, plan=plan, rpc=rpc) as llm:
+            assert "".join(llm.generate("The king", temp=0.0, max_tokens=2))
+
+    for _ in range(2):
+        once()
+    settle(worker.lines, 2)
+    before, threads, files = process.memory_info().rss, process.num_threads(), process.num_fds()
+    for _ in range(times - 2):
+        once()
+    settle(worker.lines, times)
+    assert process.memory_info().rss - before < 32 << 20
+    assert process.num_threads() <= threads + 4
+    assert process.num_fds() <= files + 4
+    (device,) = connect(worker.address, insecure=1).devices
     assert device.free == device.memory
 
 
