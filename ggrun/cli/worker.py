@@ -32,7 +32,7 @@ _UNITS = {unit: 1 << (10 * i) for i, unit in enumerate(("", "K", "M", "G", "T"))
 @option("-t", "--threads", type=click.IntRange(1), help="Of the CPU. Default: one for each physical core.")
 @option("--models", type=click.Path(path_type=Path, file_okay=False),
         help="A folder with GGUF files: weights that are in them need not be sent.")  # fmt: skip
-@option("-c/-nc", "--cache/--no-cache", default=True, show_default=False,
+@option("-c/-nc", "--cache/--no-cache", default=True, show_default=False, envvar="GGRUN_KEEP_WEIGHTS",
         help="Keep weights that were sent (the default), or only while they are used.")  # fmt: skip
 @option("--cache-dir", type=click.Path(path_type=Path, file_okay=False), help="Where.")
 @option("--cache-size", default="64GB", type=TEXT, help="The most that is kept.")

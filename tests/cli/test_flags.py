@@ -9,6 +9,8 @@ from typing import Any
 import click
 import pytest
 
+from ggrun.cli.commands import COMMANDS
+from ggrun.cli.commands import ggrun as group
 from ggrun.cli.flags import NOT_BUILT
 from ggrun.cli.options import sampling, unescaped
 from ggrun.cli.run import _unescape, run
@@ -157,3 +159,15 @@ def test_help_needs_no_engine() -> None:
     script = "import sys, ggrun.cli.run; print([m for m in ('numpy', 'numba', 'gguf') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ast.literal_eval(done.stdout) == []
+
+
+def test_no_flag_has_a_setting_of_ggrun_for_its_twin() -> None:
+    """A cache folder is no answer to whether weights are kept."""
+    ours = {f"GGRUN_{name}" for name in ("CACHE", "CONFIG", "DEBUG", "SIMD", "PEER", "EMULATED_SEED")}
+    twins: set[Any] = set()
+    for name in COMMANDS:
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        twins |= {parameter.envvar for parameter in command.params if isinstance(parameter, click.Option)}
+    assert len(twins) > 50
+    assert not twins & ours
