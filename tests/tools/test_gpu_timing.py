@@ -63,7 +63,7 @@ class TimedCupy(fake_cupy.FakeCupy):
         return {**super().getDeviceProperties(index), "l2CacheSize": 1 << 12}
 
     def memcpyAsync(self, target: int, source: int, nbytes: int, kind: int, _: int) -> None:  # noqa: N802
-        super().memcpyAsync(target, source, nbytes, 1 if kind == self.memcpyDefault else kind, 7)
+        super().memcpyAsync(target, source, nbytes, kind, 7)
 
 
 @pytest.fixture(autouse=True)
