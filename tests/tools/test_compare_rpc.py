@@ -69,4 +69,4 @@ def test_our_side(tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         settings = {"model": str(demo_model()), "threads": 1, "n_ctx": 128, "layers": 4, "rpc": address}
         with tool.Process("ggrun", settings) as client:
             assert client.ask("tg", n=4, depth=0) > 0
-    assert list((tmp_path / "cache").glob("??/*")), "the layers were on the worker"
+    assert list((tmp_path / "cache").glob("tensors/??/*")), "the layers were on the worker"

@@ -62,9 +62,6 @@ class TimedCupy(fake_cupy.FakeCupy):
     def getDeviceProperties(self, index: int) -> dict[str, Any]:  # noqa: N802
         return {**super().getDeviceProperties(index), "l2CacheSize": 1 << 12}
 
-    def memcpyAsync(self, target: int, source: int, nbytes: int, kind: int, _: int) -> None:  # noqa: N802
-        super().memcpyAsync(target, source, nbytes, kind, 7)
-
 
 @pytest.fixture(autouse=True)
 def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[TimedCupy]:
