@@ -18,8 +18,9 @@ def _list_devices(context: click.Context, parameter: click.Parameter, wanted: bo
         return
     from ggrun.devices.local import local_devices
 
+    hardware = _hardware(context.params.get("hardware"), context.params.get("device_memory"))
     print("devices:")
-    for device in local_devices(context.params.get("hardware"), p2p="off"):  # nothing will be copied
+    for device in local_devices(hardware, p2p="off"):  # nothing will be copied
         print(f"  {device.name}: {device.label} ({device.memory >> 20} MiB, {device.free >> 20} MiB free)")
     context.exit()
 
@@ -61,7 +62,7 @@ _OPTIONS = [
            help='Devices with their memory and bandwidth: "2x rtx3090, cpu:64GB@50GB/s" (ggrun plan), '
                 'cpu:0:2GB,cpu:1:2GB (limits to try splits with); cuda:0,cuda:0 are two logical devices of '
                 'one card. Default: those of this machine.'),
-    option("--device-memory", type=TEXT, metavar="SIZE,...",
+    option("--device-memory", type=TEXT, metavar="SIZE,...", is_eager=True,
            help="The memory that may be taken of each card: 24GB, or one size a card."),
     option("--p2p", default="auto", type=click.Choice(["auto", "on", "off"]),
            help="Copies between cards: auto: direct where a self-test found that they come right (ggrun "

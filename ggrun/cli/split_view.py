@@ -77,7 +77,7 @@ class SplitView:
 
     def _reserve(self, lines: int, now: os.terminal_size) -> str:
         """Make room: text scrolls above the last lines from now on. The cursor stays where the text ends."""
-        room = "\n" * lines + f"\x1b[{lines}A"
+        room = "\x1bD" * lines + f"\x1b[{lines}A"  # and not newlines, which go to the first column
         return f"{room}\x1b7\x1b[1;{now.lines - lines}r\x1b8"
 
     def _end(self) -> None:

@@ -71,6 +71,11 @@ class Loaded:
         """The names of those that were taken."""
         return set().union(*(space.weights.used for space in self._spaces.values()))
 
+    @property
+    def devices(self) -> list[Device]:
+        """All that are used."""
+        return [space.device for space in self._spaces.values()]
+
     def synchronize(self) -> None:
         """Wait until all that was enqueued is done; raises the first error."""
         for space in self._spaces.values():

@@ -18,7 +18,7 @@ class Spent(StrEnum):
     """What a device does. What is left of the time, it waits for others or has nothing to do."""
 
     WORK = "work"
-    COPIES = "copies"
+    COPIES = "copies"  # to the next stage or the host, and waiting for room there
     SUMS = "sums"  # with the others of its stage, and waiting for them
 
 
@@ -33,12 +33,14 @@ class _Span:
 class Meter:
     """Times of all that was run since it was made, or `clear`ed.
 
-    seconds    of the whole, by the host's clock
+    seconds    of the whole: of each run as long as the streams' clocks say, which may be virtual
     spent      seconds by device and kind
     """
 
     def __init__(self) -> None:
         self._spans: list[_Span] = []
+        self._begins: list[tuple[Device, Mark]] = []
+        self._whole: list[tuple[Mark, Mark]] = []
         self.clear()
 
     def clear(self) -> None:
@@ -46,9 +48,13 @@ class Meter:
         self.seconds, self.spent = 0.0, dict[tuple[str, Spent], float]()
         self.forget()
 
+    def begin(self, devices: Sequence[Device]) -> None:
+        """A run over these devices begins."""
+        self._begins = [(device, device.stream.mark()) for device in devices]
+
     def forget(self) -> None:
         """Leave out what was not collected: it may not have been done."""
-        self._spans.clear()
+        self._spans, self._begins, self._whole = [], [], []
 
     @contextmanager
     def spending(self, devices: Sequence[Device], spent: Spent) -> Iterator[None]:
@@ -58,13 +64,17 @@ class Meter:
         for device, begin in zip(devices, begins, strict=True):
             self._spans.append(_Span(device.name, spent, begin, device.stream.mark()))
 
-    def collect(self, seconds: float) -> None:
-        """Count what was measured, when all devices are at rest after so many seconds."""
-        self.seconds += seconds
+    def end(self) -> None:
+        """All of the run is enqueued."""
+        self._whole = [(begin, device.stream.mark()) for device, begin in self._begins]
+
+    def collect(self) -> None:
+        """Count what was measured, when all devices are at rest."""
+        self.seconds += max((end.since(begin) for begin, end in self._whole), default=0.0)
         for span in self._spans:
             key = span.device, span.spent
             self.spent[key] = self.spent.get(key, 0.0) + span.end.since(span.begin)
-        self._spans.clear()
+        self.forget()
 
     def share(self, device: str, spent: Spent) -> float:
         """The part of all time that a device spent so. Sums are made within its work."""

@@ -1,6 +1,5 @@
 """Walks a plan: batches through its stages, several at a time, so that all devices work."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 
@@ -76,16 +75,20 @@ class Pipeline:
         """
         if self._broken:  # a second Ctrl+C came while the devices came to rest
             self._give_up()
-        self._broken, begin = True, time.perf_counter()
+        self._broken = True
+        if self._meter:
+            self._meter.begin(self._here.devices)
         try:
             outputs = self._outputs(batches, logits)
             for stage, batch in schedule(len(self._stages), len(batches), self._window):
                 self._enqueue(stage, batches[batch], batch % self._window, outputs[batch])
+            if self._meter:
+                self._meter.end()
             self._here.synchronize()
             for host in self._hosts.values():
                 host.synchronize()
             if self._meter:
-                self._meter.collect(time.perf_counter() - begin)
+                self._meter.collect()
         except BaseException:
             self._give_up()
             raise

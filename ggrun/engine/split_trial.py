@@ -12,10 +12,11 @@ import numpy as np
 
 from ggrun import __version__
 from ggrun.devices.base import Device
-from ggrun.devices.kept import Kept
+from ggrun.devices.kept import Kept, tell
 from ggrun.engine.engine import Engine
 from ggrun.engine.generate import usual_top
 from ggrun.engine.loaded import SUMS, Sums
+from ggrun.errors import GgrunError, Interrupted
 from ggrun.gguf import GGUF, FirstLayers
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.options import PlanOptions
@@ -40,8 +41,9 @@ def with_mode(
     opened    opens the devices of these names
     sums      how they sum in mode row
 
-    A mode that does not fit is out. Of both, the one with which the first layers of the model take less time:
-    to read a token of a prompt and to write one, as the planner counts.
+    A mode that does not fit, or that these devices cannot run, is out. Of both, the one with which the first
+    layers of the model take less time: to read a token of a prompt and to write one, as the planner counts.
+    Where that cannot be tried, the one that is predicted to be faster.
     """
     if options.split_mode != "auto":
         return options
@@ -53,10 +55,22 @@ def with_mode(
     if len(plans) < len(MODES) or not _differ(plans):
         return replace(options, split_mode=next(iter(plans), MODES[0]))
     key = _key(model, plans, sums)
-    if (best := _KEPT.get(key)) is None:
-        seconds = {mode: _seconds(model, planned, make, opened, sums) for mode, planned in plans.items()}
-        best = min(MODES, key=lambda mode: seconds[mode])
-        _KEPT.put(key, best, json.dumps({"mode": best, "seconds": seconds}))
+    if (known := _KEPT.get(key)) is not None:
+        return replace(options, split_mode=known)
+    tell("trying once which is faster here for this model, -sm layer or -sm row: some seconds")
+    seconds: dict[str, float] = {}
+    for mode, planned in plans.items():
+        try:
+            seconds[mode] = _seconds(model, planned, make, opened, sums)
+        except DoesNotFit:  # four layers on cards alone may need what the whole model does not
+            return replace(options, split_mode=make(facts, options).options.split_mode)
+        except Interrupted:
+            raise
+        except GgrunError as error:
+            tell(f"-sm {mode} is out: {error}")
+    best = min(seconds or MODES, key=lambda mode: seconds.get(mode, 0.0))
+    tell(f"-sm {best} it is")
+    _KEPT.put(key, best, json.dumps({"mode": best, "seconds": seconds}), settled=len(seconds) == len(MODES))
     return replace(options, split_mode=best)
 
 

@@ -151,21 +151,39 @@ def parse_devices(
 
 def with_memory(text: str, sizes: str) -> str:
     """A text of devices in which cards have these limits, where they have none: "24GB", or one a card."""
-    items, limits = [item.strip() for item in text.split(",")], [size.strip() for size in sizes.split(",")]
-    open_cards = [i for i, item in enumerate(items) if item.lower() != "cpu" and not _has_limit(item)]
+    items, limits = _one_by_one(text), [size.strip() for size in sizes.split(",")]
+    for limit in limits:
+        if not re.fullmatch(r"[0-9.]+\s*[KMGT]?i?B", limit, re.IGNORECASE | re.ASCII):
+            raise UsageError(f"--device-memory: {limit!r:.20} is no size: write it as 24GB")
+    open_cards = [i for i, item in enumerate(items) if _is_open_card(item)]
+    if not open_cards:
+        raise UsageError("--device-memory: there is no card without a limit of its own")
     if len(limits) not in (1, len(open_cards)):
         raise UsageError(f"--device-memory gives {len(limits)} sizes for {len(open_cards)} cards")
     for at, limit in zip(open_cards, limits * (len(open_cards) if len(limits) == 1 else 1), strict=True):
-        if not re.fullmatch(r"[0-9.]+\s*[KMGT]?i?B", limit, re.IGNORECASE | re.ASCII):
-            raise UsageError(f"--device-memory: {limit!r:.20} is no size: write it as 24GB")
         name, at_sign, speed = items[at].partition("@")
         items[at] = f"{name.strip()}:{limit}{at_sign}{speed}"
     return ",".join(items)
 
 
-def _has_limit(item: str) -> bool:
+def _one_by_one(text: str) -> list[str]:
+    """The items of a text of devices, each of which is one device: "2x rtx3090" is two."""
+    items: list[str] = []
+    for item in text.split(","):
+        one = item.strip()
+        match, times = _ITEM.fullmatch(one), 1
+        if match and match[1]:
+            times, one = int(match[1]), one[match.start(2) :]
+        if len(items) + times > MOST_DEVICES:
+            raise UsageError(f"--devices: no more than {MOST_DEVICES} devices can be planned for")
+        items += [one] * times
+    return items
+
+
+def _is_open_card(item: str) -> bool:
+    """Whether it is a card, or pretends to be one, without a limit."""
     match = _ITEM.fullmatch(item)
-    return bool(match and match[3])
+    return bool(match and match[2].lower() != "cpu" and not match[3])
 
 
 def _logical(found: list[DeviceInfo], card_here: Callable[[int], DeviceInfo]) -> list[DeviceInfo]:

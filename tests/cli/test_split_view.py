@@ -44,13 +44,17 @@ class Screen:
         self.most_below = 0
 
     def feed(self, text: str) -> None:
-        for part in re.split(r"(\x1b\[[\d;]*[A-Za-z]|\x1b[78]|\r|\n)", text):
+        for part in re.split(r"(\x1b\[[\d;]*[A-Za-z]|\x1b[78D]|\r|\n)", text):
             if part.startswith("\x1b["):
                 self._command(part[-1], [int(n or 1) for n in part[2:-1].split(";")])
             elif part == "\x1b7":
                 self.saved = self.at
             elif part == "\x1b8":
                 self.at = self.saved
+            elif part == "\x1bD":
+                column = self.at[1]
+                self._newline()
+                self.at = (self.at[0], column)
             elif part == "\r":
                 self.at = (self.at[0], 0)
             elif part == "\n":
@@ -123,7 +127,11 @@ def test_a_terminal_shows_them_below_the_text(lines: int, shown: bool) -> None:
     assert bool(live) == shown
     for rows in live:
         assert max(map(len, rows)) <= 60
+        assert any("Once upon a time" in row for row in rows)
     assert screen.region == (0, lines - 1)
     text = "\n".join(screen.rows)
+    plain = subprocess.run([*GGRUN, *RUN[:-1], *TWO], capture_output=True, text=True, check=True).stdout
+    if shown:  # nothing of the text is lost
+        assert "".join(plain.split()) in "".join(text.split())
     assert ("first token" in text) == shown  # the screen may be too small for all lines of the end
     assert text.count("cpu:1:1GB") == 1

@@ -53,8 +53,9 @@ def test_stages(model: GGUF) -> None:
             assert meter.spent[name, Spent.WORK] == pytest.approx(times * LAUNCH)
             assert meter.spent[name, Spent.COPIES] == pytest.approx(times * COPY)
             assert meter.share(name, Spent.SUMS) == 0
-    meter.seconds = 4 * LAUNCH
-    assert meter.share("a", Spent.WORK) == pytest.approx(0.5)
+    # One after the other: two copies between them, within the first and the second, and one to the host.
+    assert meter.seconds == pytest.approx(2 * (2 * LAUNCH + 3 * COPY))
+    assert meter.share("a", Spent.WORK) == pytest.approx(LAUNCH / (2 * LAUNCH + 3 * COPY))
     assert meter.share("elsewhere", Spent.WORK) == 0
     meter.clear()
     assert meter.share("a", Spent.WORK) == 0

@@ -4,11 +4,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ggrun import LLM
+from ggrun import LLM, GgrunError, Interrupted
 from ggrun.arch.config import Config
 from ggrun.devices.base import Device
 from ggrun.devices.best import TopK
@@ -24,7 +25,7 @@ from ggrun.plan.hardware import DeviceInfo
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planned import Planned
 from ggrun.plan.planner import make_plan
-from ggrun.plan.report import require_fit
+from ggrun.plan.report import DoesNotFit, require_fit
 from ggrun.plan.usage import Sizes
 from tests.tiny import Tiny
 
@@ -169,3 +170,34 @@ def test_plans_take_what_is_predicted(model: GGUF, monkeypatch: pytest.MonkeyPat
     found = make_plan(facts, devices, AUTO)
     assert found.speed.pace == min(planned.speed.pace for planned in plans.values())
     assert found.options.split_mode in plans
+
+
+def test_what_cannot_be_tried(model: GGUF, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """A mode that fails is out; where four layers find no room on cards, the prediction counts."""
+    machine = Machine(monkeypatch)
+    predicted = make_plan(ModelFacts.from_outline(model), machine.devices, AUTO).options.split_mode
+
+    def failing(error: GgrunError, *modes: str) -> str:
+        def measured(_: GGUF, planned: Planned, *rest: object) -> float:
+            if planned.options.split_mode in modes:
+                raise error
+            return 1.0
+
+        monkeypatch.setattr(split_trial, "_seconds", measured)
+        another_process()
+        return machine.mode(model)
+
+    assert failing(GgrunError("cards cannot share rows"), "row") == "layer"
+    assert failing(GgrunError("no"), "layer") == "row"
+    assert failing(GgrunError("no"), "layer", "row") in ("layer", "row")
+    assert failing(DoesNotFit("no room"), "layer") == predicted
+    with pytest.raises(Interrupted):
+        failing(Interrupted("now"), "layer")
+    assert not cache.exists()
+
+
+def test_a_trial_without_room_on_cards(tmp_path: Path, cache: Path) -> None:
+    path = Tiny(layers=8, context=512).write(tmp_path / "model.gguf")
+    options: dict[str, Any] = {"n_gpu_layers": 2, "tensor_split": (1, 1), "n_ctx": 64, "n_ubatch": 16}
+    with LLM(path, devices="cpu:0:600KB,cpu:1:600KB,cpu", split_mode="auto", **options) as llm:
+        assert np.isfinite(llm.logits([1, 2, 3])).all()

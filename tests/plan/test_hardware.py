@@ -262,9 +262,16 @@ def test_logical_devices_that_cannot_be(text: str, said: str) -> None:
 
 def test_the_memory_of_cards() -> None:
     assert with_memory("cuda:0, cuda:0,cpu", "24GB") == "cuda:0:24GB,cuda:0:24GB,cpu"
-    assert with_memory("cuda:0,cuda:1:8GB,2x rtx3090@900GB/s", "1GB, 2 GiB") == (
-        "cuda:0:1GB,cuda:1:8GB,2x rtx3090:2 GiB@900GB/s"
+    assert with_memory("cuda:0,cuda:1:8GB,2x rtx3090@900GB/s,cpu:64GB@50GB/s,cpu:0", "1GB,2 GiB,3GB,4MB") == (
+        "cuda:0:1GB,cuda:1:8GB,rtx3090:2 GiB@900GB/s,rtx3090:3GB@900GB/s,cpu:64GB@50GB/s,cpu:0:4MB"
     )
-    for sizes, said in (("1GB,2GB,3GB", "3 sizes for 2 cards"), ("24", "'24' is no size"), ("", "'' is no")):
+    for devices, sizes, said in (
+        ("cuda:0,2x rtx3090,cpu", "1GB,2GB", "2 sizes for 3 cards"),
+        ("cuda:0", "24", "'24' is no size"),
+        ("cpu", "", "'' is no size"),
+        ("cpu", "1XB", "'1XB' is no size"),
+        ("cpu,cuda:0:1GB", "1GB", "no card without a limit"),
+        ("33x rtx3090", "1GB", "no more than 32"),
+    ):
         with pytest.raises(UsageError, match=said):
-            with_memory("cuda:0,cuda:1,cpu", sizes)
+            with_memory(devices, sizes)
