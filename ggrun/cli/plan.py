@@ -135,10 +135,10 @@ def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
             local_cpu(threads, measure=True)
     own_here = own is not None and hardware is None
     devices = devices_of(own, threads, p2p) if own_here else local_devices(hardware, threads, p2p)
-    if hardware is None or pretends(devices):
-        devices = shared_out(devices, wishes)
     if rpc is not None:
         devices = [*_of_workers(rpc), *devices]
+    if hardware is None or pretends(devices):
+        devices = shared_out(devices, wishes)
     return (
         make_plan(facts, devices, wishes) if own is None else planned_as_written(facts, devices, wishes, own)
     )

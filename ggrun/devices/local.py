@@ -119,16 +119,17 @@ def _planned_here(
     remote: Sequence[DeviceInfo],
 ) -> Planned:
     if plan is None:
-        there = [*remote, *shared_out(local_devices(devices, threads, p2p), options)]
-        return make_plan(facts, there, options)
+        there = [*remote, *local_devices(devices, threads, p2p)]
+        return make_plan(facts, shared_out(there, options), options)
     own = devices_of(plan, threads, p2p) if devices is None else local_devices(devices, threads, p2p)
-    return planned_as_written(facts, [*remote, *shared_out(own, options)], options, plan)
+    return planned_as_written(facts, shared_out([*remote, *own], options), options, plan)
 
 
 def shared_out(devices: Sequence[DeviceInfo], options: PlanOptions) -> list[DeviceInfo]:
     """The same devices, of which those that live in this machine's memory may take no more than there is.
 
-    What pretends to be a card has its limit, or less in proportion; the CPU has the rest.
+    What pretends to be a card has its limit, or less in proportion; the CPU has the rest. Devices of other
+    machines stay as they are.
     """
     margins = options.margins(len(devices))
     hosts = [margin for device, margin in zip(devices, margins, strict=True) if device.host]

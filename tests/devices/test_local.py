@@ -11,7 +11,7 @@ from ggrun.devices.host_memory import HostMemory
 from ggrun.devices.local import local_cpu, local_devices, named_devices, planned_here
 from ggrun.errors import UsageError
 from ggrun.plan.facts import ModelFacts
-from ggrun.plan.hardware import parse_devices
+from ggrun.plan.hardware import DeviceInfo, parse_devices
 from ggrun.plan.mixes import outline
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.report import DoesNotFit
@@ -155,3 +155,16 @@ def test_the_names_of_a_plan_are_those_of_devices() -> None:
     for names in (["CPU"], ["cuda"], ["cpu:0:2GB", "cpu:0"], ["cpu,cpu:1"]):
         with pytest.raises(UsageError):
             named_devices(names, 1)
+
+
+def test_margins_go_by_the_order_in_which_devices_are_listed(measured: list[int]) -> None:
+    """Those of other machines come first, as they do in the plan."""
+    facts = ModelFacts.from_outline(outline("tinyllama-1.1b", "Q4_K_M"))
+    there = DeviceInfo("spare:1/cpu", 8 << 30, 8 << 30, 1e10, 1e11, 1e10, network=1e9, latency=1e-4)
+    options = PlanOptions(n_ctx=512, fit_margin=[7168, 512, 2048])
+    planned = planned_here(facts, "cpu:0:4GB,cpu", 1, options, remote=[there])
+    assert planned.limits["spare:1/cpu"] == 1 << 30
+    own = next(device for device in planned.devices if device.name == "cpu")
+    assert planned.limits["cpu"] == max(0, own.free - (2048 << 20))
+    with pytest.raises(UsageError, match="-fitt gives 4 numbers for 3 devices"):
+        planned_here(facts, "cpu:0:4GB,cpu", 1, replace(options, fit_margin=[1] * 4), remote=[there])
