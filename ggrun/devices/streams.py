@@ -149,31 +149,42 @@ class ThreadEvent:
         self._done.wait()
 
 
-class Threaded:
-    """Does the work in a thread of its own, so that several devices work at once."""
+class Attempts:
+    """Work that is done until some of it fails."""
 
-    def __init__(self, name: str) -> None:
-        self._lock, self._closed = ProcessLock(), False
-        self._worker = _Worker()
-        self._thread = threading.Thread(target=self._worker.run, daemon=True, name=f"ggrun-{name}")
-        try:
-            self._thread.start()
-        except RuntimeError:
-            raise GgrunError(f"{name}: the system has no room for another thread") from None
-        finalize(self, self._worker.queue.put, None).atexit = False
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        """Of the first that failed."""
+
+    def attempt(self, work: Work) -> None:
+        """Do it, if nothing has failed."""
+        if self.error is None:
+            try:
+                work()
+            except BaseException as error:  # whatever it is, the thread that synchronizes gets it
+                self.error = error
+
+
+class Later:
+    """What streams have in common that do their work later. Theirs is `_put`, and what to do of an event."""
+
+    def __init__(self, attempts: Attempts) -> None:
+        self._attempts = attempts
+
+    def _put(self, step: Work, awaited: Event | None = None) -> None:
+        """Do a step behind all others. awaited: it begins with waiting for this."""
+        raise NotImplementedError
+
+    def record(self) -> Event:
+        """An event behind all that was enqueued before."""
+        raise NotImplementedError
 
     def enqueue(self, work: Work) -> None:
-        """Do it in the stream's thread."""
-        self._put(lambda: self._worker.attempt(work))
-
-    def record(self) -> ThreadEvent:
-        """An event behind all that was enqueued before."""
-        event = ThreadEvent()
-        self._put(lambda: event.finish(self._worker.error))
-        return event
+        """Do it behind all that was enqueued before."""
+        self._put(lambda: self._attempts.attempt(work))
 
     def mark(self) -> Moment:
-        """When the stream's thread comes here."""
+        """When the stream comes here."""
         moment = Moment()
 
         def arrive() -> None:
@@ -183,27 +194,48 @@ class Threaded:
         return moment
 
     def wait(self, event: Event) -> None:
-        """Let the stream's thread wait."""
+        """Let what is enqueued from now on come after an event of any stream."""
 
         def wait() -> None:
             event.block()
             if event.error:
                 raise event.error
 
-        self.enqueue(wait)
+        self._put(lambda: self._attempts.attempt(wait), event)
 
     def synchronize(self) -> None:
         """Wait until all is done; raises the first error."""
         self.record().block()
-        error, self._worker.error = self._worker.error, None
+        error, self._attempts.error = self._attempts.error, None
         if error:
             raise error
 
     def abandon(self) -> None:
         """Skip what has not begun, wait for what has, and forget errors."""
-        self._worker.error = self._worker.error or GgrunError("the computation was given up")
+        self._attempts.error = self._attempts.error or GgrunError("the computation was given up")
         self.record().block()
-        self._worker.error = None
+        self._attempts.error = None
+
+
+class Threaded(Later):
+    """Does the work in a thread of its own, so that several devices work at once."""
+
+    def __init__(self, name: str) -> None:
+        self._lock, self._closed = ProcessLock(), False
+        self._worker = _Worker()
+        super().__init__(self._worker)
+        self._thread = threading.Thread(target=self._worker.run, daemon=True, name=f"ggrun-{name}")
+        try:
+            self._thread.start()
+        except RuntimeError:
+            raise GgrunError(f"{name}: the system has no room for another thread") from None
+        finalize(self, self._worker.queue.put, None).atexit = False
+
+    def record(self) -> ThreadEvent:
+        """An event behind all that was enqueued before."""
+        event = ThreadEvent()
+        self._put(lambda: event.finish(self._worker.error))
+        return event
 
     def close(self) -> None:
         """End the thread when it has done what was enqueued."""
@@ -215,28 +247,21 @@ class Threaded:
                 self._worker.queue.put(None)
         self._thread.join()
 
-    def _put(self, step: Work) -> None:
+    def _put(self, step: Work, awaited: Event | None = None) -> None:
         with self._lock.here():
             if self._closed:
                 raise GgrunError("the model is closed")
             self._worker.queue.put(step)
 
 
-class _Worker:
+class _Worker(Attempts):
     """What the thread has. Apart from Threaded, so that the thread does not keep it alive."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.queue: SimpleQueue[Work | None] = SimpleQueue()
-        self.error: BaseException | None = None
 
     def run(self) -> None:
         while step := self.queue.get():
             step()
             del step  # what it holds, now and not when the next one comes
-
-    def attempt(self, work: Work) -> None:
-        if self.error is None:
-            try:
-                work()
-            except BaseException as error:  # whatever it is, the thread that synchronizes gets it
-                self.error = error

@@ -1,12 +1,10 @@
 """A stream whose work is done by whoever waits for it: no thread of its own has to wake up for a token."""
 
 import threading
-import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from ggrun.devices.streams import Event, Moment, Work
+from ggrun.devices.streams import Attempts, Event, Later, Work
 from ggrun.errors import GgrunError
 
 
@@ -14,7 +12,7 @@ from ggrun.errors import GgrunError
 class _Step:
     """Work; or an event of another stream that has to come first."""
 
-    work: Callable[[], None]
+    work: Work
     awaited: Event | None = None
 
 
@@ -38,48 +36,24 @@ class Passed:
         self._stream.run_until(self)
 
 
-class OnDemand:
+class OnDemand(Later):
     """See Stream. For what takes no time itself: copies of what a network brings."""
 
     def __init__(self) -> None:
+        super().__init__(Attempts())
         self._steps: deque[_Step] = deque()
         self._lock = threading.RLock()
-        self._error: BaseException | None = None
         self._closed = False
-
-    def enqueue(self, work: Work) -> None:
-        """Do it when somebody waits for it."""
-        self._put(lambda: self._attempt(work))
 
     def record(self) -> Passed:
         """An event behind all that was enqueued before."""
         event = Passed(self)
 
         def arrive() -> None:
-            event.error, event.passed = self._error, True
+            event.error, event.passed = self._attempts.error, True
 
         self._put(arrive)
         return event
-
-    def mark(self) -> Moment:
-        """When somebody comes here."""
-        moment = Moment()
-
-        def arrive() -> None:
-            moment.time = time.perf_counter()
-
-        self._put(arrive)
-        return moment
-
-    def wait(self, event: Event) -> None:
-        """Let what is enqueued from now on come after an event of any stream."""
-
-        def wait() -> None:
-            event.block()
-            if event.error:
-                raise event.error
-
-        self._put(lambda: self._attempt(wait), event)
 
     def run_until(self, event: Passed) -> None:
         """Do what is before an event; one thread at a time, in order."""
@@ -94,37 +68,17 @@ class OnDemand:
             return
         try:
             while self._steps and (
-                self._error or (awaited := self._steps[0].awaited) is None or awaited.done
+                self._attempts.error or (awaited := self._steps[0].awaited) is None or awaited.done
             ):
                 self._steps.popleft().work()
         finally:
             self._lock.release()
 
-    def synchronize(self) -> None:
-        """Do all of it; raises the first error."""
-        self.record().block()
-        error, self._error = self._error, None
-        if error:
-            raise error
-
-    def abandon(self) -> None:
-        """Skip what has not begun, wait for what has, and forget errors."""
-        self._error = self._error or GgrunError("the computation was given up")
-        self.record().block()
-        self._error = None
-
     def close(self) -> None:
         """Take no more."""
         self._closed = True
 
-    def _put(self, work: Callable[[], None], awaited: Event | None = None) -> None:
+    def _put(self, step: Work, awaited: Event | None = None) -> None:
         if self._closed:
             raise GgrunError("the model is closed")
-        self._steps.append(_Step(work, awaited))
-
-    def _attempt(self, work: Work) -> None:
-        if self._error is None:
-            try:
-                work()
-            except BaseException as error:  # whatever it is, the thread that synchronizes gets it
-                self._error = error
+        self._steps.append(_Step(step, awaited))
