@@ -24,7 +24,9 @@ def draw(planned: Planned) -> str:
         f"{_printable(facts.name)}: {size(total)}, {facts.config.layers} layers, "
         f"context {sizes.n_ctx}, cache {cache}"
     ]
-    lines += ["  ".join(f"{_painted(letter, colour)} {name}" for name, letter, colour in _PARTS), ""]
+    coloured = sys.stdout.isatty()
+    letters = (f"{_painted(letter, colour, coloured)} {name}" for name, letter, colour in _PARTS)
+    lines += ["  ".join(letters), ""]
     for device in planned.devices:
         if device.name in planned.uses:
             lines += [*_device(planned, device.name, device.label), ""]
@@ -37,18 +39,19 @@ def _device(planned: Planned, name: str, label: str) -> Iterator[str]:
     title = name if label in ("", name) else f"{name} ({label})"
     over = f", {size(use.total - limit)} TOO MUCH" if use.total > limit else ""
     yield f"{title}: {size(use.total)} of {size(limit)}{over}"
-    yield f"  [{bar(use, limit, _WIDTH)}]  " + ", ".join(
+    yield f"  [{bar(use, limit, _WIDTH, sys.stdout.isatty())}]  " + ", ".join(
         f"{part} {size(n)}" for n, (part, _, _) in zip(_shares(use, limit), _PARTS, strict=True)
     )
     yield f"  {'; '.join(work(planned, name))}"
 
 
-def bar(use: Use, limit: int, width: int) -> str:
+def bar(use: Use, limit: int, width: int, coloured: bool) -> str:
     """The memory of a device, as so many letters."""
     parts, scale = _shares(use, limit), max(limit, use.total, 1)
     ends = [round(width * sum(parts[: i + 1]) / scale) for i in range(len(parts))]
     cells = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
-    return "".join(_painted(letter * n, colour) for n, (_, letter, colour) in zip(cells, _PARTS, strict=True))
+    painted = zip(cells, _PARTS, strict=True)
+    return "".join(_painted(letter * n, colour, coloured) for n, (_, letter, colour) in painted)
 
 
 def _shares(use: Use, limit: int) -> tuple[int, int, int, int]:
@@ -116,5 +119,5 @@ def _rate(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _painted(text: str, colour: str) -> str:
-    return f"\x1b[{colour}m{text}\x1b[0m" if text and sys.stdout.isatty() else text
+def _painted(text: str, colour: str, coloured: bool) -> str:
+    return f"\x1b[{colour}m{text}\x1b[0m" if text and coloured else text
