@@ -76,11 +76,11 @@ def _write(config: pytest.Config, record: dict[str, Any]) -> None:
 
 
 def _line(report: pytest.TestReport) -> str:
-    """What pytest has in its summary: the error's first line, or why a test was skipped."""
+    """What pytest has in its summary, and where: the error's first line, or why a test was skipped."""
     if report.outcome == "passed":
         return ""
     if isinstance(report.longrepr, tuple):
         return str(report.longrepr[2]).removeprefix("Skipped: ")[:300]
     crash = getattr(report.longrepr, "reprcrash", None)
-    text = crash.message if crash else str(report.longrepr)
+    text = f"{Path(crash.path).name}:{crash.lineno}: {crash.message}" if crash else str(report.longrepr)
     return " ".join(text.split())[:300]

@@ -62,7 +62,7 @@ def _rows(n: int) -> str:
 
 def _steps(s: Sizes, n: int, rig: Rig) -> list[Timed]:
     """Each recorded alone, over the same rows."""
-    ops, found = rig.recorder(n), []
+    ops, found = rig.recorder(n, -(-n // PAGE)), []
     counts = rig.at(ops, 0, n)
     x, _ = rig.input(ops, n, s.width)
     ones = rig.card.vector(np.ones(s.width, np.float32))

@@ -13,8 +13,8 @@ from typing import Any
 from tools.gpu_pytest import BROKEN, records
 from tools.gpu_step import ROOT, Figure, Step, last_line
 
-_PROCESSES = 8
-_TOLD = 40
+_PROCESSES = 16
+_TOLD = 80
 """Failures that are listed."""
 _NOT_OF_A_CARD = [
     f"test_{name}.py"

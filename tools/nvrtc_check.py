@@ -90,6 +90,7 @@ class Nvrtc:
         try:
             options = [
                 *CUDA_OPTIONS,
+                "-ftz=true",  # as CuPy has it
                 f"-arch=sm_{job.arch}",
                 "--ptxas-options=-v",
                 *(f"-D{name}={value.replace('*', '0')}" for name, value in job.defines.items()),

@@ -38,6 +38,8 @@ class Card:
 
     def __init__(self, driver: Driver) -> None:
         self.driver, self.arch = driver, driver.arch * 10
+        self.flushes = not isinstance(driver, EmulatedDriver)
+        """Whether numbers too small for a normal float are zeros: CuPy compiles with -ftz=true."""
         self._arrays: list[OnCard] = []
 
     def array(self, values: ArrayLike) -> OnCard:
@@ -52,9 +54,10 @@ class Card:
         return self.array(np.zeros(shape, dtype))
 
     def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> OnCard:
-        """With anything in it; on the emulator, all bits are ones: NaN or -1."""
+        """With all bits ones in it: NaN or -1."""
         there = OnCard(self.driver, (shape,) if isinstance(shape, int) else shape, dtype)
         self._arrays.append(there)
+        self.driver.fill(there.address, 0xFF, there.memory.nbytes)
         return there
 
     def run(

@@ -39,6 +39,8 @@ def test_as_the_cpu(card: Card) -> None:
     got = run_quantize(card, x)
     scales = np.ascontiguousarray(got[:, 512:640]).view(np.float32)[:, ::2]
     np.testing.assert_array_equal(np.ascontiguousarray(got[:, :512]).view(np.int8), bytes_there)
+    if card.flushes:
+        scales_there = np.where(np.abs(scales_there) < np.finfo(np.float32).tiny, 0, scales_there)
     np.testing.assert_array_equal(scales, scales_there)
 
 

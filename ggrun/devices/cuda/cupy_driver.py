@@ -176,7 +176,8 @@ class CupyDriver:
 
     def download(self, data: NDArray[Any], address: int) -> None:
         """By cudaMemcpy2DAsync: rows of the host's array may be parts of longer ones."""
-        rows = data.reshape(1, -1) if data.ndim == 1 else data
+        assert data.ndim == 2 or data.flags.c_contiguous
+        rows = data if data.ndim == 2 else data.reshape(1, -1)
         width = rows.shape[-1] * rows.itemsize
         with self.on("a download"):
             self._runtime.memcpy2DAsync(

@@ -121,7 +121,7 @@ class Driver(Protocol):
         """
 
     def download(self, data: NDArray[Any], address: int) -> None:
-        """Enqueue a copy to the host."""
+        """Enqueue a copy to the host. Rows of two dimensions may be parts of longer ones."""
 
     def can_reach(self, card: "Driver") -> bool:
         """Whether the machine has peer access from this card to another one's memory."""

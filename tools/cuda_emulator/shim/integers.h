@@ -47,8 +47,8 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
     const uint64_t bytes = uint64_t(b) << 32 | a;
     unsigned result = 0;
     for (int i = 0; i < 4; i++) {
-        const unsigned choice = selector >> 4 * i & 15, byte = bytes >> 8 * (choice & 7) & 255;
-        result |= (choice & 8 ? (byte & 128 ? 255u : 0u) : byte) << 8 * i;
+        const unsigned choice = selector >> 4 * i & 7;  // the intrinsic has no use for the fourth bit
+        result |= unsigned(bytes >> 8 * choice & 255) << 8 * i;
     }
     return result;
 }
