@@ -46,6 +46,7 @@ DEVICE void quantize_four(const float4& v, uint8_t* column, int k, int i, bool v
 
 // x[n, k] to n columns. Threads: four values each.
 extern "C" __global__ void __launch_bounds__(256) quantize(const float* x, uint8_t* columns, int k, int n) {
+    wait_for_previous();
     const int64_t i = 4 * (blockIdx.x * int64_t(blockDim.x) + threadIdx.x), total = int64_t(n) * k;
     const bool valid = i < total;
     const float4 v = valid ? *reinterpret_cast<const float4*>(x + i) : float4();
@@ -57,6 +58,7 @@ extern "C" __global__ void __launch_bounds__(256) quantize(const float* x, uint8
 extern "C" __global__ void __launch_bounds__(NORM_WARPS* WARP)
 rms_norm_quantize(const float* x, const float* weight, float* normed, uint8_t* columns, int k, int n,
                   float eps) {
+    wait_for_previous();
     if (blockIdx.x >= n) return;
     const int64_t begin = int64_t(blockIdx.x) * k;
     float squares = 0.0f;
