@@ -58,7 +58,7 @@ class Markdown(Output):
         """One line."""
         model, setup, used, (speed, deviation) = result.model, result.setup, result.used, result.ts
         if used.bandwidth:
-            of = f"threads: {setup.n_threads}" if used.memory == "cpu" else used.memory
+            of = f"threads: {setup.n_threads}" if used.backends == "CPU" else used.memory
             self._bandwidths[of] = used.bandwidth
         cells = {
             "model": printable(model.type).replace("|", "/").replace("\n", " "),

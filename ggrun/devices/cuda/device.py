@@ -63,12 +63,13 @@ class Cuda:
     def bandwidth(self) -> float:
         """Bytes a second, read and written, of a copy within the card: the best of several.
 
-        OutOfMemory where what is free is not more than its second-level cache could hold.
+        OutOfMemory where so little is free that the second-level cache would hold much of it.
         """
         free = self.available()
         if (nbytes := min(_PROBED, free // 3)) < _L2S * self.driver.l2_bytes:
             raise OutOfMemory(
-                f"{self.name}: {free >> 20} MiB are free, too little to measure its memory with"
+                f"{self.name}: {free >> 20} MiB are free, too little to measure its memory with: "
+                "who else has taken memory of it?"
             )
         return max(self.copy_rates(nbytes, _PASSES))
 
