@@ -89,12 +89,12 @@ class CudaRecorder:
         self._begun = 0  # steps before this one are in programs
         self._keep: list[Any] = []
         self._pairs_a_token = 0
-        empty = Inputs(limits)
-        self._offsets = empty.offsets
-        self._inputs = self._memory.new(empty.words.nbytes)
+        self._written = Inputs(limits)  # the host's
+        self._offsets = self._written.offsets
+        self._inputs = self._memory.new(self._written.words.nbytes)
         self._counts = Counts(0, 0, 0, 0, bucket(1))
         self._fed: deque[Event] = deque()
-        self._attention = Attention(driver, limits, {name: self._input(name) for name in empty.offsets})
+        self._attention = Attention(driver, limits, {name: self._input(name) for name in self._offsets})
 
     # ---------------------------------------------------------------- recording
 
@@ -173,12 +173,13 @@ class CudaRecorder:
         self._fed.append(self._driver.stream.record())
         if len(self._fed) > _AHEAD:
             self._fed.popleft().block()
-        inputs = Inputs(self._limits)
+        inputs = self._written
+        inputs.counts[:], inputs.top = 0, None
         write(inputs)
-        self._driver.upload(self._inputs.address, inputs.words)
+        self._driver.upload(self._inputs.address, inputs.words.copy())  # which may be read late
         n, outputs, pairs = (int(inputs.counts[rows]) for rows in Rows)
         longest = int(inputs.positions[:n].max(initial=0)) + 1
-        sequences = len(np.unique(inputs.sequences[:n]))
+        sequences = len(set(inputs.sequences[:n].tolist()))
         self._counts = Counts(n, outputs, pairs, sequences, bucket(longest), inputs.top)
 
     # ---------------------------------------------------------------- rows in and out

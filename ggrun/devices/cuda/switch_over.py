@@ -1,5 +1,5 @@
-"""From how many rows on cuBLAS is faster on a card, and with what pieces of weights: measured once, kept by the
-card's name and our kernels.
+"""From how many rows on cuBLAS is faster on a card, and with what pieces of weights: measured once, kept by
+the card's name and our kernels.
 
 Not by its number: all cards of a kind in a machine round alike, so that a text does not tell which of them
 computed it. Another machine may find other numbers.
