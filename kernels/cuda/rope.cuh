@@ -6,7 +6,7 @@
 DEVICE void rotate(float& a, float& b, float cosine, float sine) {
     const float before = a;
     a = fmaf(before, cosine, -(b * sine));
-    b = fmaf(before, sine, b * cosine);
+    b = fmaf(b, cosine, before * sine);
 }
 
 // Pairs 4 i to 4 i + 3 of a head: eight values, which lie four and four at two places of it.

@@ -18,9 +18,9 @@ struct Place {
     }
 };
 
-// Rotates q[n, q_heads, key_dim] in place, and k[n, kv_heads, key_dim] on the way into the slots[n] of the cells
-// of keys; v[n, kv_heads, value_dim] goes into those of values. Tables are rope_table's, `neighbours` is as for
-// `rope`; `dims` is a multiple of 8, key_dim of 4. k stays as it is.
+// Rotates q[n, q_heads, key_dim] in place, and k[n, kv_heads, key_dim] on the way into the slots[n] of the
+// cells of keys; v[n, kv_heads, value_dim] goes into those of values. Tables and `neighbours` are as for `rope`;
+// `dims` is a multiple of 8, key_dim of 4. k stays as it is.
 // Blocks [n, pieces of a token]. Whole warps rotate queries, four pairs a thread, or have four values of the
 // keys a thread, or of the values: so lanes that share a block's scale do the same.
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -47,7 +47,7 @@ rope_store(float* q, const float* q_table, const float* k, const float* k_table,
         const float* const head = k + (int64_t(token) * kv_heads + place.head) * key_dim;
         const float* const angles = k_table + int64_t(token) * dims;
         const float4 four = place.value < dims ? rotated_four(head, angles, half, neighbours, place.value)
-                                            : load_four(head, place.value, key_dim);
+                                               : load_four(head, place.value, key_dim);
         store_four<cells::KEYS>(keys, slot, kv_heads, place.head, key_dim, place.value, four);
         return;
     }

@@ -30,8 +30,8 @@ DEVICE float4 quantize(float4 x, __half& scale) {
     return make_float4(x.x * by, x.y * by, x.z * by, x.w * by);
 }
 
-// The four values from `value` on of a row, to the cells at a slot (page * PAGE + position). All lanes of a warp
-// come here, and 8 neighbouring ones have a block of 32 values; who has nothing has zeros behind the row's end.
+// The four values from `value` on of a row, to the cells at a slot (page * PAGE + position). All lanes of a
+// warp come here, and 8 neighbouring ones have a block of 32; who has nothing has zeros behind the row's end.
 template <class Kind>
 DEVICE void store_four(uint8_t* cells, int slot, int heads, int head, int dim, int value, float4 four) {
     __half scale;

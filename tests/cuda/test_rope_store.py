@@ -20,8 +20,8 @@ from tests.cuda.test_rope import frequencies_of, rotate, rotated, table
 from tests.tiny import Tiny
 
 KINDS = [("f32", "bf16"), ("f16", "f16"), ("bf16", "q8_0"), ("q8_0", "q8_0"), ("q8_0", "f32")]
-# Heads of queries and of keys; the dims of keys, of values, and of what is rotated. There are halves of blocks,
-# parts of warps, rows that are padded, and heads of which a part is not rotated.
+# Heads of queries and of keys; the dims of keys, of values, and of what is rotated. There are halves of
+# blocks, parts of warps, rows that are padded, and heads of which a part is not rotated.
 SHAPES = [
     (8, 2, 128, 128, 128),
     (5, 3, 64, 80, 40),
