@@ -8,6 +8,7 @@ constexpr int MOST_PARTS = 128;
 extern "C" __global__ void __launch_bounds__(256)
 attention_combine(const float* sums, const float2* states, const float* sinks, float* y, int rows, int heads,
                   int parts, int dim) {
+    wait_for_previous();
     __shared__ float weights[MOST_PARTS];
     const int row = blockIdx.x;
     if (row >= rows) return;
