@@ -1,5 +1,6 @@
 // The parts of a context, each with its own softmax, to one: what follows attention_decode and
 // attention_prefill where they were launched with several parts.
+#include "ptx.cuh"
 #include "softmax.cuh"
 
 constexpr int MOST_PARTS = 128;

@@ -2,6 +2,7 @@
 //
 // Bytes and scales are those of kernels/cpu/columns.py.
 #include "columns.cuh"
+#include "ptx.cuh"
 #include "reductions.cuh"
 
 constexpr int LANES = 8;  // of a block of 32 values: four a lane

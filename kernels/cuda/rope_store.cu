@@ -2,6 +2,7 @@
 //
 // KEYS, VALUES: the kinds of cells.
 // variants: KEYS=F32|F16|BF16|Q8_0 VALUES=F32|F16|BF16|Q8_0
+#include "ptx.cuh"
 #include "rope.cuh"
 #include "store.cuh"
 
@@ -19,14 +20,15 @@ struct Place {
 };
 
 // Rotates q[n, q_heads, key_dim] in place, and k[n, kv_heads, key_dim] on the way into the slots[n] of the
-// cells of keys; v[n, kv_heads, value_dim] goes into those of values. Tables and `neighbours` are as for `rope`;
-// `dims` is a multiple of 8, key_dim of 4. k stays as it is.
+// cells of keys; v[n, kv_heads, value_dim] goes into those of values. Tables and `neighbours` are as for
+// `rope`; `dims` is a multiple of 8, key_dim of 4. k stays as it is.
 // Blocks [n, pieces of a token]. Whole warps rotate queries, four pairs a thread, or have four values of the
 // keys a thread, or of the values: so lanes that share a block's scale do the same.
 extern "C" __global__ void __launch_bounds__(THREADS)
 rope_store(float* q, const float* q_table, const float* k, const float* k_table, const float* v,
            const int* slots, uint8_t* keys, uint8_t* values, int n, int q_heads, int kv_heads, int key_dim,
            int value_dim, int dims, int neighbours) {
+    wait_for_previous();
     const int token = blockIdx.x, half = dims / 2, units = half / 4;
     if (token >= n) return;
     int work = blockIdx.y * THREADS + threadIdx.x;
