@@ -71,13 +71,11 @@ def rope(n: int, heads: int, head_dim: int, dims: int) -> Shape:
 
 
 def rope_store(n: int, heads: tuple[int, int], key_dim: int, value_dim: int, dims: int) -> Shape:
-    """rope_store: whole warps for four pairs of a query a thread, and for four values of what is kept.
+    """rope_store: whole warps for queries, a thread four pairs; for keys, for values, a warp four blocks of 32.
 
     heads: of queries, of keys
     """
-    kept = (
-        _ceil(heads[1] * _ceil(dim, 32), 4) for dim in (key_dim, value_dim)
-    )  # a warp has four blocks of 32
+    kept = (_ceil(heads[1] * _ceil(dim, 32), 4) for dim in (key_dim, value_dim))
     return Shape((max(1, n), _ceil(_ceil(heads[0] * dims // 8, WARP) + sum(kept), 4)), (4 * WARP,))
 
 

@@ -37,8 +37,8 @@ class Rope:
         """Of two steps, if one launch can do both."""
         if not isinstance(before, Rope) or before.keys.count or before.queries.x == step.queries.x:
             return None
-        both = replace(before, keys=step.queries)
-        return both if replace(step, queries=before.queries, keys=step.queries) == both else None
+        alike = replace(step, queries=before.queries) == before
+        return replace(before, keys=step.queries) if alike else None
 
     def __call__(self, counts: Counts) -> list[Launch]:
         """One launch."""
