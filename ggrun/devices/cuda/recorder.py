@@ -249,7 +249,8 @@ class CudaRecorder:
             x.halves = self._buffer(x.rows, x.width, gemm.halves_bytes(x.width))
             there = x.address, x.width, x.halves.address
             self._add(ToHalves(self._driver, x.rows, *there, self._gemm_from.least))
-        return ByGemm(least, x.halves.address, self._scratch(gemm.scratch_bytes(w)))
+        piece = self._gemm_from.piece
+        return ByGemm(least, x.halves.address, self._scratch(gemm.scratch_bytes(w, piece)), piece)
 
     def experts(
         self, x: CudaBuffer, w: CudaWeight, routing: _Routing, scales: CudaMemory | None = None
