@@ -11,6 +11,7 @@ from ggrun.devices.base import Cells, Inputs, Limits
 from ggrun.devices.cuda import grids
 from ggrun.devices.cuda.attention import row_bytes
 from ggrun.devices.cuda.device import Cuda
+from ggrun.devices.cuda.driver import Kernel
 from ggrun.devices.cuda.recorder import CudaRecorder
 from tests.cuda.conftest import Card
 from tests.cuda.kv import PAGE, pack
@@ -146,7 +147,7 @@ def test_a_layer(card: Card, dim: int, dims: int, names: list[str], neighbours: 
     r = Recorded(card, dim)
     r.record(r.table(dims), neighbours)
     assert r.run() == names
-    angles = np.float64([5, 6])[:, None] * frequencies_of(dims)
+    angles = np.array([5.0, 6.0])[:, None] * frequencies_of(dims)
     turns = np.stack([np.cos(angles), np.sin(angles)], -1)
     q, k, v = r.rows
     got = r.read(r.ops.place(r.q).address, 2, r.heads, dim)
@@ -247,13 +248,17 @@ def test_a_program_that_has_ended_is_not_changed(card: Card, after: int, names: 
     ids=["llama", "qwen3moe"],
 )
 def test_a_model_has_one_launch_a_layer(model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    devices, launched = cards(1), []
+    devices = cards(1)
+    launched: list[str] = []
     (device,) = devices.values()
     assert isinstance(device, Cuda)
     launch = device.driver.launch
-    monkeypatch.setattr(
-        device.driver, "launch", lambda kernel, *rest: (launched.append(kernel.name), launch(kernel, *rest))
-    )
+
+    def told(kernel: Kernel, *rest: Any) -> None:
+        launched.append(kernel.name)
+        launch(kernel, *rest)
+
+    monkeypatch.setattr(device.driver, "launch", told)
     card = engine(model.write(tmp_path / "model.gguf"), devices, keys="q8_0", values="f16")
     for tokens in ([1], list(range(20))):
         launched.clear()

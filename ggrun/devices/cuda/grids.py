@@ -71,7 +71,7 @@ def rope(n: int, heads: int, head_dim: int, dims: int) -> Shape:
 
 
 def rope_store(n: int, heads: tuple[int, int], key_dim: int, value_dim: int, dims: int) -> Shape:
-    """rope_store: whole warps for queries, a thread four pairs; for keys, for values, a warp four blocks of 32.
+    """rope_store: warps have four pairs of queries a thread, or four blocks of 32 keys, or of values.
 
     heads: of queries, of keys
     """
