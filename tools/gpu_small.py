@@ -103,19 +103,28 @@ def _silu(s: Sizes, n: int, rig: Rig) -> Timed:
 
 
 def _add_rope(s: Sizes, n: int, rig: Rig, ops: Any, add: Callable[..., None]) -> None:
-    """Rope, and what goes to the cache; their rows are heads."""
+    """Rope, and what goes to the cache; their rows are heads. First each alone, then as a layer has them."""
     frequencies = rig.card.vector(np.ones(s.head // 2, np.float32))
     table = ops.rope_table(frequencies, s.head, 1.0, 0.0, 1.0)
     add("rope table", table.angles, 4 * n * s.head)
     q, _ = rig.input(ops, n, s.heads * s.head)
+    k, v = (rig.input(ops, n, s.kv_heads * s.head)[0] for _ in range(2))
     ops.rope(q, table, s.heads, False)
     add("rope", q, 8 * n * q.width, fresh=False)
     for kind in ("f16", "q8_0"):
-        k, _ = rig.input(ops, n, s.kv_heads * s.head)
         row, pages = s.kv_heads * row_bytes(kind, s.head), -(-n // PAGE)
-        cells = Cells(rig.card.zeros(pages * PAGE * row, "cells"), kind, s.kv_heads, s.head, PAGE)
-        ops.store(k, cells)
-        add(f"store {kind}", k, n * (4 * k.width + row), fresh=False)
+        keys, values = (
+            Cells(rig.card.zeros(pages * PAGE * row, "cells"), kind, s.kv_heads, s.head, PAGE)
+            for _ in range(2)
+        )
+        ops.store(k, keys)
+        stored = n * (4 * k.width + row)
+        add(f"store {kind}", k, stored, fresh=False)
+        ops.rope(q, table, s.heads, False)
+        ops.rope(k, table, s.kv_heads, False)
+        ops.store(k, keys)
+        ops.store(v, values)
+        add(f"rope, and store of keys and values {kind}", q, 8 * n * q.width + 2 * stored, fresh=False)
 
 
 def _dequantize(s: Sizes, name: str, rig: Rig) -> list[Timed]:

@@ -131,7 +131,7 @@ class Recorder(Protocol):
         """Rotate every head of x in place."""
 
     def store(self, x: Buffer, cells: Cells) -> None:
-        """Keep keys or values in the input slots."""
+        """Keep keys or values in the input slots. x is used up, as `add` says."""
 
     def attend(self, q: Buffer, keys: Cells, values: Cells, heads: int, scale: float) -> Buffer:
         """Attention of each token over its sequence, up to its own position."""

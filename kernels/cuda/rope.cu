@@ -1,7 +1,7 @@
 // Rotary embedding (Su et al. 2021): the angles of a batch's positions once, then queries and keys in each
 // layer.
-#include "elements.cuh"
 #include "ptx.cuh"
+#include "rope.cuh"
 
 // The cosine and sine of an angle of at most an eighth of a turn: Taylor series, less than 2e-9 is left out.
 DEVICE float2 cosine_sine(float r) {
@@ -42,39 +42,6 @@ extern "C" __global__ void rope_table(const int* positions, const float* frequen
         const float2 scaled = make_float2(turn.x * magnitude, turn.y * magnitude);
         at<float2>(table, int64_t(token) * 2 * half + 2 * i) = scaled;
     }
-}
-
-DEVICE void rotate(float& a, float& b, float cosine, float sine) {
-    const float before = a;
-    a = before * cosine - b * sine;
-    b = before * sine + b * cosine;
-}
-
-// Pairs 4 i to 4 i + 3 of a head.
-DEVICE void rotate_four(float* head, const float* angles, int half, bool neighbours, int i) {
-    float4& a = neighbours ? at<float4>(head, 8 * i) : at<float4>(head, 4 * i);
-    float4& b = neighbours ? at<float4>(head, 8 * i + 4) : at<float4>(head, half + 4 * i);
-    const float4 first = at<float4>(angles, 8 * i), last = at<float4>(angles, 8 * i + 4);
-    float4 u = a, v = b;
-    if (neighbours) {
-        rotate(u.x, u.y, first.x, first.y);
-        rotate(u.z, u.w, first.z, first.w);
-        rotate(v.x, v.y, last.x, last.y);
-        rotate(v.z, v.w, last.z, last.w);
-    } else {
-        rotate(u.x, v.x, first.x, first.y);
-        rotate(u.y, v.y, first.z, first.w);
-        rotate(u.z, v.z, last.x, last.y);
-        rotate(u.w, v.w, last.z, last.w);
-    }
-    a = u;
-    b = v;
-}
-
-DEVICE void rotate_one(float* head, const float* angles, int half, bool neighbours, int i) {
-    float& a = head[neighbours ? 2 * i : i];
-    float& b = head[neighbours ? 2 * i + 1 : half + i];
-    rotate(a, b, angles[2 * i], angles[2 * i + 1]);
 }
 
 // Rotates pairs of the first `dims` values of each head of q[n, q_heads, head_dim], and of k in the same

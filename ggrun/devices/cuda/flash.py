@@ -1,4 +1,4 @@
-"""The steps of attention: keys and values into the cache, queries over it, maybe in parts of the context."""
+"""The steps of attention: queries over the cache, maybe in parts of the context."""
 
 from functools import cache
 
@@ -11,7 +11,6 @@ from ggrun.devices.cuda.attention import (
     Shape,
     bucket,
     plan_attention,
-    store_shape,
 )
 from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.cuda.program import Counts, Launch, Step
@@ -25,18 +24,6 @@ class Attention:
 
     def __init__(self, driver: Driver, limits: Limits, inputs: dict[str, int]) -> None:
         self._driver, self._limits, self._inputs = driver, limits, inputs
-
-    def store(self, x: int, cells: Cells) -> Step:
-        """Rows of keys or values to the input slots."""
-        kernel = self._driver.kernel("store.cu", "store", KIND=cells.kind.upper())
-        slots, heads, dim = self._inputs["slots"], cells.heads, cells.dim
-
-        def step(counts: Counts) -> list[Launch]:
-            n = counts.tokens
-            args = x, slots, cells.memory.address, np.int32(n), np.int32(heads), np.int32(dim)
-            return [Launch(kernel, *store_shape(n, heads), args)]
-
-        return step
 
     def scratch_bytes(self, shape: Shape) -> int:
         """What parts of the context leave, sums and states, at most."""

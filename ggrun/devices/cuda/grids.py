@@ -58,12 +58,25 @@ def rope_table(n: int, dims: int) -> Shape:
     return Shape((max(1, n),), (_threads(dims // 2, 128),))
 
 
+def four_pairs(head_dim: int, dims: int) -> bool:
+    """Whether a thread of rope has four pairs and not one; rope_store takes no other shapes."""
+    return dims % 8 == 0 and head_dim % 4 == 0
+
+
 def rope(n: int, heads: int, head_dim: int, dims: int) -> Shape:
-    """rope: of so many heads, of queries and keys together; a thread has four pairs, or one in odd shapes."""
-    pairs = 4 if dims % 8 == 0 and head_dim % 4 == 0 else 1
-    work = heads * (dims // 2 // pairs)
+    """rope: of so many heads, of queries and keys together."""
+    work = heads * (dims // 8 if four_pairs(head_dim, dims) else dims // 2)
     threads = _threads(work, 128)
     return Shape((max(1, n), _ceil(work, threads)), (threads,))
+
+
+def rope_store(n: int, heads: tuple[int, int], key_dim: int, value_dim: int, dims: int) -> Shape:
+    """rope_store: warps have four pairs of queries a thread, or four blocks of 32 keys, or of values.
+
+    heads: of queries, of keys
+    """
+    kept = (_ceil(heads[1] * _ceil(dim, 32), 4) for dim in (key_dim, value_dim))
+    return Shape((max(1, n), _ceil(_ceil(heads[0] * dims // 8, WARP) + sum(kept), 4)), (4 * WARP,))
 
 
 def rows(n: int, width: int) -> Shape:

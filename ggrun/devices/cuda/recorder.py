@@ -30,6 +30,7 @@ from ggrun.devices.cuda.products import (
     scratch_bytes,
 )
 from ggrun.devices.cuda.program import Counts, CudaProgram, Launch, Step
+from ggrun.devices.cuda.rope_store import Heads, Rope, RopeStore, Store
 from ggrun.devices.streams import Event
 from ggrun.devices.wire import DTYPES
 from ggrun.kernels.code_books import format_defines
@@ -105,8 +106,13 @@ class CudaRecorder:
 
     def _last(self, x: CudaBuffer, back: int = 1) -> Step | None:
         """The step that wrote x, if it is the last one (or the one `back`) and can still be changed."""
+        step = self._recent(back)
+        return step if step is x.step else None
+
+    def _recent(self, back: int = 1) -> Step | None:
+        """The last step (or the one `back`), if it can still be changed."""
         at = len(self._steps) - back
-        return x.step if at >= self._begun and self._steps[at] is x.step else None
+        return self._steps[at] if at >= self._begun else None
 
     def _record(
         self,
@@ -303,15 +309,11 @@ class CudaRecorder:
 
     def rope(self, x: CudaBuffer, table: _RopeTable, heads: int, neighbours: bool) -> None:
         """Rotate every head of x in place."""
-        dims, head_dim, nothing = table.dims, x.width // heads, (0, 0, np.int32(0))
-        self._record(
-            "rope.cu", "rope", Rows.TOKENS, lambda n: grids.rope(n, heads, head_dim, dims),
-            [
-                x, table.angles, np.int32(heads), *nothing,
-                N(), np.int32(head_dim), np.int32(dims), np.int32(neighbours),
-            ],
-            x,
-        )  # fmt: skip
+        of_x = Heads(x.address, table.angles.address, heads)
+        step = Rope(self._driver, of_x, x.width // heads, table.dims, neighbours)
+        if both := Rope.of(self._recent(), step):
+            del self._steps[-1]
+        self._add(both or step, x)
 
     def swiglu(self, gate: CudaBuffer, up: CudaBuffer) -> CudaBuffer:
         """silu(gate) * up, in gate's memory."""
@@ -343,7 +345,10 @@ class CudaRecorder:
     def store(self, x: CudaBuffer, cells: Cells) -> None:
         """Keep keys or values in the input slots."""
         self._keep.append(cells.memory)
-        self._add(self._attention.store(x.address, cells))
+        step = Store(self._driver, x.address, self._input("slots"), cells)
+        if fused := RopeStore.of(self._recent(2), self._recent(), step):
+            del self._steps[-2:]
+        self._add(fused or step)
 
     def attend(self, q: CudaBuffer, keys: Cells, values: Cells, heads: int, scale: float) -> CudaBuffer:
         """Attention of each token over its sequence, up to its own position."""
