@@ -11,6 +11,7 @@ import pytest
 from ggrun.devices.cuda.attention import AttentionLaunch, Shape, bucket, plan_attention
 from tests.cuda.conftest import Card
 from tests.cuda.kv import PAGE, Floats, Options, attention, kept, pack
+from tests.cuda.weights import column_bytes, quantized
 
 ONE_ORDER = pytest.mark.parametrize("card", ["750-forward", "800-random"], indirect=True)
 BAR = 1e-5
@@ -68,22 +69,44 @@ class Case:
     def _kinds(self) -> list[tuple[str, list[Floats]]]:
         return [(self.shape.key_kind, self.keys), (self.shape.value_kind, self.values)]
 
-    def run(self, card: Card, launch: AttentionLaunch, n: int | None = None) -> np.ndarray:
+    def run(self, card: Card, launch: AttentionLaunch, n: int | None = None, times: int = 1) -> np.ndarray:
+        return self.run_all(card, launch, n, times).y
+
+    def run_all(
+        self, card: Card, launch: AttentionLaunch, n: int | None = None, times: int = 1
+    ) -> "Written":
+        """The kernel so many times over, with the same counters; and attention_combine where it has to follow."""
         s, n = self.shape, len(self.q) if n is None else n
         y = card.empty((len(self.q), s.heads, s.value_dim), np.float32)
         sums, states = (card.empty(max(size, 4) // 4, np.float32) for size in launch.scratch(s, len(self.q)))
+        columns = card.empty((len(self.q), column_bytes(s.heads * s.value_dim)), np.uint8)
+        arrived = card.zeros(launch.grid[0] * launch.grid[1], np.uint32)
         keys, values = (card.array(self.cells(kind, rows)) for kind, rows in self._kinds())
         sinks = 0 if self.options.sinks is None else card.array(self.options.sinks)
         arrays = [card.array(x) for x in (self.positions, self.sequences, self.tables)]
         numbers = [np.int32(x) for x in (n, s.heads, s.kv_heads, self.tables.shape[1], s.window)]
         floats = [np.float32(self.scale), np.float32(self.options.cap)]
         args = [card.array(self.q), y, sums, states, *arrays, keys, values, sinks, *numbers, *floats]
-        card.run(launch.file, launch.name, launch.grid, launch.block, args, launch.shared, **launch.defines)
+        if launch.combines:
+            args += [columns if s.value_dim % 32 == 0 else 0, arrived]
+        for _ in range(times):
+            card.run(launch.file, launch.name, launch.grid, launch.block, args, launch.shared, **launch.defines)
+        assert not card.read(arrived).any()
+        combined = y if not launch.combines else card.empty(y.shape, np.float32)
         if launch.parts > 1:
             rest = [np.int32(x) for x in (n * s.heads, s.heads, launch.parts, s.value_dim)]
-            args = [sums, states, sinks, y, *rest]
+            args = [sums, states, sinks, combined, *rest]
             card.run("attention_combine.cu", "attention_combine", max(1, n * s.heads), 128, args)
-        return card.read(y)
+        return Written(card.read(y), card.read(columns), card.read(combined))
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a run leaves: y, its columns, and what attention_combine makes of the same parts."""
+
+    y: np.ndarray
+    columns: np.ndarray
+    combined: np.ndarray
 
 
 def _spoil(kind: str, cells: np.ndarray, unused: np.ndarray, heads: int) -> np.ndarray:
@@ -194,6 +217,20 @@ def test_decode_in_parts(card: Card, name: str) -> None:
     assert launch.parts > 1
     check(card, case, launch)
     check(card, case, in_parts(launch, 5))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 9, 40])
+@pytest.mark.parametrize("name", ["groups of seven", "one group of twelve", "dims of 192 and 128", "odd dims"])
+def test_the_last_block_combines(card: Card, name: str, parts: int) -> None:
+    """The bits of attention_combine, and columns of these; every launch leaves the counters as they were."""
+    case = DECODE[name]
+    got = case.run_all(card, in_parts(plan(card, case), parts), times=2)
+    assert error(got.y, case.reference()) <= BAR
+    if parts > 1:
+        np.testing.assert_array_equal(got.y, got.combined)
+    if case.shape.value_dim % 32 == 0:
+        rows = got.y.reshape(len(got.y), -1)
+        np.testing.assert_array_equal(got.columns, quantized(rows))
 
 
 @pytest.mark.parametrize(
