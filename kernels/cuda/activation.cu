@@ -21,10 +21,12 @@ DEVICE float relu2(float x) { return x < 0.0f ? 0.0f : x * x; }
 
 // y = activation(x); y may be x.
 extern "C" __global__ void activate(const float* x, float* y, long long total) {
+    wait_for_previous();
     map_elements(total, y, [](float a) { return ACTIVATION(a); }, x);
 }
 
 // y = activation(gate) * up; y may be gate or up.
 extern "C" __global__ void activate_gated(const float* gate, const float* up, float* y, long long total) {
+    wait_for_previous();
     map_elements(total, y, [](float g, float u) { return ACTIVATION(g) * u; }, gate, up);
 }

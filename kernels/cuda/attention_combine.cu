@@ -6,6 +6,7 @@
 extern "C" __global__ void __launch_bounds__(256)
 attention_combine(const float* sums, const float2* states, const float* sinks, float* y, int rows, int heads,
                   int parts, int dim) {
+    wait_for_previous();
     const int row = blockIdx.x;
     if (row >= rows) return;
     const Parts all = {states + int64_t(row) * parts, sums + int64_t(row) * parts * dim, parts, dim};

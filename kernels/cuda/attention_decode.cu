@@ -308,6 +308,7 @@ attention_decode(const float* q, float* y, float* sums, float2* states, const in
                  const int* sequences, const int* tables, const uint8_t* keys, const uint8_t* values,
                  const float* sinks, int n, int heads, int kv_heads, int table_stride, int window,
                  float scale, float cap, uint8_t* columns, unsigned* arrived) {
+    wait_for_previous();
     const Attention a = {q,     y, sums,  states,   positions,    sequences, tables, keys, values,
                          sinks, n, heads, kv_heads, table_stride, window,    scale,  cap};
     __shared__ __align__(16) uint8_t memory[max_of(sizeof(Queries), sizeof(WarpSums))];

@@ -365,6 +365,7 @@ attention_prefill(const float* q, float* y, float* sums, float2* states, const i
                   const int* sequences, const int* tables, const uint8_t* keys, const uint8_t* values,
                   const float* sinks, int n, int heads, int kv_heads, int table_stride, int window,
                   float scale, float cap) {
+    wait_for_previous();
     extern __shared__ __align__(16) uint4 units[];
     const Attention a = {q,     y, sums,  states,   positions,    sequences, tables, keys, values,
                          sinks, n, heads, kv_heads, table_stride, window,    scale,  cap};

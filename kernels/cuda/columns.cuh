@@ -19,10 +19,10 @@ struct Column {
         : bytes(columns + int64_t(column) * column_bytes(k)), k(k) {}
 
     // 16 bytes: half a block.
-    DEVICE int4 chunk(int i) const { return __ldg(reinterpret_cast<const int4*>(bytes) + i); }
+    DEVICE int4 chunk(int i) const { return reinterpret_cast<const int4*>(bytes)[i]; }
 
     // { d, d * the sum of the bytes } of a block.
     DEVICE float2 scale(int block) const {
-        return __ldg(reinterpret_cast<const float2*>(bytes + k) + block);
+        return reinterpret_cast<const float2*>(bytes + k)[block];
     }
 };

@@ -73,12 +73,14 @@ template <class F> DEVICE void dequantize_block(const uint8_t* w, OUTPUT* y, int
 // The `count` values of a matrix, or of some of its rows, to y. Blocks [count / BLOCK_VALUES].
 extern "C" __global__ void __launch_bounds__(THREADS)
 dequantize(const uint8_t* w, OUTPUT* y, long long count) {
+    wait_for_previous();
     dequantize_block<Weights>(w, y, blockIdx.x * int64_t(BLOCK_VALUES), count);
 }
 
 // y[i] = row tokens[i] of w[.., k]. Blocks [n, k / BLOCK_VALUES].
 extern "C" __global__ void __launch_bounds__(THREADS)
 embed(const int* tokens, const uint8_t* w, OUTPUT* y, int k, int n) {
+    wait_for_previous();
     if (blockIdx.x >= n) return;
     const uint8_t* row = w + tokens[blockIdx.x] * row_bytes<Weights>(k);
     dequantize_block<Weights>(row, y + int64_t(blockIdx.x) * k, blockIdx.y * int64_t(BLOCK_VALUES), k);

@@ -1,9 +1,17 @@
 // Products of -DROWS rows of weights with up to -DCOLUMNS columns: what one lane has of them.
 //
-// The bytes of all rows are asked for before any of them is used, and a column's bytes serve all rows.
+// The bytes of all rows are asked for before any of them is used, the first even before the kernel that writes
+// the columns is done, and a column's bytes serve all rows.
 #pragma once
 #include "columns.cuh"
 #include "formats.cuh"
+#include "ptx.cuh"
+
+// What a thread holds of a row at once, before it is unpacked.
+template <class F> DEVICE constexpr int unit_bytes() {
+    if constexpr (IS_FLOATS<F>) return 32;
+    else return int(sizeof(typename F::Unit));
+}
 
 DEVICE int dot_16(const int* q, const int4& x, int sum) {
     return __dp4a(q[0], x.x, __dp4a(q[1], x.y, __dp4a(q[2], x.z, __dp4a(q[3], x.w, sum))));
@@ -37,42 +45,78 @@ DEVICE void add_unit(const Unpacked<F> (&w)[ROWS], const Column& x, int chunk, f
     }
 }
 
+template <class F>
+DEVICE void load_units(const uint8_t* const (&rows)[ROWS], int u, typename F::Unit (&units)[ROWS]) {
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) units[r] = F::load(rows[r], u);
+}
+
+template <class F>
+DEVICE void unpack_units(const typename F::Unit (&units)[ROWS], int u, Unpacked<F> (&w)[ROWS]) {
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) F::unpack(units[r], u, w[r]);
+}
+
+// sums += unit u of all rows times that of n columns.
+template <class F>
+DEVICE void add_columns(const Unpacked<F> (&w)[ROWS], const uint8_t* x, int k, int n, int u,
+                        float (&sums)[ROWS * COLUMNS]) {
+#pragma unroll
+    for (int c = 0; c < COLUMNS; c++) {
+        if (c < n) add_unit(w, Column(x, k, c), F::chunk(u), sums + c, COLUMNS);
+    }
+}
+
 // This lane's share of rows[ROWS] times n <= COLUMNS quantized columns: units first, first + step...
 template <class F>
 DEVICE void dot_quantized(const uint8_t* const (&rows)[ROWS], const uint8_t* x, int k, int n, int first,
                           int step, float (&sums)[ROWS * COLUMNS]) {
-    for (int u = first; u < k / (16 * F::PARTS); u += step) {
-        typename F::Unit units[ROWS];
-        Unpacked<F> w[ROWS];
+    constexpr bool AHEAD = COLUMNS == 1 && unit_bytes<F>() <= 64;  // there are registers for one unit more
+    const int count = k / (16 * F::PARTS);
+    typename F::Unit units[ROWS];
+    if (AHEAD) {
+        if (first < count) load_units<F>(rows, first, units);
+    } else {
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) units[r] = F::load(rows[r], u);
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) F::unpack(units[r], u, w[r]);
-#pragma unroll
-        for (int c = 0; c < COLUMNS; c++) {
-            if (c < n) add_unit(w, Column(x, k, c), F::chunk(u), sums + c, COLUMNS);
+        for (int r = 0; r < ROWS; r++) {
+            prefetch_l2(rows[r] + min(first, count) * (16 * F::PARTS * F::BYTES) / F::VALUES);
         }
     }
+    wait_for_previous();
+    for (int u = first; u < count; u += step) {
+        Unpacked<F> w[ROWS];
+        if (!AHEAD) load_units<F>(rows, u, units);
+        unpack_units<F>(units, u, w);
+        if (AHEAD && u + step < count) load_units<F>(rows, u + step, units);
+        add_columns<F>(w, x, k, n, u, sums);
+    }
+}
+
+DEVICE void load_words(const uint8_t* const (&rows)[ROWS], int u, uint32_t (&words)[ROWS][8]) {
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) load_128(rows[r] + 32 * u, words[r]);
 }
 
 // The same of floats, where rows of weights and of x are aligned.
 template <class F>
 DEVICE void dot_floats(const uint8_t* const (&rows)[ROWS], const float* x, int k, int n, int first, int step,
                        float (&sums)[ROWS * COLUMNS]) {
-    for (int u = first; u < k / F::UNIT; u += step) {
-        uint32_t words[ROWS][8];
+    const int count = k / F::UNIT;
+    uint32_t words[ROWS][8];
+    if (first < count) load_words(rows, first, words);
+    wait_for_previous();
+    for (int u = first; u < count; u += step) {
         float w[ROWS][F::UNIT];
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) load_128(rows[r] + 32 * u, words[r]);
-#pragma unroll
         for (int r = 0; r < ROWS; r++) F::unpack(words[r], w[r]);
+        if (u + step < count) load_words(rows, u + step, words);
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
             if (c >= n) continue;
             const float4* values = reinterpret_cast<const float4*>(x + int64_t(c) * k + u * F::UNIT);
 #pragma unroll
             for (int i = 0; i < F::UNIT; i += 4) {
-                const float4 v = __ldg(values + i / 4);
+                const float4 v = values[i / 4];
 #pragma unroll
                 for (int r = 0; r < ROWS; r++) {
                     float& sum = sums[r * COLUMNS + c];
@@ -88,10 +132,11 @@ DEVICE void dot_floats(const uint8_t* const (&rows)[ROWS], const float* x, int k
 template <class F>
 DEVICE void dot_single(const uint8_t* const (&rows)[ROWS], const float* x, int k, int n, int first, int step,
                        float (&sums)[ROWS * COLUMNS]) {
+    wait_for_previous();
     for (int i = first; i < k; i += step) {
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
-            const float v = c < n ? __ldg(x + int64_t(c) * k + i) : 0.0f;
+            const float v = c < n ? x[int64_t(c) * k + i] : 0.0f;
 #pragma unroll
             for (int r = 0; r < ROWS; r++) sums[r * COLUMNS + c] += F::value(rows[r], i) * v;
         }

@@ -55,6 +55,7 @@ template <class V> DEVICE void row_to_halves(const float* x, uint16_t* halves, i
 // x[n, k] to n rows of halves. Blocks [n].
 extern "C" __global__ void __launch_bounds__(THREADS)
 to_halves(const float* x, uint16_t* halves, int k, int n) {
+    wait_for_previous();
     const int row = blockIdx.x;
     if (row >= n) return;
     x += int64_t(row) * k, halves += int64_t(row) * halves_stride(k);
@@ -81,6 +82,7 @@ DEVICE void finish_row(float* y, float scale, const float* bias, float* residual
 // are right as they are are left alone: the most. Blocks [n, pieces of a row].
 extern "C" __global__ void finish(float* y, const uint16_t* halves, const float* bias, float* residual, int k,
                                   int n, int width) {
+    wait_for_previous();
     const int row = blockIdx.x;
     if (row >= n) return;
     const int64_t begin = int64_t(row) * width;

@@ -19,6 +19,7 @@
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     matmul(const uint8_t* __restrict__ w, int rows, int k, const uint8_t* __restrict__ x, int n,
            float* __restrict__ y, float scale, const float* __restrict__ bias) {
+    wait_for_previous();
     const int row = blockIdx.y * TILE_ROWS, first = blockIdx.x * TILE_COLUMNS;
     if (first >= n) return;
     const long long steps = ceil_div(k, STEP), split = blockIdx.z, splits = gridDim.z;
@@ -39,6 +40,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     matmul_experts(const uint8_t* __restrict__ w, int rows, int k, const uint8_t* __restrict__ x,
                    const int* __restrict__ starts, int experts, const int* __restrict__ tokens,
                    float* __restrict__ y, const float* __restrict__ scales) {
+    wait_for_previous();
     const ExpertTile& tile = expert_tile(starts, experts, TILE_COLUMNS);
     if (tile.expert < 0) return;
     const int row = blockIdx.y * TILE_ROWS;

@@ -150,6 +150,7 @@ DEVICE const uint8_t* row_of(const void* x, long long i, int k, int bytes) {
 extern "C" __global__ void __launch_bounds__(THREADS)
     matmul_floats(const uint8_t* __restrict__ w, int rows, int k, const float* __restrict__ x, int n,
                   float* __restrict__ y, float scale, const float* __restrict__ bias) {
+    wait_for_previous();
     const int row = blockIdx.y * TILE_ROWS, first = blockIdx.x * TILE_COLUMNS;
     if (first >= n) return;
     const long long steps = ceil_div(k, STEP), split = blockIdx.z, splits = gridDim.z;
@@ -168,6 +169,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     matmul_floats_experts(const uint8_t* __restrict__ w, int rows, int k, const float* __restrict__ x,
                           const int* __restrict__ starts, int experts, const int* __restrict__ tokens,
                           float* __restrict__ y, const float* __restrict__ scales) {
+    wait_for_previous();
     const ExpertTile& tile = expert_tile(starts, experts, TILE_COLUMNS);
     if (tile.expert < 0) return;
     const int row = blockIdx.y * TILE_ROWS;

@@ -21,9 +21,10 @@ static_assert(ROWS % 2 == 0, "of two matrices a warp has half of the rows each")
 
 constexpr int MOST_WARPS = 8;  // of a block
 
-// So many blocks want to be on a multiprocessor at once, to hide how long memory takes. Left to itself the
-// compiler saves registers for more, and loads one after the other to that end.
-constexpr int RESIDENT_BLOCKS = COLUMNS == 1 ? 3 : COLUMNS == 4 ? 2 : 1;
+// So many blocks want to be on a multiprocessor at once, to hide how long memory takes: fewer where a thread
+// asks for more. Left to itself the compiler saves registers for more, and loads one after the other to that
+// end.
+constexpr int RESIDENT_BLOCKS = COLUMNS == 1 ? unit_bytes<Weights>() <= 96 ? 3 : 2 : COLUMNS == 4 ? 2 : 1;
 #define DECODE_KERNEL extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP, RESIDENT_BLOCKS)
 
 // The sum of lane row * COLUMNS + column; that of all other lanes, and of warps behind a team's first, is
@@ -48,16 +49,13 @@ DEVICE float team_sums(const uint8_t* const (&rows)[ROWS], const uint8_t* x, int
     return mine;
 }
 
-// The first row of a team; behind the last row there are teams that have nothing to do but wait for the
-// others.
-template <int ROWS_A_TEAM> DEVICE int first_row() {
-    return (blockIdx.x * blockDim.z + threadIdx.z) * ROWS_A_TEAM;
-}
+// The number of a team; behind the last row there are teams that have nothing to do but wait for the others.
+DEVICE int team() { return blockIdx.x * blockDim.z + threadIdx.z; }
 
-// What is done with the sums: finish(row, column, sum) for those that there are.
+// What is done with the sums of a team's rows: finish(row, column, sum) for those that there are.
 template <class Finish>
-DEVICE void product(const uint8_t* w, const uint8_t* x, int rows, int k, int n, Finish finish) {
-    const int first = first_row<ROWS>(), row = first + threadIdx.x / COLUMNS, column = threadIdx.x % COLUMNS;
+DEVICE void product(const uint8_t* w, const uint8_t* x, int first, int rows, int k, int n, Finish finish) {
+    const int row = first + threadIdx.x / COLUMNS, column = threadIdx.x % COLUMNS;
     const uint8_t* of_warp[ROWS];
 #pragma unroll
     for (int r = 0; r < ROWS; r++) of_warp[r] = w + min(first + r, rows - 1) * row_bytes<Weights>(k);
@@ -70,7 +68,7 @@ template <class Finish>
 DEVICE void two_products(const uint8_t* gate, const uint8_t* up, const uint8_t* x, int rows, int k, int n,
                          Finish finish) {
     constexpr int PAIRS = ROWS / 2;
-    const int first = first_row<PAIRS>(), row = first + threadIdx.x / COLUMNS, column = threadIdx.x % COLUMNS;
+    const int first = team() * PAIRS, row = first + threadIdx.x / COLUMNS, column = threadIdx.x % COLUMNS;
     const uint8_t* of_warp[ROWS];
 #pragma unroll
     for (int r = 0; r < PAIRS; r++) {
@@ -95,10 +93,10 @@ DEVICE int columns_left(int n) { return min(n - first_column(), COLUMNS); }
 DECODE_KERNEL
 matvec(const uint8_t* w, const uint8_t* x, float* y, int rows, int k, int n, float scale, const float* bias,
        const float* residual) {
-    if (columns_left(n) <= 0) return;
+    if (columns_left(n) <= 0) return wait_for_previous();
     const int64_t begin = int64_t(first_column()) * rows;
     x += first_column() * column_stride<Weights>(k);
-    product(w, x, rows, k, columns_left(n), [=](int row, int column, float sum) {
+    product(w, x, team() * ROWS, rows, k, columns_left(n), [=](int row, int column, float sum) {
         const int64_t i = begin + int64_t(column) * rows + row;
         float value = sum * scale;
         if (bias) value += bias[row];
@@ -107,11 +105,32 @@ matvec(const uint8_t* w, const uint8_t* x, float* y, int rows, int k, int n, flo
     });
 }
 
+// The same of up to three matrices, without residuals: rows of those that are not there are 0. A team has rows
+// of one of them.
+DECODE_KERNEL
+matvec_merged(const uint8_t* w0, const uint8_t* w1, const uint8_t* w2, const uint8_t* x, float* y0, float* y1,
+              float* y2, int rows0, int rows1, int rows2, int k, int n, float scale0, float scale1,
+              float scale2, const float* bias0, const float* bias1, const float* bias2) {
+    if (columns_left(n) <= 0) return wait_for_previous();
+    const int teams0 = ceil_div(rows0, ROWS), teams1 = teams0 + ceil_div(rows1, ROWS);
+    const bool is_0 = team() < teams0, is_1 = !is_0 && team() < teams1;
+    const uint8_t* w = is_0 ? w0 : is_1 ? w1 : w2;
+    float* y = is_0 ? y0 : is_1 ? y1 : y2;
+    const int rows = is_0 ? rows0 : is_1 ? rows1 : rows2, before = is_0 ? 0 : is_1 ? teams0 : teams1;
+    const float scale = is_0 ? scale0 : is_1 ? scale1 : scale2;
+    const float* bias = is_0 ? bias0 : is_1 ? bias1 : bias2;
+    y += int64_t(first_column()) * rows;
+    x += first_column() * column_stride<Weights>(k);
+    product(w, x, (team() - before) * ROWS, rows, k, columns_left(n), [=](int row, int column, float sum) {
+        y[int64_t(column) * rows + row] = sum * scale + (bias ? bias[row] : 0.0f);
+    });
+}
+
 // y[n, rows] = silu(gate) * up, each a product as in matvec, with its own scale and bias.
 DECODE_KERNEL
 matvec_swiglu(const uint8_t* gate, const uint8_t* up, const uint8_t* x, float* y, int rows, int k, int n,
               float gate_scale, float up_scale, const float* gate_bias, const float* up_bias) {
-    if (columns_left(n) <= 0) return;
+    if (columns_left(n) <= 0) return wait_for_previous();
     const int64_t begin = int64_t(first_column()) * rows;
     x += first_column() * column_stride<Weights>(k);
     two_products(gate, up, x, rows, k, columns_left(n), [=](int row, int column, float g, float u) {
@@ -136,13 +155,14 @@ DEVICE int expert_of(const int* starts, int experts, int pair) {
 DECODE_KERNEL
 matvec_experts(const uint8_t* w, const uint8_t* x, float* y, const int* starts, const int* tokens,
                int experts, int rows, int k, int pairs, const float* scales) {
+    wait_for_previous();  // for `starts`, too
     const int pair = blockIdx.y;
     if (pair >= pairs) return;
     const int expert = expert_of(starts, experts, pair);
     w += int64_t(expert) * rows * row_bytes<Weights>(k);
     x += (tokens ? tokens[pair] : pair) * column_stride<Weights>(k);
     const float scale = scales ? scales[expert] : 1.0f;
-    product(w, x, rows, k, 1, [=](int row, int, float sum) { y[int64_t(pair) * rows + row] = sum * scale; });
+    product(w, x, team() * ROWS, rows, k, 1, [=](int row, int, float sum) { y[int64_t(pair) * rows + row] = sum * scale; });
 }
 
 // y[pair] = silu(gate) * up, each as in matvec_experts.
@@ -150,6 +170,7 @@ DECODE_KERNEL
 matvec_experts_swiglu(const uint8_t* gate, const uint8_t* up, const uint8_t* x, float* y, const int* starts,
                       const int* tokens, int experts, int rows, int k, int pairs, const float* gate_scales,
                       const float* up_scales) {
+    wait_for_previous();  // for `starts`, too
     const int pair = blockIdx.y;
     if (pair >= pairs) return;
     const int expert = expert_of(starts, experts, pair);

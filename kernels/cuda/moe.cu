@@ -34,6 +34,7 @@ DEVICE void softmax(const float* logits, int experts, int lane, float (&p)[PER_L
 // which `normalize` makes sum to 1. A warp a token.
 extern "C" __global__ void route(const float* logits, int* chosen, float* weights, int n, int experts,
                                  int used, int normalize) {
+    wait_for_previous();
     const int token = blockIdx.x * blockDim.y + threadIdx.y, lane = threadIdx.x;
     if (token >= n) return;
     float p[PER_LANE], total = 0.0f;
@@ -66,9 +67,9 @@ extern "C" __global__ void route(const float* logits, int* chosen, float* weight
 //
 // A warp an expert, which looks at all pairs: it counts those of the experts before it, and then its own in
 // order. That is more reading than a sort in one block would need, but no warp waits for another one.
-extern "C" __global__ void sort(const int* __restrict__ chosen, int* __restrict__ starts,
-                                int* __restrict__ tokens, int* __restrict__ places, int n, int experts,
-                                int used) {
+extern "C" __global__ void sort(const int* chosen, int* starts, int* tokens, int* places, int n,
+                                int experts, int used) {
+    wait_for_previous();
     const int expert = blockIdx.x * blockDim.y + threadIdx.y, lane = threadIdx.x, pairs = n * used;
     if (expert >= experts) return;
     int place = 0;

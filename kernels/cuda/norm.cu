@@ -79,6 +79,7 @@ DEVICE void norm(const float* x, const float* weight, const float* bias, float* 
 // y = x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019); y may be x.
 extern "C" __global__ void __launch_bounds__(1024)
 rms_norm(const float* x, const float* weight, float* y, int rows, int width, int weight_rows, float eps) {
+    wait_for_previous();
     norm<false>(x, weight, nullptr, y, rows, width, weight_rows, eps);
 }
 
@@ -86,5 +87,6 @@ rms_norm(const float* x, const float* weight, float* y, int rows, int width, int
 extern "C" __global__ void __launch_bounds__(1024)
 layer_norm(const float* x, const float* weight, const float* bias, float* y, int rows, int width,
            int weight_rows, float eps) {
+    wait_for_previous();
     norm<true>(x, weight, bias, y, rows, width, weight_rows, eps);
 }

@@ -1,4 +1,4 @@
-// The only inline PTX: tensor cores, ldmatrix, asynchronous copies to shared memory.
+// All inline PTX but that of common.cuh: tensor cores, ldmatrix, asynchronous copies to shared memory.
 //
 // Functions in namespace ptx are one instruction each; the emulator has its own of the same names. What
 // stands below them is made of them, runs on every card from Turing on, and is what kernels call.

@@ -46,6 +46,7 @@ template <class T> DEVICE void sum_places(const T* const (&p)[PLACES], int place
 extern "C" __global__ void sum(const float* p0, const float* p1, const float* p2, const float* p3,
                                const float* p4, const float* p5, const float* p6, const float* p7, int places,
                                float* y, long long total) {
+    wait_for_previous();
     const float* const p[PLACES] = {p0, p1, p2, p3, p4, p5, p6, p7};
     sum_places(p, places, y, total);
 }
@@ -55,12 +56,14 @@ extern "C" __global__ void sum_bf16(const uint16_t* p0, const uint16_t* p1, cons
                                     const uint16_t* p3, const uint16_t* p4, const uint16_t* p5,
                                     const uint16_t* p6, const uint16_t* p7, int places, float* y,
                                     long long total) {
+    wait_for_previous();
     const uint16_t* const p[PLACES] = {p0, p1, p2, p3, p4, p5, p6, p7};
     sum_places(p, places, y, total);
 }
 
 // float32 to bf16, for the wire.
 extern "C" __global__ void narrow(const float* x, uint16_t* y, long long total) {
+    wait_for_previous();
     int64_t i = first_element();
     if (i + 4 <= total) {
         const float4 v = at<float4>(x, i);

@@ -29,6 +29,7 @@ DEVICE float2 direction(int position, float frequency) {
 // than 0 makes it grow with the position: 1 + slope * log(1 + floor(position / period)). A block a position.
 extern "C" __global__ void rope_table(const int* positions, const float* frequencies, float* table, int n,
                                       int dims, float magnitude, float slope, float period) {
+    wait_for_previous();
     const int token = blockIdx.x, half = dims / 2;
     if (token >= n) return;
     const int position = positions[token];
@@ -81,6 +82,7 @@ DEVICE void rotate_one(float* head, const float* angles, int half, bool neighbou
 // Blocks [n, pieces of a token]; a thread rotates four pairs where `dims` allows, else one.
 extern "C" __global__ void rope(float* q, const float* q_table, int q_heads, float* k, const float* k_table,
                                 int k_heads, int n, int head_dim, int dims, int neighbours) {
+    wait_for_previous();
     const int half = dims / 2, token = blockIdx.x;
     const bool wide = half % 4 == 0 && head_dim % 4 == 0;
     const int units = wide ? half / 4 : half;

@@ -3,6 +3,7 @@
 
 // y += x.
 extern "C" __global__ void add(const float* x, float* y, long long total) {
+    wait_for_previous();
     map_elements(total, y, [](float a, float b) { return a + b; }, x, y);
 }
 
@@ -13,6 +14,7 @@ template <class V> DEVICE void pick_row(const float* x, const int* which, float*
 }
 
 extern "C" __global__ void pick(const float* x, const int* which, float* y, int n, int width) {
+    wait_for_previous();
     const int row = blockIdx.x;
     if (row >= n) return;
     if (width % 4 == 0) {
@@ -41,6 +43,7 @@ DEVICE void combine_row(const float* x, const float* weights, const int* places,
 
 extern "C" __global__ void combine(const float* x, const float* weights, const int* places, float* y, int n,
                                    int width, int used) {
+    wait_for_previous();
     const int token = blockIdx.x;
     if (token >= n) return;
     if (width % 4 == 0) {

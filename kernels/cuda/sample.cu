@@ -47,6 +47,7 @@ template <class F> DEVICE void each_logit(const float* row, int width, int strid
 
 // best[n, slices]: the best of each slice.
 extern "C" __global__ void argmax(const float* logits, Key* best, int n, int width, int stride) {
+    wait_for_previous();
     const int row = blockIdx.y;
     if (row >= n) return;
     logits += int64_t(row) * stride;
@@ -58,6 +59,7 @@ extern "C" __global__ void argmax(const float* logits, Key* best, int n, int wid
 
 // ids and values [n], of the best of all slices: -1 and -infinity where there is none. Blocks [n].
 extern "C" __global__ void argmax_of_slices(const Key* best, int* ids, float* values, int n, int slices) {
+    wait_for_previous();
     const int row = blockIdx.x;
     if (row >= n) return;
     Key mine = 0;
@@ -111,6 +113,7 @@ DEVICE void write_best(Key* keys, int count, int row, int k, Key* best, int* ids
 // best[n, slices, k]: the k best of each slice, sorted; or ids and values [n, k], when there is one slice.
 extern "C" __global__ void __launch_bounds__(SLICE / 2)
 top_k(const float* logits, Key* best, int* ids, float* values, int n, int width, int stride, int k) {
+    wait_for_previous();
     __shared__ Key keys[SLICE];
     const int row = blockIdx.y;
     if (row >= n) return;
@@ -123,6 +126,7 @@ top_k(const float* logits, Key* best, int* ids, float* values, int n, int width,
 // The same of found[n, count], which are keys that an earlier launch has left.
 extern "C" __global__ void __launch_bounds__(SLICE / 2)
 top_k_of_slices(const Key* found, Key* best, int* ids, float* values, int n, int count, int k) {
+    wait_for_previous();
     __shared__ Key keys[SLICE];
     const int row = blockIdx.y;
     if (row >= n) return;

@@ -5,6 +5,7 @@
 // Grid: blocks of rows, n.
 extern "C" __global__ void sum_splits(const float* __restrict__ partial, int splits, int n, int rows,
                                       float* __restrict__ y, float scale, const float* __restrict__ bias) {
+    wait_for_previous();
     const int row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= rows) return;
     const long long at = (long long)blockIdx.y * rows + row;

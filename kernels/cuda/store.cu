@@ -39,6 +39,7 @@ DEVICE float4 quantize(float4 x, __half& scale) {
 // x[n, heads, dim] into the slots[n] (page * PAGE + position) of the cells; a warp a row.
 extern "C" __global__ void __launch_bounds__(WARPS * WARP)
 store(const float* x, const int* slots, uint8_t* cells, int n, int heads, int dim) {
+    wait_for_previous();
     const int64_t row = int64_t(blockIdx.x) * WARPS + threadIdx.x / WARP;
     if (row >= int64_t(n) * heads) return;
     const int slot = slots[row / heads], head = row % heads, position = slot % PAGE, width = padded(dim);

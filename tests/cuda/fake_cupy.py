@@ -127,6 +127,9 @@ class _Function:
 
     def __init__(self, cuda: "FakeCupy", kernel: Any) -> None:
         self._cuda, self._kernel = cuda, kernel
+        self.signature = kernel.signature
+        self.kernel = SimpleNamespace(ptr=1000 + len(cuda.functions))
+        cuda.functions[self.kernel.ptr] = self
 
     def __call__(self, grid: Any, block: Any, args: Any, shared_mem: int) -> None:
         assert shared_mem <= self.max_dynamic_shared_size_bytes
@@ -209,6 +212,7 @@ class FakeCupy:
     def __init__(self, memory: int = 1 << 28, cards: int = 2, major: int = 8, peers: bool = True) -> None:
         self.failing: dict[str, CUDARuntimeError] = {}
         self.compiled, self._chosen, self.made = 0, _Chosen(), dict[int, _Stream]()
+        self.functions, self.driver_version = dict[int, _Function](), 12020
         self._memory, self._used, self._held = memory, 0, dict[int, Memory]()
         self._cards, self._major, self._peers = cards, major, peers
         self.lost = set[int]()
@@ -306,7 +310,7 @@ class FakeCupy:
         self.reached.add(pair)
 
     def driverGetVersion(self) -> int:  # noqa: N802
-        return 0 if "driver" in self.failing else 12020
+        return 0 if "driver" in self.failing else self.driver_version
 
     def runtimeGetVersion(self) -> int:  # noqa: N802
         return 13010

@@ -44,7 +44,7 @@ def test_as_the_cpu(card: Card) -> None:
     np.testing.assert_array_equal(scales, scales_there)
 
 
-@pytest.mark.parametrize(("n", "k"), [(0, 64), (1, 32), (1, 4096), (3, 2080), (5, 96)])
+@pytest.mark.parametrize(("n", "k"), [(0, 64), (1, 32), (1, 4096), (3, 2080), (5, 96), (2, 9248)])
 @pytest.mark.parametrize("wants_floats", [False, True])
 def test_rms_norm_quantize(card: Card, n: int, k: int, wants_floats: bool) -> None:
     rng = np.random.default_rng(k)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ggrun.devices.cuda.cublas import Cublas
 from ggrun.devices.cuda.cuda_stream import CudaStream, cuda_errors
+from ggrun.devices.cuda.dependent import DependentLaunch
 from ggrun.devices.cuda.driver import Driver, Gemm, OutOfMemory
 from ggrun.devices.cuda.found import Cards
 from ggrun.devices.cuda.staging import Staging
@@ -62,6 +63,8 @@ class CupyDriver:
         self.arch, self.multiprocessors = card.arch, card.multiprocessors
         self._modules: dict[tuple[Any, ...], Any] = {}
         self._kernels: dict[tuple[Any, ...], _Kernel] = {}
+        self._dependent = DependentLaunch.of(self._cupy, card.arch)
+        self._capturing = False
         self.stream, self._writes = self._new_stream(), self._new_stream()
 
     @contextmanager
@@ -128,7 +131,11 @@ class CupyDriver:
         with self.on(f"the kernel {kernel.name}"):
             if shared > _STATIC_SHARED:
                 kernel.function.max_dynamic_shared_size_bytes = shared
-            kernel.function(grid, block, tuple(args), shared_mem=shared)
+            if self._capturing and self._dependent:
+                function, stream = kernel.function.kernel.ptr, self.stream.raw.ptr
+                self._dependent(function, grid, block, args, shared, stream)
+            else:
+                kernel.function(grid, block, tuple(args), shared_mem=shared)
 
     @property
     def has_gemm(self) -> bool:
@@ -142,12 +149,14 @@ class CupyDriver:
             self._cublas.gemm(product)
 
     def graph(self, record: Callable[[], None]) -> _Graph:
-        """Launches, captured: none of them is done now."""
+        """Launches, captured: none of them is done now. In a graph, kernels begin while others end."""
         with self.on("a graph"):
             self.stream.raw.begin_capture()
+            self._capturing = True
             try:
                 record()
             finally:
+                self._capturing = False
                 graph = self.stream.raw.end_capture()
             return _Graph(self, graph)
 

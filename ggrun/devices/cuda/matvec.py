@@ -4,6 +4,8 @@ A kernel's grid and block follow from sizes that the host knows, so a recorded p
 each time; grids are never empty, kernels do nothing when there is nothing to do.
 """
 
+from collections.abc import Sequence
+
 from ggrun.devices.cuda.grids import WARP, Shape
 from ggrun.kernels.code_books import format_defines
 
@@ -42,13 +44,19 @@ def matvec_defines(name: str, columns: int) -> dict[str, str | int]:
 
 def matvec_shape(rows: int, k: int, columns: int, multiprocessors: int, matrices: int = 1) -> Shape:
     """For `matvec` and, of two matrices, `matvec_swiglu`: rows of k values times all columns."""
+    return merged_shape([rows * matrices], k, columns, multiprocessors)
+
+
+def merged_shape(rows: Sequence[int], k: int, columns: int, multiprocessors: int) -> Shape:
+    """For `matvec_merged`: of matrices with so many rows each; no warp has rows of two of them."""
     width = width_for(columns)
-    return _teams(rows, k, _rows(width) // matrices, -(-columns // width), multiprocessors)
+    teams = sum(-(-count // _rows(width)) for count in rows)
+    return _teams(teams, k, -(-columns // width), multiprocessors)
 
 
 def experts_shape(rows: int, k: int, pairs: int, multiprocessors: int, matrices: int = 1) -> Shape:
     """For `matvec_experts` and `matvec_experts_swiglu`, compiled for one column: one a pair."""
-    return _teams(rows, k, _rows(1) // matrices, pairs, multiprocessors)
+    return _teams(-(-rows * matrices // _rows(1)), k, pairs, multiprocessors)
 
 
 def quantize_shape(k: int, n: int) -> Shape:
@@ -76,9 +84,9 @@ def _rows(width: int) -> int:
     return 4 if width == 8 else 2
 
 
-def _teams(rows: int, k: int, rows_a_team: int, times: int, multiprocessors: int) -> Shape:
-    """Teams of warps for all rows, `times` over; see matvec.cu."""
-    teams, split = -(-rows // rows_a_team), 1
+def _teams(teams: int, k: int, times: int, multiprocessors: int) -> Shape:
+    """So many teams of warps, `times` over; see matvec.cu."""
+    split = 1
     while split < _MOST_SPLIT and split * _STRETCH < k and teams * times * split < multiprocessors * _BUSY:
         split *= 2
     together = max(1, _TEAM_WARPS // split)

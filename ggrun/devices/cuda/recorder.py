@@ -17,6 +17,7 @@ from ggrun.devices.cuda.attention import Shape, bucket, counter_bytes
 from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.cuda.flash import Attend, Attention
 from ggrun.devices.cuda.gemm import ByGemm, GemmFrom, ToHalves
+from ggrun.devices.cuda.merged import merged
 from ggrun.devices.cuda.memory import CudaBuffer, CudaMemory, CudaPlace, CudaWeight, Pool, address_of
 from ggrun.devices.cuda.norm import Norm
 from ggrun.devices.cuda.products import (
@@ -155,7 +156,7 @@ class CudaRecorder:
 
     def finish(self) -> CudaProgram:
         """The program of all that was recorded since the one before."""
-        new = self._steps[self._begun :]
+        new = merged(self._steps[self._begun :])
         self._begun = len(self._steps)
         keep = [self._keep, self._memory.all]
         return CudaProgram(self._driver, new, lambda: self._counts, self._check, keep)

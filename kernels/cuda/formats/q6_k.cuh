@@ -13,9 +13,9 @@ struct Q6_K {
     static constexpr bool OFFSETS = false;
 
     struct Unit {
-        Words<5> low, low_32, high;  // ql of values 0-15 and 64-79, of 32-47 and 96-111, and their qh
+        Wide low, low_32, high;  // ql of values 0-15 and 64-79, of 32-47 and 96-111, and their qh
         Words<3> scales;
-        uint32_t d;
+        uint32_t d, before;
     };
 
     static DEVICE int chunk(int u) { return u / 4 * 16 + u % 4 / 2 * 8 + u % 2; }
@@ -24,8 +24,9 @@ struct Q6_K {
         const uint8_t* block = row + u / 4 * BYTES;
         const int half = u % 4 / 2, at = u % 2 * 16;
         const uint8_t *low = block + half * 64 + at, *high = block + 128 + half * 32 + at;
-        return {Words<5>(low), Words<5>(low + 32), Words<5>(high), Words<3>(block + 192 + half * 8),
-                load_16(block + 208)};
+        const uint32_t before = reinterpret_cast<uint64_t>(block) % 16;
+        return {Wide(low, before), Wide(low + 32, before), Wide(high, before), Words<3>(block + 192 + half * 8),
+                load_16(block + 208), before};
     }
 
     // Four values, of a word's nibbles and pairs of bits that begin at these bits of their bytes.
@@ -34,14 +35,14 @@ struct Q6_K {
     }
 
     static DEVICE void unpack(const Unit& unit, int u, Unpacked<Q6_K>& to) {
+        uint32_t low[4], low_32[4], high[4];
+        unit.low.to(unit.before, low), unit.low_32.to(unit.before, low_32), unit.high.to(unit.before, high);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const uint32_t low = unit.low.at(4 * i), low_32 = unit.low_32.at(4 * i);
-            const uint32_t high = unit.high.at(4 * i);
-            to.q[i] = four(low, 0, high, 0);
-            to.q[4 + i] = four(low_32, 0, high, 2);
-            to.q[8 + i] = four(low, 4, high, 4);
-            to.q[12 + i] = four(low_32, 4, high, 6);
+            to.q[i] = four(low[i], 0, high[i], 0);
+            to.q[4 + i] = four(low_32[i], 0, high[i], 2);
+            to.q[8 + i] = four(low[i], 4, high[i], 4);
+            to.q[12 + i] = four(low_32[i], 4, high[i], 6);
         }
         const uint32_t scales = __byte_perm(unit.scales.at(0), unit.scales.at(4), u % 2 ? 0x7531 : 0x6420);
         const float d = half_of(unit.d) * 0.25f;
