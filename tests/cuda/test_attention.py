@@ -72,10 +72,8 @@ class Case:
     def run(self, card: Card, launch: AttentionLaunch, n: int | None = None, times: int = 1) -> np.ndarray:
         return self.run_all(card, launch, n, times).y
 
-    def run_all(
-        self, card: Card, launch: AttentionLaunch, n: int | None = None, times: int = 1
-    ) -> "Written":
-        """The kernel so many times over, with the same counters; and attention_combine where it has to follow."""
+    def run_all(self, card: Card, launch: AttentionLaunch, n: int | None = None, times: int = 1) -> "Written":
+        """The kernel so many times over, with the same counters; then attention_combine, of several parts."""
         s, n = self.shape, len(self.q) if n is None else n
         y = card.empty((len(self.q), s.heads, s.value_dim), np.float32)
         sums, states = (card.empty(max(size, 4) // 4, np.float32) for size in launch.scratch(s, len(self.q)))
@@ -90,7 +88,9 @@ class Case:
         if launch.combines:
             args += [columns if s.value_dim % 32 == 0 else 0, arrived]
         for _ in range(times):
-            card.run(launch.file, launch.name, launch.grid, launch.block, args, launch.shared, **launch.defines)
+            card.run(
+                launch.file, launch.name, launch.grid, launch.block, args, launch.shared, **launch.defines
+            )
         assert not card.read(arrived).any()
         combined = y if not launch.combines else card.empty(y.shape, np.float32)
         if launch.parts > 1:
@@ -220,7 +220,9 @@ def test_decode_in_parts(card: Card, name: str) -> None:
 
 
 @pytest.mark.parametrize("parts", [1, 2, 9, 40])
-@pytest.mark.parametrize("name", ["groups of seven", "one group of twelve", "dims of 192 and 128", "odd dims"])
+@pytest.mark.parametrize(
+    "name", ["groups of seven", "one group of twelve", "dims of 192 and 128", "odd dims"]
+)
 def test_the_last_block_combines(card: Card, name: str, parts: int) -> None:
     """The bits of attention_combine, and columns of these; every launch leaves the counters as they were."""
     case = DECODE[name]

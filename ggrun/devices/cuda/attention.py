@@ -81,7 +81,7 @@ def store_shape(n: int, heads: int) -> tuple[tuple[int], tuple[int]]:
 
 
 def counter_bytes(multiprocessors: int) -> int:
-    """The bytes of `arrived`: a counter for each token and tile of heads, where these are so few that parts pay."""
+    """The bytes of `arrived`: a counter for each token and tile of heads, where few enough for parts."""
     return 4 * multiprocessors * _BLOCKS_A_MULTIPROCESSOR
 
 

@@ -25,7 +25,7 @@ _COMBINE_THREADS = 256
 
 @dataclass(frozen=True)
 class Attend:
-    """A step: each token over its sequence, up to its own position. Then, maybe, what it has as quantized columns.
+    """A step: each token over its sequence, up to its own position; maybe to quantized columns, too.
 
     read       addresses: positions, sequences, tables, keys, values
     scratch    what parts of the context leave: sums, then states
@@ -73,9 +73,9 @@ class Attention:
     """Makes the steps of one recorder.
 
     inputs     where each part of the Inputs lies, see base.Inputs
-    arrived    memory of counter_bytes, all zeros. It is so again behind every launch: the last block of those
-               that a counter counts leaves 0, an interrupt comes between launches, and the memory of a card is
-               lost where a kernel fails.
+    arrived    memory of counter_bytes, all zeros, and so again behind every launch: the last block that a
+               counter counts leaves 0. None runs in part: an interrupt comes between launches, and where a kernel
+               fails, the memory of its card is lost.
     """
 
     def __init__(self, driver: Driver, limits: Limits, inputs: dict[str, int], arrived: int) -> None:
