@@ -48,9 +48,9 @@ DEVICE bool comes_last(unsigned* counter, int count) {
     __shared__ bool last;
     __syncthreads();  // the whole block has written
     if (threadIdx.x == 0) {
-        __threadfence();
+        __threadfence();  // that comes before the counter changes,
         last = atomicInc(counter, count - 1) == count - 1;
-        __threadfence();
+        __threadfence();  // and what others have written is read behind it
     }
     __syncthreads();
     return last;

@@ -1,4 +1,4 @@
-// Floats to quantized columns (columns.cuh), by warps: what ends a kernel whose results products want so.
+// Floats to quantized columns (columns.cuh): the last step of a kernel, by whole warps.
 //
 // Bytes and scales are those of kernels/cpu/columns.py.
 #pragma once

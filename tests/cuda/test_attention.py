@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from ggrun.devices.cuda.attention import AttentionLaunch, Shape, bucket, plan_attention
+from ggrun.devices.cuda.attention import AttentionLaunch, Shape, bucket, counter_bytes, plan_attention
 from tests.cuda.conftest import Card
 from tests.cuda.kv import PAGE, Floats, Options, attention, kept, pack
 from tests.cuda.weights import column_bytes, quantized
@@ -69,8 +69,8 @@ class Case:
     def _kinds(self) -> list[tuple[str, list[Floats]]]:
         return [(self.shape.key_kind, self.keys), (self.shape.value_kind, self.values)]
 
-    def run(self, card: Card, launch: AttentionLaunch, n: int | None = None, times: int = 1) -> np.ndarray:
-        return self.run_all(card, launch, n, times).y
+    def run(self, card: Card, launch: AttentionLaunch, n: int | None = None) -> np.ndarray:
+        return self.run_all(card, launch, n).y
 
     def run_all(self, card: Card, launch: AttentionLaunch, n: int | None = None, times: int = 1) -> "Written":
         """The kernel so many times over, with the same counters; then attention_combine, of several parts."""
@@ -92,7 +92,7 @@ class Case:
                 launch.file, launch.name, launch.grid, launch.block, args, launch.shared, **launch.defines
             )
         assert not card.read(arrived).any()
-        combined = y if not launch.combines else card.empty(y.shape, np.float32)
+        combined = card.empty(y.shape, np.float32) if launch.combines else y
         if launch.parts > 1:
             rest = [np.int32(x) for x in (n * s.heads, s.heads, launch.parts, s.value_dim)]
             args = [sums, states, sinks, combined, *rest]
@@ -313,6 +313,17 @@ def test_plans() -> None:
             for arch, most in ((75, 64), (86, 99)):
                 wide = Shape(8, 2, *dims, kind, kind)
                 assert plan_attention(wide, 64, 1, 64, arch, 68).shared <= most << 10
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 4, 132])
+def test_each_tile_with_parts_has_a_counter(multiprocessors: int) -> None:
+    for heads, kv_heads in ((1, 1), (32, 8), (71, 1), (64, 64)):
+        for n in range(1, 40):
+            of_tokens = Shape(heads, kv_heads, 64, 64, "f16", "f16")
+            launch = plan_attention(of_tokens, n, n, 1 << 17, 90, multiprocessors)
+            assert launch.combines
+            tiles = launch.grid[0] * launch.grid[1]
+            assert launch.parts == 1 or 4 * tiles <= counter_bytes(multiprocessors)
 
 
 def test_buckets() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 PAGE = 64
 """Positions in a page of the cache."""
 MOST_PARTS = 128
-"""Combining more would take longer than they save."""
+"""Of a context at most: what all of them leave is read by one block."""
 FEW = 8
 """So many tokens at most are for flash decoding, whatever sequences they are of."""
 

@@ -49,7 +49,7 @@ class Attend:
         return self.shape.value_dim % COLUMN_BLOCK == 0
 
     def with_columns(self, quantize: Quantize) -> "Attend":
-        """The same, which does what this step does."""
+        """The same, which makes the columns of this step."""
         return replace(self, quantize=quantize)
 
     def __call__(self, counts: Counts) -> Sequence[Work]:

@@ -31,7 +31,7 @@ class Norm:
         return self.groups == 1
 
     def with_columns(self, quantize: Quantize) -> "Norm":
-        """The same, which does what this step does."""
+        """The same, which makes the columns of this step."""
         return replace(self, columns=quantize.columns)
 
     def __call__(self, counts: Counts) -> list[Launch]:
