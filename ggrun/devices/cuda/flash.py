@@ -74,8 +74,8 @@ class Attention:
 
     inputs     where each part of the Inputs lies, see base.Inputs
     arrived    memory of counter_bytes, all zeros, and so again behind every launch: the last block that a
-               counter counts leaves 0. None runs in part: an interrupt comes between launches, and where a kernel
-               fails, the memory of its card is lost.
+               counter counts leaves 0. None runs in part: an interrupt comes between launches, and where a
+               kernel fails, the memory of its card is lost.
     """
 
     def __init__(self, driver: Driver, limits: Limits, inputs: dict[str, int], arrived: int) -> None:
