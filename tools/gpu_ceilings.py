@@ -13,9 +13,9 @@ import numpy as np
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
 from tools.gpu_step import COPY, MATRIX, UPLOAD, Figure, Step, spread
-from tools.gpu_time import Timer, cupy_module, l2_bytes, open_card
+from tools.gpu_time import Timer, cupy_module, open_card
 
-_COPIED, _PIECE = 1 << 30, 16 << 20  # bytes
+_COPIED = 1 << 30  # bytes
 _MATRIX, _TILE = 8192, 1 << 22  # rows, and bf16 numbers that are drawn
 _PRODUCTS, _STRETCHES = 8, 7
 _QUERY = "driver_version,pcie.link.gen.max,pcie.link.width.current,clocks.max.sm,clocks.max.mem,power.limit"
@@ -40,7 +40,7 @@ def about(card: Cuda) -> dict[str, Any]:
         "multiprocessors": driver.multiprocessors,
         "memory, bytes": total,
         "free, bytes": free,
-        "L2, bytes": l2_bytes(driver),
+        "L2, bytes": driver.l2_bytes,
     }
     return facts | (_software() if isinstance(driver, CupyDriver) else {})
 
@@ -67,14 +67,10 @@ def _version(number: int) -> str:
 
 
 def _copy(step: Step, card: Cuda) -> None:
-    driver, half = card.driver, _size(step, card)
-    source, target = card.working_memory(half), card.working_memory(half)
-    piece = np.random.default_rng(1).integers(0, 256, min(half, _PIECE), np.uint8)
-    for begin in range(0, half, len(piece)):  # zeros may be faster than what is random
-        driver.write(source.address + begin, piece[: half - begin])
-    times = Timer(driver).stretches(lambda: driver.copy(target.address, source.address, half), 2 * _STRETCHES)
-    how = f"cudaMemcpyAsync of {half >> 20} MiB within the card, bytes read and written, CUDA events"
-    _tell(step, COPY, [2 * half / seconds / 1e9 for seconds in times], "GB/s", how)
+    nbytes = _size(step, card)
+    rates = [rate / 1e9 for rate in card.copy_rates(nbytes, 2 * _STRETCHES)]
+    how = f"cudaMemcpyAsync of {nbytes >> 20} MiB within the card, bytes read and written, CUDA events"
+    _tell(step, COPY, rates, "GB/s", how)
 
 
 def _product(step: Step, card: Cuda) -> None:

@@ -148,13 +148,6 @@ def how_timed(emulated: bool, graph: bool = True) -> str:
     return f"CUDA events, {'graph replays' if graph else 'enqueued by the host'}"
 
 
-def l2_bytes(driver: Driver) -> int:
-    """The second-level cache."""
-    if not isinstance(driver, CupyDriver):
-        return 1 << 12
-    return int(cupy_module().cuda.runtime.getDeviceProperties(driver.index)["l2CacheSize"])
-
-
 def sets_for(nbytes: int, driver: Driver) -> int:
     """How many inputs of so many bytes must take turns, so that none is in the cache when it comes again."""
-    return min(64, max(2, -(-_L2S * l2_bytes(driver) // max(1, nbytes))))
+    return min(64, max(2, -(-_L2S * driver.l2_bytes // max(1, nbytes))))

@@ -26,6 +26,7 @@ from ggrun.errors import GgrunError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from ggrun.cli.bench_session import Session
+    from ggrun.cli.bench_used import Measured
 
 _FORMAT = click.Choice(["md", "csv", "json", "jsonl"])
 _CACHE_TYPES = Names(("f16", "f32", "bf16", "q8_0"))
@@ -66,9 +67,10 @@ def bench(**options: Any) -> int:
 
     As llama-bench does: lists (1,2 or 1/2), ranges (first-last, first-last+step, first-last*factor) and
     options given again are run in all combinations. Two columns are ours: GB/s is what decode reads of
-    weights and KV cache, % bw the share of what memory gives, which is measured in the same run. A model that
-    fits in the CPU's caches can have more than 100. Of a large vocabulary the best logits come to the host,
-    as they do for `ggrun run`; llama-bench takes all.
+    weights and KV cache, % bw the share of what memory gives, which is measured in the same run: of a card
+    by copies within it, bytes read and written. It is empty where that is not one memory of this machine.
+    A model that fits in caches can have more than 100. Of a large vocabulary the best logits come to the
+    host, as they do for `ggrun run`; llama-bench takes all.
     """
     for name in _LISTS:
         options[name] = [value for values in options[name] for value in values]
@@ -91,6 +93,7 @@ class _Bench:
             self._outputs.append(_output(options["output_err"], sys.stderr, options))
         self._tests = list(all_tests(options))
         self._begun = self._status = 0
+        self._measured: Measured = {}
 
     def run(self) -> int:
         """Run them; the exit status."""
@@ -111,7 +114,7 @@ class _Bench:
         with self._ctrl_c_ends(), compile_progress():
             from ggrun.cli.bench_session import Session
 
-            session = Session(setup, self._placement, self._sums)
+            session = Session(setup, self._placement, self._sums, self._measured)
             for case in cases:
                 with self._complaining():
                     session.check(case)
@@ -142,7 +145,7 @@ class _Bench:
             case, self._options["repetitions"], not self._options["no_warmup"], partial(self._tell, case)
         )
         for output in self._outputs:
-            output.add(Result(setup, session.facts, case, start, samples, threads))
+            output.add(Result(setup, session.facts, session.used, case, start, samples, threads))
 
     def _tell(self, case: Case, what: str) -> None:
         if self._options["progress"]:

@@ -46,7 +46,7 @@ class Markdown(Output):
         super().__init__(stream)
         self._columns = ["model", "size", "params", "backend", "threads", *extra]
         self._columns += ["test", "t/s", "GB/s", "% bw"]
-        self._bandwidths: dict[int, float] = {}
+        self._bandwidths: dict[str, float] = {}
 
     def header(self, first: Result) -> None:
         """The names of the columns."""
@@ -56,18 +56,20 @@ class Markdown(Output):
 
     def row(self, result: Result) -> None:
         """One line."""
-        model, setup, (speed, deviation) = result.model, result.setup, result.ts
-        self._bandwidths[setup.n_threads] = model.bandwidth
+        model, setup, used, (speed, deviation) = result.model, result.setup, result.used, result.ts
+        if used.bandwidth:
+            of = f"threads: {setup.n_threads}" if used.backends == "CPU" else used.memory
+            self._bandwidths[of] = used.bandwidth
         cells = {
             "model": printable(model.type).replace("|", "/").replace("\n", " "),
             "size": _size(model.size),
             "params": _params(model.n_params),
-            "backend": "CPU",
+            "backend": used.backends,
             "threads": _threads(result),
             "test": result.case.name,
             "t/s": f"{speed:.2f} ± {deviation:.2f}",
             "GB/s": "" if result.read is None else f"{result.read / 1e9:.2f}",
-            "% bw": "" if result.read is None else f"{100 * result.read / model.bandwidth:.0f}",
+            "% bw": "" if result.share is None else f"{100 * result.share:.0f}",
         }
         self._line({name: str(getattr(setup, name, "")) for name in self._columns} | cells)
 
@@ -78,8 +80,8 @@ class Markdown(Output):
         from ggrun import __version__
 
         self.stream.write(f"\nbuild: ggrun {__version__}\n")
-        for threads, bandwidth in self._bandwidths.items():
-            self.stream.write(f"memory bandwidth: {bandwidth / 1e9:.2f} GB/s (threads: {threads})\n")
+        for of, bandwidth in self._bandwidths.items():
+            self.stream.write(f"memory bandwidth: {bandwidth / 1e9:.2f} GB/s ({of})\n")
         self.stream.flush()
 
     def _line(self, cells: dict[str, str]) -> None:
@@ -132,7 +134,9 @@ def _all_fields(result: Result) -> dict[str, Any]:
 
 
 def _threads(result: Result) -> str:
-    """As many as were wanted; "1.4/2" where not all of them took part all the time."""
+    """As many as were wanted; "1.4/2" where not all of them took part all the time; none without the CPU."""
+    if result.threads is None:
+        return ""
     wanted, mean = result.setup.n_threads, f"{result.threads:.1f}"
     return str(wanted) if float(mean) == wanted else f"{mean}/{wanted}"
 

@@ -1,9 +1,8 @@
-"""Models as tests need them: loaded in some way, their memory's speed measured, tests run on one engine."""
+"""Models as tests need them: loaded in some way, tests run on one engine."""
 
 import time
 from collections.abc import Callable
-from contextlib import closing
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,10 @@ import numpy as np
 
 from ggrun.cli.bench_model import model_bytes, model_parameters, model_type
 from ggrun.cli.bench_tests import Case, ModelFacts, Setup
+from ggrun.cli.bench_used import Measured, readers, used
 from ggrun.devices.cpu import Cpu
-from ggrun.devices.local import everything, remember
+from ggrun.devices.host_memory import host_memory
+from ggrun.devices.local import everything
 from ggrun.engine.generate import usual_top
 from ggrun.engine.loaded import Sums
 from ggrun.errors import GgrunError
@@ -28,9 +29,13 @@ class Session:
 
     The token at each position is always the same (random) one. So whatever stands in the cache before a depth
     is right for that depth: it is computed once.
+
+    measured    takes what is, so that the next session need not measure it again
     """
 
-    def __init__(self, setup: Setup, placement: dict[str, Any], sums: dict[str, Any]) -> None:
+    def __init__(
+        self, setup: Setup, placement: dict[str, Any], sums: dict[str, Any], measured: Measured
+    ) -> None:
         self._model, self._setup = _opened(setup.model), setup
         how: Sums = sums["all_reduce"], sums["wire"]
         self._plan_facts = PlanFacts.from_outline(self._model)
@@ -42,7 +47,7 @@ class Session:
         own = {name: self._placement.pop(name) for name in ("plan", "p2p")}
         self._rpc = self._placement.pop("rpc")
         self._where = Where(self._hardware, setup.n_threads, sums=how, **own)
-        self.device = Cpu(setup.n_threads)
+        self._measured = measured
         self._placed: Placed | None = None
         self.facts = self._facts()
 
@@ -51,26 +56,30 @@ class Session:
         if self._hardware != "cpu" or self._where.plan or self._rpc:
             return  # several memories: the planner asks them
         needed = pages(case.positions) * PAGE * self.facts.cell_bytes
-        if needed > (free := self.device.available()):
+        if needed > (free := host_memory().available):
             raise GgrunError(
                 f"{case.name}: the KV cache of {case.positions} positions takes {needed / 2**30:.1f} GiB, "
                 f"{free / 2**30:.1f} GiB are free: give less of -p, -n or -d, or -ctk q8_0 -ctv q8_0"
             )
 
     def load(self, positions: int) -> None:
-        """Get ready for tests of up to so many positions; DoesNotFit when there is no room."""
+        """Get ready for tests of up to so many positions; DoesNotFit when there is no room.
+
+        From then on there is `used`.
+        """
         s, n_ubatch = self._setup, min(self._setup.n_ubatch, self._setup.n_batch)
         cache: dict[str, Any] = {"cache_type_k": s.type_k, "cache_type_v": s.type_v}
         wishes = PlanOptions(n_ctx=positions, n_ubatch=n_ubatch, **cache, **self._placement)
         self._placed = Placed(self._model, wishes, self._where, self._rpc)
         self._engine = self._placed.engine
+        self.used = used(self._placed, s.n_threads, self._measured)
         random = np.random.default_rng(1)
         self._tokens: list[int] = random.integers(self._config.vocab, size=positions).tolist()
 
     def samples(
         self, case: Case, repetitions: int, warm_up: bool, tell: Callable[[str], None]
-    ) -> tuple[list[int], float]:
-        """The nanoseconds of each repetition, and how many of the CPU's threads took part.
+    ) -> tuple[list[int], float | None]:
+        """The nanoseconds of each repetition, and how many of the CPU's threads took part; None: it did not.
 
         `tell` is told what comes next.
         """
@@ -80,14 +89,15 @@ class Session:
             self._compute(case.n_prompt, self._setup.n_batch)
             self._compute(min(case.n_gen, 1), 1)
         assert self._placed, "load comes first"
-        cpu = self._placed.devices.get("cpu", self.device)
-        pool = cpu.pool if isinstance(cpu, Cpu) else self.device.pool
-        pool.mean_threads()  # those of what was before
+        devices = (self._placed.devices.get(name) for name in readers(self._placed.planned.plan))
+        pools = [device.pool for device in devices if isinstance(device, Cpu)]
+        for pool in pools:
+            pool.mean_threads()  # those of what was before
         samples = []
         for i in range(repetitions):
             tell(f"run {i + 1}/{repetitions}")
             samples.append(self._sample(case))
-        return samples, pool.mean_threads()
+        return samples, sum(pool.mean_threads() for pool in pools) if pools else None
 
     def interrupt(self) -> None:
         """End what is being computed; from any thread."""
@@ -95,8 +105,7 @@ class Session:
             self._placed.engine.interrupt()
 
     def close(self) -> None:
-        """End the threads."""
-        self.device.close()
+        """Let go of devices and workers."""
         if self._placed:
             self._placed.close()
 
@@ -108,7 +117,6 @@ class Session:
             n_params=model_parameters(model),
             weight_bytes=self._plan_facts.token_bytes,
             cell_bytes=self._plan_facts.position_bytes(setup.type_k, setup.type_v),
-            bandwidth=_bandwidth(setup.n_threads),
         )
 
     def _sample(self, case: Case) -> int:
@@ -134,12 +142,3 @@ class Session:
 @lru_cache(maxsize=1)
 def _opened(path: Path) -> GGUF:
     return GGUF(path)
-
-
-@cache
-def _bandwidth(threads: int) -> float:
-    """Bytes a second, measured once a run of ggrun."""
-    with closing(Cpu(threads)) as device:
-        bandwidth = device.bandwidth()
-    remember(threads, bandwidth)
-    return bandwidth

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ggrun.cli.bench_used import Used
 
 
 @dataclass(frozen=True)
@@ -49,22 +52,23 @@ class ModelFacts:
     n_params: int
     weight_bytes: int
     cell_bytes: int  # for each position
-    bandwidth: float  # bytes a second
 
 
 @dataclass(frozen=True)
 class Result:
     """The times of a test's repetitions.
 
-    threads    of the CPU's, how many took part: fewer than there are when other programs had their cores
+    threads    of the CPU's, how many took part: fewer than there are when other programs had their cores;
+               None where it has no layers
     """
 
     setup: Setup
     model: ModelFacts
+    used: "Used"
     case: Case
     test_time: str
     samples_ns: list[int]
-    threads: float
+    threads: float | None
 
     @property
     def samples_ts(self) -> list[float]:
@@ -89,6 +93,11 @@ class Result:
         """Bytes a second that decode reads."""
         return None if self.token_bytes is None else self.token_bytes * self.ts[0]
 
+    @property
+    def share(self) -> float | None:
+        """Of the memory's bandwidth; None where nothing is known of it."""
+        return None if self.read is None or not self.used.bandwidth else self.read / self.used.bandwidth
+
     def fields(self) -> dict[str, Any]:
         """What the formats for machines have: llama-bench's names, then ours; None where there is nothing."""
         from ggrun import __version__
@@ -96,7 +105,7 @@ class Result:
         setup, model, case = self.setup, self.model, self.case
         speed, deviation = self.ts
         return {
-            "build_commit": f"ggrun {__version__}", "backends": "CPU",
+            "build_commit": f"ggrun {__version__}", "backends": self.used.backends,
             "model_filename": str(setup.model), "model_type": model.type, "model_size": model.size,
             "model_n_params": model.n_params, "n_batch": setup.n_batch, "n_ubatch": setup.n_ubatch,
             "n_threads": setup.n_threads, "mean_threads": self.threads,
@@ -105,8 +114,7 @@ class Result:
             "test_time": self.test_time, "avg_ns": int(fmean(self.samples_ns)),
             "stddev_ns": int(_deviation(self.samples_ns)), "avg_ts": speed, "stddev_ts": deviation,
             "token_bytes": self.token_bytes, "read_bytes_per_second": self.read,
-            "memory_bandwidth": model.bandwidth,
-            "memory_share": None if self.read is None else self.read / model.bandwidth,
+            "memory_bandwidth": self.used.bandwidth, "memory_share": self.share,
         }  # fmt: skip
 
 

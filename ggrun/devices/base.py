@@ -206,7 +206,7 @@ class Device(Protocol):
         """Bytes that can be taken now."""
 
     def bandwidth(self) -> float:
-        """Bytes a second that it reads from its memory, measured now."""
+        """Bytes a second that it reads from its memory, measured now; GgrunError when too little is free."""
 
     def recorder(self, limits: Limits) -> Recorder:
         """A new recorder, with Inputs of its own."""

@@ -74,8 +74,8 @@ class Cpu:
     def bandwidth(self) -> float:
         """Bytes a second that all threads together read from memory: the best of several passes."""
         probe = load_cpu("probe")
-        # No cache holds a GiB, or what a machine has when it cannot spare four.
-        lines = min(_PROBED, self.available() // 4) // probe.LINE
+        # No cache holds a GiB, or what a machine has when it cannot spare four. A limit is for models.
+        lines = min(_PROBED, host_memory().available // 4) // probe.LINE
         data, sums = zeros(lines * probe.LINE), np.zeros(self.pool.threads, np.int32)
         args = probe.PROBE.pack(data=data.ctypes.data, lines=lines, sums=sums.ctypes.data)
 

@@ -3,6 +3,7 @@
 // ACTIVATION is the name of one of the functions below.
 // variants: ACTIVATION=silu|gelu|gelu_erf|relu2
 #include "elements.cuh"
+#include "ptx.cuh"
 
 // x / (1 + e^-x); below -88 the exponential is infinite and the result -0, as it should be.
 DEVICE float silu(float x) { return x / (1.0f + expf(-x)); }

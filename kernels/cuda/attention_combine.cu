@@ -1,6 +1,7 @@
 // The parts of a context, each with its own softmax, to one: what follows attention_prefill where it was
 // launched with several parts. attention_decode does it itself.
 #include "parts.cuh"
+#include "ptx.cuh"
 
 // y[rows, dim] from sums[rows, parts, dim] and states[rows, parts]; rows are n * heads. A block a row.
 extern "C" __global__ void __launch_bounds__(256)

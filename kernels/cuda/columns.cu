@@ -1,4 +1,5 @@
 // Rows of float32 to quantized columns (columns.cuh), alone or behind an RMS norm.
+#include "ptx.cuh"
 #include "quantize.cuh"
 #include "reductions.cuh"
 

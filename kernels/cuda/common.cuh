@@ -19,17 +19,6 @@ typedef unsigned long long uint64_t;
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
-// What every block of every kernel does before it touches what other kernels write or read. From Hopper on a
-// kernel may be launched while the one before it still runs (programmatic dependent launch): it waits here
-// for all of it to be done, and lets the one behind it begin. Weights, which no kernel writes, may be read
-// before. A block that left without would let the kernel end before the one in front of it.
-DEVICE void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900 && !defined(__CUDA_EMULATOR__)
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
 DEVICE float infinity() { return __int_as_float(0x7f800000); }
 
 DEVICE constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }

@@ -5,6 +5,7 @@
 // variants: FORMAT=Q2_K|Q3_K|Q4_K|Q5_K|Q6_K|IQ4_XS|TQ1_0|TQ2_0 OUTPUT=f32|f16
 // variants: FORMAT=IQ1_S|IQ1_M|IQ2_XXS|IQ2_XS|IQ2_S|IQ3_XXS|IQ3_S OUTPUT=f32|f16
 #include "formats.cuh"
+#include "ptx.cuh"
 
 typedef __half f16;
 typedef float f32;

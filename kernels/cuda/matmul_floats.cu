@@ -14,6 +14,7 @@
 // variants: FORMAT=F32|F16|BF16 TILE_COLUMNS=16|32|64
 #include "expert_tiles.cuh"
 #include "formats.cuh"
+#include "ptx.cuh"
 
 constexpr int THREADS = 128, TILE_ROWS = 64, STEP = 32;
 constexpr int FOLD = 8;  // steps that are summed up alone: a long sum would lose more than 1e-5

@@ -21,11 +21,12 @@ static_assert(ROWS % 2 == 0, "of two matrices a warp has half of the rows each")
 
 constexpr int MOST_WARPS = 8;  // of a block
 
-// So many blocks want to be on a multiprocessor at once, to hide how long memory takes: fewer where a thread
-// asks for more. Left to itself the compiler saves registers for more, and loads one after the other to that
-// end.
-constexpr int RESIDENT_BLOCKS = COLUMNS == 1 ? unit_bytes<Weights>() <= 96 ? 3 : 2 : COLUMNS == 4 ? 2 : 1;
-#define DECODE_KERNEL extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP, RESIDENT_BLOCKS)
+// So many blocks want to be on a multiprocessor at once, to hide how long memory takes. Left to itself the
+// compiler saves registers for more, and loads one after the other to that end. Kernels that have more to keep
+// than rows and columns want fewer where units are large.
+constexpr int RESIDENT = COLUMNS == 1 ? 3 : COLUMNS == 4 ? 2 : 1;
+constexpr int RESIDENT_MORE = COLUMNS == 1 && unit_bytes<Weights>() > 64 ? 2 : RESIDENT;
+#define DECODE_KERNEL(BLOCKS) extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP, BLOCKS)
 
 // The sum of lane row * COLUMNS + column; that of all other lanes, and of warps behind a team's first, is
 // nothing.
@@ -90,7 +91,7 @@ DEVICE int columns_left(int n) { return min(n - first_column(), COLUMNS); }
 
 // y[n, rows] = x[n, k] . w[rows, k]^T * scale + bias + residual, of which the last two may be null; residual
 // may be y. Blocks [teams of rows, columns / COLUMNS].
-DECODE_KERNEL
+DECODE_KERNEL(RESIDENT)
 matvec(const uint8_t* w, const uint8_t* x, float* y, int rows, int k, int n, float scale, const float* bias,
        const float* residual) {
     if (columns_left(n) <= 0) return wait_for_previous();
@@ -107,7 +108,7 @@ matvec(const uint8_t* w, const uint8_t* x, float* y, int rows, int k, int n, flo
 
 // The same of up to three matrices, without residuals: rows of those that are not there are 0. A team has rows
 // of one of them.
-DECODE_KERNEL
+DECODE_KERNEL(RESIDENT_MORE)
 matvec_merged(const uint8_t* w0, const uint8_t* w1, const uint8_t* w2, const uint8_t* x, float* y0, float* y1,
               float* y2, int rows0, int rows1, int rows2, int k, int n, float scale0, float scale1,
               float scale2, const float* bias0, const float* bias1, const float* bias2) {
@@ -115,19 +116,18 @@ matvec_merged(const uint8_t* w0, const uint8_t* w1, const uint8_t* w2, const uin
     const int teams0 = ceil_div(rows0, ROWS), teams1 = teams0 + ceil_div(rows1, ROWS);
     const bool is_0 = team() < teams0, is_1 = !is_0 && team() < teams1;
     const uint8_t* w = is_0 ? w0 : is_1 ? w1 : w2;
-    float* y = is_0 ? y0 : is_1 ? y1 : y2;
     const int rows = is_0 ? rows0 : is_1 ? rows1 : rows2, before = is_0 ? 0 : is_1 ? teams0 : teams1;
-    const float scale = is_0 ? scale0 : is_1 ? scale1 : scale2;
-    const float* bias = is_0 ? bias0 : is_1 ? bias1 : bias2;
-    y += int64_t(first_column()) * rows;
     x += first_column() * column_stride<Weights>(k);
-    product(w, x, (team() - before) * ROWS, rows, k, columns_left(n), [=](int row, int column, float sum) {
-        y[int64_t(column) * rows + row] = sum * scale + (bias ? bias[row] : 0.0f);
+    product(w, x, (team() - before) * ROWS, rows, k, columns_left(n), [&](int row, int column, float sum) {
+        float* y = is_0 ? y0 : is_1 ? y1 : y2;
+        const float* bias = is_0 ? bias0 : is_1 ? bias1 : bias2;
+        const float scale = is_0 ? scale0 : is_1 ? scale1 : scale2;
+        y[int64_t(first_column() + column) * rows + row] = sum * scale + (bias ? bias[row] : 0.0f);
     });
 }
 
 // y[n, rows] = silu(gate) * up, each a product as in matvec, with its own scale and bias.
-DECODE_KERNEL
+DECODE_KERNEL(RESIDENT)
 matvec_swiglu(const uint8_t* gate, const uint8_t* up, const uint8_t* x, float* y, int rows, int k, int n,
               float gate_scale, float up_scale, const float* gate_bias, const float* up_bias) {
     if (columns_left(n) <= 0) return wait_for_previous();
@@ -152,7 +152,7 @@ DEVICE int expert_of(const int* starts, int experts, int pair) {
 // y[pair] = x[column] . w[expert]^T * scales[expert]: each pair of a token and its expert has a column.
 // tokens says which, or is null where the columns are the pairs'. Scales may be null. Blocks [teams of rows,
 // pairs].
-DECODE_KERNEL
+DECODE_KERNEL(RESIDENT_MORE)
 matvec_experts(const uint8_t* w, const uint8_t* x, float* y, const int* starts, const int* tokens,
                int experts, int rows, int k, int pairs, const float* scales) {
     wait_for_previous();  // for `starts`, too
@@ -166,7 +166,7 @@ matvec_experts(const uint8_t* w, const uint8_t* x, float* y, const int* starts, 
 }
 
 // y[pair] = silu(gate) * up, each as in matvec_experts.
-DECODE_KERNEL
+DECODE_KERNEL(RESIDENT_MORE)
 matvec_experts_swiglu(const uint8_t* gate, const uint8_t* up, const uint8_t* x, float* y, const int* starts,
                       const int* tokens, int experts, int rows, int k, int pairs, const float* gate_scales,
                       const float* up_scales) {

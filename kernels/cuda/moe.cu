@@ -3,6 +3,7 @@
 //
 // A pair is one of a token's chosen experts: pair = token * used + choice. Pairs are sorted by expert, so
 // that an expert's rows lie side by side. Both kernels have blocks of (WARP, any number of warps).
+#include "ptx.cuh"
 #include "reductions.cuh"
 
 // A probability and its expert as one number: larger is more probable, or of equals the lower expert. 0 is

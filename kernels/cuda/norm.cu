@@ -4,6 +4,7 @@
 // Norm r of a launch is multiplied by row r % weight_rows of the weights: 1 where all are alike, the number
 // of heads where each has its own. Weight and bias may be null.
 #include "elements.cuh"
+#include "ptx.cuh"
 #include "reductions.cuh"
 
 // So many vectors of a row are kept in a thread's registers; longer rows are read again.

@@ -1,4 +1,4 @@
-// All inline PTX but that of common.cuh: tensor cores, ldmatrix, asynchronous copies to shared memory.
+// The only inline PTX: tensor cores, ldmatrix, asynchronous copies to shared memory, dependent launches.
 //
 // Functions in namespace ptx are one instruction each; the emulator has its own of the same names. What
 // stands below them is made of them, runs on every card from Turing on, and is what kernels call.
@@ -69,6 +69,11 @@ LDMATRIX(ldmatrix_x4_trans, 4, "x4.trans", "%0, %1, %2, %3", "%4", "=r"(r[0]), "
 
 DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
+#if __CUDA_ARCH__ >= 900
+DEVICE void griddepcontrol_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+DEVICE void griddepcontrol_launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+#endif
+
 #if __CUDA_ARCH__ >= 800
 // 16 bytes, of which the last 16 - bytes are zeros and not read.
 DEVICE void cp_async_16(void* shared, const void* global, int bytes) {
@@ -92,6 +97,17 @@ using ptx::ldmatrix_x2_trans;
 using ptx::ldmatrix_x4;
 using ptx::ldmatrix_x4_trans;
 using ptx::prefetch_l2;
+
+// What every block of every kernel does before it touches what other kernels write or read. From Hopper on a
+// kernel may be launched while the one before it still runs (programmatic dependent launch): it waits here
+// for all of it to be done, and lets the one behind it begin. Weights, which no kernel writes, may be read
+// before. A block that left without would let the kernel end before the one in front of it.
+DEVICE void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    ptx::griddepcontrol_wait();
+    ptx::griddepcontrol_launch_dependents();
+#endif
+}
 
 // D += A * B of 16 x 32 and 32 x 8 bytes.
 DEVICE void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {

@@ -3,6 +3,7 @@
 // A sum takes up to PLACES places; where there are more, the first ones' sum is the first place of the next.
 // bf16 halves what goes over the wire: then all devices add the rounded parts, their own as well.
 #include "elements.cuh"
+#include "ptx.cuh"
 
 constexpr int PLACES = 8;
 

@@ -1,6 +1,7 @@
 // Rotary embedding (Su et al. 2021): the angles of a batch's positions once, then queries and keys in each
 // layer.
 #include "elements.cuh"
+#include "ptx.cuh"
 
 // The cosine and sine of an angle of at most an eighth of a turn: Taylor series, less than 2e-9 is left out.
 DEVICE float2 cosine_sine(float r) {

@@ -1,5 +1,6 @@
 // Rows of float32: added, picked, spread to experts and put together again.
 #include "elements.cuh"
+#include "ptx.cuh"
 
 // y += x.
 extern "C" __global__ void add(const float* x, float* y, long long total) {

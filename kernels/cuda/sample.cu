@@ -4,6 +4,7 @@
 // A vocabulary is too much for one block. A row is cut into slices of SLICE logits, a block each (blocks
 // [slices, n]); what they found is put together by one block a row, or, for the k best, in slices again.
 #include "elements.cuh"
+#include "ptx.cuh"
 #include "reductions.cuh"
 
 constexpr int SLICE = 2048;

@@ -1,5 +1,6 @@
 // The sums that matmul leaves where it splits k, added up in their order.
 #include "common.cuh"
+#include "ptx.cuh"
 
 // y[n, rows] = (the sum of partial[splits, n, rows] over the splits) * scale + bias[rows], which may be null.
 // Grid: blocks of rows, n.

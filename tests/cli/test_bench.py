@@ -22,6 +22,7 @@ from ggrun.cli.bench import bench
 from ggrun.cli.bench_model import model_type
 from ggrun.cli.bench_output import Markdown
 from ggrun.cli.bench_tests import Case, ModelFacts, Result, Setup, all_tests
+from ggrun.cli.bench_used import Used
 from ggrun.cli.bench_values import Files, Names, Numbers, Pairs
 from ggrun.devices.best import TopK
 from ggrun.engine import engine
@@ -137,9 +138,12 @@ def test_all_combinations_in_llama_benchs_order() -> None:
     assert [(str(s.model), s.n_threads) for s, _ in tests[::6]] == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
 
 
-def result(case: Case, samples: list[int], threads: float = 1.0) -> Result:
-    facts = ModelFacts("tiny", 10, 10, weight_bytes=1000, cell_bytes=10, bandwidth=1e6)
-    return Result(Setup(Path("m"), 8, 4, "f16", "f16", 2), facts, case, "", samples, threads)
+CPU = Used("CPU", "cpu", 1e6)
+
+
+def result(case: Case, samples: list[int], threads: float | None = 1.0, used: Used = CPU) -> Result:
+    facts = ModelFacts("tiny", 10, 10, weight_bytes=1000, cell_bytes=10)
+    return Result(Setup(Path("m"), 8, 4, "f16", "f16", 2), facts, used, case, "", samples, threads)
 
 
 def test_what_is_computed_from_times() -> None:
@@ -157,12 +161,33 @@ def test_what_is_computed_from_times() -> None:
     assert of_prompt["token_bytes"] is of_prompt["memory_share"] is None
 
 
-@pytest.mark.parametrize(("threads", "shown"), [(2.0, "2"), (1.98, "2"), (1.4, "1.4/2"), (1.0, "1.0/2")])
-def test_threads_that_sat_out_are_shown(threads: float, shown: str) -> None:
+@pytest.mark.parametrize(
+    ("threads", "shown"), [(2.0, "2"), (1.98, "2"), (1.4, "1.4/2"), (1.0, "1.0/2"), (None, "")]
+)
+def test_threads_that_sat_out_are_shown(threads: float | None, shown: str) -> None:
     stream = io.StringIO()
     Markdown(stream, []).add(result(Case(0, 4, 0), [10**9], threads))
     assert [cell.strip() for cell in stream.getvalue().splitlines()[-1].split("|")][5] == shown
     assert result(Case(0, 4, 0), [10**9], threads).fields()["mean_threads"] == threads
+
+
+@pytest.mark.parametrize(
+    ("used", "cells", "line"),
+    [
+        (CPU, ["CPU", "0.00", "0"], "memory bandwidth: 0.00 GB/s (threads: 2)\n"),
+        (Used("CUDA", "cuda:0", 8e3), ["CUDA", "0.00", "51"], "memory bandwidth: 0.00 GB/s (cuda:0)\n"),
+        (Used("CUDA", "cuda:0"), ["CUDA", "0.00", ""], ""),
+        (Used("CUDA,CPU"), ["CUDA,CPU", "0.00", ""], ""),
+    ],
+)
+def test_what_is_used_is_shown(used: Used, cells: list[str], line: str) -> None:
+    stream = io.StringIO()
+    table = Markdown(stream, [])
+    table.add(result(Case(0, 4, 0), [10**9], used=used))
+    row = [cell.strip() for cell in stream.getvalue().splitlines()[-1].split("|")]
+    assert [row[4], *row[8:10]] == cells
+    table.end()
+    assert stream.getvalue().partition("build: ")[2].partition("\n")[2] == line
 
 
 def test_names_of_models(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tests.cli.test_run import ggrun
 from tests.cuda.fake_cupy import CUDARuntimeError, FakeCupy
 from tests.cuda.fake_nccl import FakeNccl
 from tests.cuda.limits import limit_checks
+from tests.kept import nothing_kept
 from tools.cuda_emulator.build import compiler
 
 Run = Callable[..., tuple[int, Any]]
@@ -40,7 +41,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeCupy]:
 @pytest.fixture
 def doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs ggrun doctor in this process: its exit status, and its page or JSON."""
-    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path / "cache"))
+    nothing_kept(monkeypatch, tmp_path / "cache")
     cpu = cpu_info("cpu", 1 << 30, 1 << 29, Speeds(4e10, 5e11))
     monkeypatch.setattr(checkup, "local_cpu", lambda measure: cpu)
 

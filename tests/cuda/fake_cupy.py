@@ -291,7 +291,7 @@ class FakeCupy:
             raise CUDARuntimeError(101, "cudaErrorInvalidDevice: the GPU is lost\nor whatever")
         return {
             "name": b"Fake", "major": self._major, "minor": 0, "multiProcessorCount": 4,
-            "uuid": bytes([index] * 16), "totalGlobalMem": self._memory,
+            "uuid": bytes([index] * 16), "totalGlobalMem": self._memory, "l2CacheSize": 1 << 12,
         }  # fmt: skip
 
     def deviceGetPCIBusId(self, index: int) -> str:  # noqa: N802

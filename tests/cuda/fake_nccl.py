@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ggrun.devices.cuda import nccl, reductions
+from ggrun.devices.cuda import nccl
 from ggrun.devices.cuda.found import Cards
 from tests.cuda.fake_cupy import FakeCupy
+from tests.kept import nothing_kept
 
 ADD, FLOAT32 = 0, 7
 
@@ -157,8 +158,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeN
     fake = FakeNccl(cupy)
     monkeypatch.setitem(sys.modules, "cupy", cupy)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", fake)  # type: ignore[arg-type]
-    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(reductions._KEPT, "_found", {})
+    nothing_kept(monkeypatch, tmp_path / "cache")
     monkeypatch.setattr(nccl, "_connected_directly", False)  # as in a process that begins
     monkeypatch.setenv("NCCL_P2P_DISABLE", "0")
     Cards.found.cache_clear()

@@ -284,6 +284,8 @@ def test_the_same_twice(card: Card, tokens: int) -> None:
 @pytest.mark.parametrize("kind", ["bf16", "f32"])
 @pytest.mark.parametrize("card", ["750-forward"], indirect=True)
 def test_what_turing_has_no_room_for_is_cut_off(card: Card, kind: str) -> None:
+    if card.arch != 750:
+        pytest.skip("it has more room")
     case = Case(shape(kind=kind), [40], [1])
     case.values[0][:, 3, 5] = 1e6
     got = case.run(card, plan(card, case))

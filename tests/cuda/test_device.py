@@ -9,7 +9,9 @@ from gguf import GGMLQuantizationType
 from ggrun import GgrunError, Interrupted
 from ggrun.devices import open_devices
 from ggrun.devices.base import Inputs, Limits, Rows
+from ggrun.devices.cuda import device as module
 from ggrun.devices.cuda.device import Cuda
+from ggrun.devices.cuda.driver import OutOfMemory
 from ggrun.devices.cuda.gemm import PIECE, GemmFrom
 from ggrun.devices.cuda.program import FEW
 from ggrun.gguf import GGUF, Outline
@@ -21,6 +23,7 @@ from tests.engine.test_peer import distance
 from tests.engine.test_plans import MODELS
 from tests.plans import Plans
 from tests.tiny import Tiny
+from tools.cuda_emulator.driver import COPY
 
 BY_CUBLAS = GemmFrom(9, 9, 9)
 TOKENS = [i * 7 % 36 for i in range(30)]
@@ -145,10 +148,21 @@ def test_memory_that_is_short(tmp_path: Path) -> None:
     assert told == {"weights", "KV cache", "working memory"}
 
 
-def test_bandwidth_is_that_of_a_copy() -> None:
+@pytest.mark.skipif("config.getoption('device') == 'cuda'")
+def test_bandwidth_is_that_of_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted on the emulator's clock; the memory is given back."""
+    monkeypatch.setattr(module, "_DRAWN", 3000)
     (device,) = cards(1, limit=1 << 22).values()
-    assert 1e6 < device.bandwidth() < 1e13
+    assert isinstance(device, Cuda)
+    assert device.bandwidth() == pytest.approx(2 * ((1 << 22) // 3) / COPY)
+    assert device.copy_rates(10_000, 3) == pytest.approx([2 * 10_000 / COPY] * 3)
     assert device.available() == 1 << 22
+
+
+def test_what_a_cache_would_hold_is_no_memory() -> None:
+    (device,) = cards(1, limit=1 << 14).values()
+    with pytest.raises(OutOfMemory, match="cuda:0: 0 MiB are free, too little to measure its memory with"):
+        device.bandwidth()
 
 
 def test_sums_of_many_places() -> None:

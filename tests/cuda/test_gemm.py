@@ -17,6 +17,7 @@ from ggrun.gguf import Tensor
 from tests.cuda.conftest import Card
 from tests.cuda.test_matmul import ONE_CARD
 from tests.cuda.weights import FORMATS, exact, random_rows
+from tools.cuda_emulator.driver import EmulatedDriver
 from tools.cuda_emulator.kernels import KernelError
 
 ALWAYS, NEVER = GemmFrom(9, 9, 9), GemmFrom()
@@ -159,7 +160,8 @@ ROWS: dict[str, Callable[[np.ndarray], Any]] = {
 @pytest.mark.parametrize("k", [4, 7, 1300])
 def test_rows_to_halves(card: Card, k: int) -> None:
     plain = np.random.default_rng(k).standard_normal(k).astype(np.float32)
-    x = np.stack([np.float32(change(plain)) for change in ROWS.values()])
+    kinds = {name: change for name, change in ROWS.items() if name != "denormal" or not card.flushes}
+    x = np.stack([np.float32(change(plain)) for change in kinds.values()])
     halves, scales = to_halves(card, x)
     back = halves.astype(np.float64) * scales[:, None]
     # 11 bits of each value, and more of a row's largest than float16 has exponents for.
@@ -194,6 +196,8 @@ def to_halves(card: Card, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @ONE_CARD
 def test_the_emulator_wants_what_a_card_does(card: Card) -> None:
     """No product in a graph; none of memory that is not there."""
+    if not isinstance(card.driver, EmulatedDriver):
+        pytest.skip("it is a card")
     x, w = card.zeros((9, 16), np.float16), card.zeros((5, 16), np.float16)
     y = card.empty((9, 5), np.float32)
     good = Gemm(x.address, w.address, y.address, 9, 5, 16, 16, 5, 1.0)

@@ -19,6 +19,7 @@ from ggrun.plan.hardware import Link, Speeds, card_info
 from tests.cuda.fake_cupy import FakeCupy
 from tests.cuda.limits import limit_checks
 from tests.engine.test_peer import distance
+from tests.kept import another_process, nothing_kept
 from tests.tiny import Tiny
 
 PAIR = Pair((Way(2e10, 1e-5), Way(3e10, 1e-5)), (Way(1e10, 3e-5), Way(1.5e10, 3e-5)))
@@ -29,8 +30,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeCupy]:
     """A machine with three cards, of which nothing is known."""
     fake = FakeCupy(cards=3)
     monkeypatch.setitem(sys.modules, "cupy", fake)  # type: ignore[arg-type]
-    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path))
-    monkeypatch.setattr(links._KEPT, "_found", {})
+    nothing_kept(monkeypatch, tmp_path)
     limit_checks(monkeypatch, 60.0)
     Cards.found.cache_clear()
     yield fake
@@ -54,11 +54,6 @@ def answer(patch: pytest.MonkeyPatch, **reasons: str) -> list[Check]:
 
     patch.setattr(selftest, "run", run)
     return made
-
-
-def another_process() -> None:
-    """What comes from now on is as in a process that begins."""
-    links._KEPT._found.clear()
 
 
 def test_cards_are_tested_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,8 @@ from ggrun.devices import local
 from ggrun.devices.all_reduce import open_all_reduce
 from ggrun.devices.base import Device, Limits
 from ggrun.devices.cpu import Cpu
-from ggrun.devices.cuda import links, reductions, selftest, watch
 from ggrun.devices.cuda import nccl as module
+from ggrun.devices.cuda import reductions, selftest, watch
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.links import Numbers
@@ -30,6 +30,7 @@ from ggrun.plan.hardware import Speeds
 from tests.cuda.fake_nccl import FakeNccl, installed
 from tests.cuda.models import cards, engine, logits
 from tests.engine.test_peer import distance
+from tests.kept import another_process
 from tests.plans import Plans
 from tests.tiny import Tiny
 from tools.cuda_emulator.driver import EmulatedDriver
@@ -137,7 +138,6 @@ def test_a_model_says_how(
 ) -> None:
     """--p2p, and what was found of the cards, hold for NCCL and for its test; each is kept by itself."""
     monkeypatch.setattr(local, "_card_speeds", lambda *_: Speeds(1e9, 1e10, 1e10, 1e9))
-    monkeypatch.setattr(links._KEPT, "_found", {})
     made: list[Check] = []
     speeds, sums = [{"bandwidth": 1e9, "latency": 1e-5}] * 2, {"sums by copies": 1.0, "sums by NCCL": 0.5}
 
@@ -330,7 +330,7 @@ def test_the_faster_way_for_the_size(
     made = outcomes(monkeypatch, copy, by_nccl)
     assert ways(nccl, [1, 3, 4, 20]) == expected
     assert made == [Check(name, (0, 1), (((0, 1),),)) for name in ("sums by copies", "sums by NCCL")]
-    reductions._KEPT._found.clear()  # as in a process that begins
+    another_process()
     assert ways(nccl, [1, 3, 4, 20]) == expected
     assert len(made) == 2  # it was kept
     nccl._version += 1
@@ -354,7 +354,7 @@ def test_why_it_is_not_used(
         "ggrun: testing how cuda:0, cuda:1 sum what they have: once, some seconds, 52 at the most\n"
         "ggrun: cuda:0, cuda:1: sums go by copies, without NCCL (no end after 5 s)\n"
     )
-    reductions._KEPT._found.clear()
+    another_process()
     outcomes(monkeypatch, [[256, 2.0]], [[256, 1.0]])
     assert ways(nccl, [1]) == [False]
     reductions.reductions_of([0, 1], [(0, 1)], anew=True)
@@ -369,11 +369,11 @@ def test_cards_that_cannot_sum(nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch) 
         "cards 0, 1 cannot share rows: sums by copies: sums of 7 rows are wrong; "
         "by NCCL: it died of SIGSEGV: use -sm layer; ggrun doctor tests them again"
     )
-    reductions._KEPT._found.clear()
+    another_process()
     outcomes(monkeypatch, "no room", "no room", settled=False)
     reductions.reductions_of([0, 1], [(0, 1)], anew=True)
     assert ways(nccl, [1]) == [False]
-    reductions._KEPT._found.clear()
+    another_process()
     made = outcomes(monkeypatch, "no room", "no room", settled=False)
     ways(nccl, [1])
     assert len(made) == 2  # what could not be tested is not kept

@@ -126,6 +126,8 @@ few = st.sampled_from([-np.inf, -1e30, -2.0, -0.0, 0.0, 1e-40, 1.0, 1e30, np.inf
 @given(row=st.lists(few, min_size=1, max_size=40), repeat=st.integers(1, 60), k=st.integers(1, 20))
 def test_any_order_of_equals(card: Any, row: list[float], repeat: int, k: int) -> None:
     logits = np.tile(np.array(row, np.float32), repeat)[None]
+    if card.flushes:
+        logits[np.abs(logits) < np.finfo(np.float32).tiny] = 0.0
     ids, values = top_k(card, logits, k)
     found = min(k, logits.size)
     np.testing.assert_array_equal(ids[:, :found], best_ids(logits, k))

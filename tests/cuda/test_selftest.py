@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ggrun import GgrunError
@@ -24,11 +25,16 @@ STAGED, DIRECT = Check("copies through the host", (0, 1)), Check("direct copies"
 
 @pytest.fixture(autouse=True)
 def no_children_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """And all the time in the world, but where something hangs."""
+    """And all the time in the world, but where something hangs. What other tests left is their own."""
     limit_checks(monkeypatch, 60.0)
+    before = children()
     yield
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert children() <= before
+
+
+def children() -> set[psutil.Process]:
+    """Of this process; what has ended counts until somebody has waited for it."""
+    return set(psutil.Process().children())
 
 
 def outcomes(opener: str, *checks: Check) -> list[Outcome]:

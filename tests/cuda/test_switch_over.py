@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ggrun import GgrunError
-from ggrun.devices import local, open_devices, speeds
+from ggrun.devices import local, open_devices
 from ggrun.devices.base import Device
 from ggrun.devices.cuda import switch_over
 from ggrun.devices.cuda.device import Cuda
@@ -16,6 +16,7 @@ from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.cuda.switch_over import measured_gemm
 from ggrun.plan.hardware import Speeds
 from tests.cuda.fake_cupy import FakeCupy
+from tests.kept import another_process, nothing_kept
 from tools.cuda_emulator.driver import EmulatedDriver
 
 FOUND = GemmFrom(512, 0, 64)
@@ -73,15 +74,8 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
     monkeypatch.setattr(local, "measured_gemm", gemm)
     monkeypatch.setattr(local, "measured_card", card)
-    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path))
-    another_process(monkeypatch)
+    nothing_kept(monkeypatch, tmp_path)
     return done
-
-
-def another_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It knows what is in files."""
-    for module in (switch_over, speeds):
-        monkeypatch.setattr(module._KEPT, "_found", {})
 
 
 @pytest.fixture
@@ -146,10 +140,10 @@ def test_what_was_kept_may_be_damaged(
 ) -> None:
     local.local_card(0)
     (file,) = (tmp_path / "hardware").glob("gemm-*.json")
-    another_process(monkeypatch)
+    another_process()
     assert opened() == FOUND
     file.write_text(text)
-    another_process(monkeypatch)
+    another_process()
     assert opened() == GemmFrom()
     local.local_card(0)
     assert measured.count("gemm") == 2

@@ -15,6 +15,7 @@ from ggrun.plan.hardware import DeviceInfo, parse_devices
 from ggrun.plan.mixes import outline
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.report import DoesNotFit
+from tests.kept import another_process, nothing_kept
 
 SPEEDS = '{"bandwidth": %s, "operations": 0.0, "float_operations": 0.0, "link": 0.0, "unpacked": 0.0}'
 
@@ -28,16 +29,10 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         runs.append(self.pool.threads)
         return 1e9 * len(runs)
 
-    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path))
+    nothing_kept(monkeypatch, tmp_path)
     monkeypatch.setattr(Cpu, "bandwidth", bandwidth)
     monkeypatch.setattr(speeds, "_PAUSE", 0)
-    monkeypatch.setattr(speeds._KEPT, "_found", {})
     return runs
-
-
-def another_process() -> None:
-    """What comes from now on is as in a process that begins."""
-    speeds._KEPT._found.clear()
 
 
 def test_measured_once_and_kept(measured: list[int]) -> None:
@@ -133,7 +128,7 @@ def test_what_the_cpu_leaves_to_cards_is_not_guessed(tmp_path: Path, monkeypatch
         measured.append(threads)
         return speeds.Speeds(4e9, 1e11)
 
-    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path))
+    nothing_kept(monkeypatch, tmp_path)
     monkeypatch.setattr(local, "measured_cpu", measure)
     facts = ModelFacts.from_outline(outline("llama-3-8b", "Q4_K_M"))
     (card,) = parse_devices("rtx3090")

@@ -27,6 +27,7 @@ from ggrun.plan.planned import Planned
 from ggrun.plan.planner import make_plan
 from ggrun.plan.report import DoesNotFit, require_fit
 from ggrun.plan.usage import Sizes
+from tests.kept import another_process, nothing_kept
 from tests.tiny import Tiny
 
 AUTO = PlanOptions(split_mode="auto", tensor_split=(1, 1), n_ctx=64)
@@ -35,14 +36,8 @@ TWO = "cpu:0:1GB,cpu:1:1GB"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path))
-    monkeypatch.setattr(split_trial._KEPT, "_found", {})
+    nothing_kept(monkeypatch, tmp_path)
     return tmp_path / "hardware"
-
-
-def another_process() -> None:
-    """What comes from now on is as in a process that begins."""
-    split_trial._KEPT._found.clear()
 
 
 @pytest.fixture

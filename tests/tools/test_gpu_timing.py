@@ -59,9 +59,6 @@ class TimedCupy(fake_cupy.FakeCupy):
         assert end.timed
         return 1e3 * (end.at - begin.at)
 
-    def getDeviceProperties(self, index: int) -> dict[str, Any]:  # noqa: N802
-        return {**super().getDeviceProperties(index), "l2CacheSize": 1 << 12}
-
 
 @pytest.fixture(autouse=True)
 def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[TimedCupy]:
@@ -74,7 +71,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[TimedCupy]:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"_COPIED": 1 << 16, "_PIECE": 3 << 13, "_MATRIX": 32, "_TILE": 256}.items():
+    for name, value in {"_COPIED": 1 << 16, "_MATRIX": 32, "_TILE": 256}.items():
         monkeypatch.setattr(gpu_ceilings, name, value)
 
 

@@ -69,6 +69,7 @@ class EmulatedDriver:
 
     multiprocessors = 4
     """Few, so that small grids are seen from both sides: more blocks than fit at once, and fewer."""
+    l2_bytes = 1 << 12
 
     def __init__(
         self,

@@ -60,7 +60,7 @@ class CupyDriver:
         self.index, self._called = index, name or f"cuda:{index}"
         card = Cards.found().card(index)
         self._cupy, self.name, self.identity = Cards.found().cupy, card.name, card.identity
-        self.arch, self.multiprocessors = card.arch, card.multiprocessors
+        self.arch, self.multiprocessors, self.l2_bytes = card.arch, card.multiprocessors, card.l2_bytes
         self._modules: dict[tuple[Any, ...], Any] = {}
         self._kernels: dict[tuple[Any, ...], _Kernel] = {}
         self._dependent = DependentLaunch.of(self._cupy, card.arch)

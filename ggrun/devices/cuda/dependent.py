@@ -1,8 +1,8 @@
-"""Programmatic dependent launch: kernels that may begin while the one before them still runs, from Hopper on.
+"""Programmatic dependent launch: kernels that begin while the one before them still runs, from Hopper on.
 
-What a kernel does at its beginning, and how long it takes to be launched, is hidden behind the one before; all of
-kernels/cuda waits for that one by itself (common.cuh). CuPy has no way to ask for it, so this calls the driver's
-library: cuLaunchKernelEx, by the CUDA Driver API's "Execution Control".
+What a kernel does at its beginning, and how long it takes to be launched, is hidden behind the one before.
+All of kernels/cuda waits for that one by itself (ptx.cuh). CuPy has no way to ask for it, so this calls the
+driver's library: cuLaunchKernelEx, see "Execution Control" in the CUDA Driver API.
 """
 
 import ctypes as c

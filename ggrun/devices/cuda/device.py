@@ -1,7 +1,7 @@
 """A CUDA device: memory with a limit, uploads, copies and sums on its stream."""
 
-import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,14 @@ from ggrun.devices.cuda.memory import CudaMemory, CudaPlace, CudaWeight, block
 from ggrun.devices.cuda.recorder import CudaRecorder
 from ggrun.devices.cuda.relay import Relay
 from ggrun.devices.cuda.slot import CudaSlot
-from ggrun.devices.streams import Stream
+from ggrun.devices.streams import Mark, Stream
 from ggrun.devices.wire import DTYPES
 from ggrun.errors import Interrupted
 from ggrun.gguf import Tensor
 
 _PROBED, _PASSES = 1 << 30, 7  # bytes that the bandwidth is measured on, and how often
+_L2S = 2  # and at least so many second-level caches
+_DRAWN = 16 << 20  # bytes of what is copied then: zeros may be faster than what is random
 
 
 class Cuda:
@@ -59,19 +61,35 @@ class Cuda:
         return free if self._budget.free is None else min(free, self._budget.free)
 
     def bandwidth(self) -> float:
-        """Bytes a second, read and written, of a copy within the card: the best of several."""
-        half = min(_PROBED, self.available() // 4)
-        source, target = self._take(half, "a measurement"), self._take(half, "a measurement")
+        """Bytes a second, read and written, of a copy within the card: the best of several.
 
-        def seconds() -> float:
-            start = time.perf_counter()
-            self.driver.copy(target.address, source.address, half)
-            self.stream.synchronize()
-            return time.perf_counter() - start
+        OutOfMemory where so little is free that the second-level cache would hold much of it.
+        """
+        free = self.available()
+        if (nbytes := min(_PROBED, free // 3)) < _L2S * self.driver.l2_bytes:
+            raise OutOfMemory(
+                f"{self.name}: {free >> 20} MiB are free, too little to measure its memory with: "
+                "who else has taken memory of it?"
+            )
+        return max(self.copy_rates(nbytes, _PASSES))
 
-        self.driver.fill(source.address, 0, half)
-        seconds()
-        return 2 * half / min(seconds() for _ in range(_PASSES))
+    def copy_rates(self, nbytes: int, times: int) -> list[float]:
+        """Bytes a second, read and written, of each of several copies of so many bytes within the card."""
+        source, target = (self._take(nbytes, "a measurement") for _ in range(2))
+        done = min(nbytes, _DRAWN)
+        self.driver.write(source.address, np.random.default_rng(1).integers(0, 256, done, np.uint8))
+        while done < nbytes:
+            more = min(done, nbytes - done)
+            self.driver.copy(source.address + done, source.address, more)
+            done += more
+
+        def copied() -> Mark:
+            self.driver.copy(target.address, source.address, nbytes)
+            return self.stream.mark()
+
+        marks = [copied() for _ in range(times + 1)]  # the first one is to warm up
+        self.stream.synchronize()
+        return [2 * nbytes / end.since(begin) for begin, end in pairwise(marks)]
 
     def recorder(self, limits: Limits) -> CudaRecorder:
         """A new recorder."""

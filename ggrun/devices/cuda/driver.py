@@ -65,6 +65,8 @@ class Driver(Protocol):
     arch: int
     """The compute capability times ten: 75, 80, 90."""
     multiprocessors: int
+    l2_bytes: int
+    """The second-level cache."""
     identity: str
     """Which card it is, the same for all drivers of one."""
 

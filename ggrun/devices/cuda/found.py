@@ -31,6 +31,7 @@ class Card:
     name: str
     arch: int
     multiprocessors: int
+    l2_bytes: int  # the second-level cache
     identity: str  # which card it is, and in which slot
 
 
@@ -67,7 +68,7 @@ class Cards:
                 f"ggrun needs {OLDEST / 10} (RTX 20, T4) or newer"
             )
         identity = f"{name} {properties.get('uuid', b'').hex()} {properties['slot']}"
-        return Card(name, arch, properties["multiProcessorCount"], identity)
+        return Card(name, arch, properties["multiProcessorCount"], properties["l2CacheSize"], identity)
 
     def properties(self, index: int) -> dict[str, Any]:
         """What CUDA says of a card, and its `slot`; GgrunError where it does not answer."""

@@ -86,8 +86,10 @@ def _rows(width: int) -> int:
 
 def _teams(teams: int, k: int, times: int, multiprocessors: int) -> Shape:
     """So many teams of warps, `times` over; see matvec.cu."""
-    split = 1
-    while split < _MOST_SPLIT and split * _STRETCH < k and teams * times * split < multiprocessors * _BUSY:
-        split *= 2
+    stretches = max(1, -(-k // _STRETCH))
+    most = min(_MOST_SPLIT, stretches)
+    enough = next((s for s in range(1, most) if teams * times * s >= multiprocessors * _BUSY), most)
+    # Warps that share a row should have equally much of it: the others wait for the one with the most.
+    split = min(range(enough, most + 1), key=lambda warps: -(-stretches // warps) * warps)
     together = max(1, _TEAM_WARPS // split)
     return Shape((-(-teams // together), max(1, times)), (WARP, split, together))

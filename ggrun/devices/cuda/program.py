@@ -68,7 +68,7 @@ class CudaProgram:
     """Steps, and all memory that they point to. See base.Program.
 
     counts    what the program runs over, when it runs
-    begin     enqueued before the launches: ends a program that was interrupted
+    begin     called before anything is enqueued: ends what was interrupted. What a card has got it finishes
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class CudaProgram:
 
     def run(self) -> None:
         """Enqueue all launches."""
+        self._begin()
         counts = self._counts()
-        self._driver.stream.enqueue(self._begin)
         if counts.tokens > FEW:
             enqueue(self._driver, self.launches(counts))
         elif counts not in self._launches:

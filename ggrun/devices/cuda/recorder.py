@@ -17,8 +17,8 @@ from ggrun.devices.cuda.attention import Shape, bucket, counter_bytes
 from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.cuda.flash import Attend, Attention
 from ggrun.devices.cuda.gemm import ByGemm, GemmFrom, ToHalves
-from ggrun.devices.cuda.merged import merged
 from ggrun.devices.cuda.memory import CudaBuffer, CudaMemory, CudaPlace, CudaWeight, Pool, address_of
+from ggrun.devices.cuda.merged import merged
 from ggrun.devices.cuda.norm import Norm
 from ggrun.devices.cuda.products import (
     Experts,

@@ -51,5 +51,7 @@ EMU_LDMATRIX(ldmatrix_x4_trans, 4, true)
 #undef EMU_LDMATRIX
 
 inline void prefetch_l2(const void*) {}
+inline void griddepcontrol_wait() {}  // kernels come one after the other here
+inline void griddepcontrol_launch_dependents() {}
 
 }  // namespace ptx
