@@ -11,7 +11,7 @@ _ROOM = 7  # rows that every buffer has more, because products take several colu
 _CARD_SCRATCH = 32 << 20  # parts of sums, for as many blocks as the largest cards run at once
 TOP_K, SLICE = 128, 2048
 """The most logits that a card finds the best of, and how many it looks at in one block (a test says so)."""
-_CARD_WEIGHTS = 32 << 20  # dequantized, a piece at a time, for products by cuBLAS
+_CARD_WEIGHTS = 128 << 20  # dequantized, a piece at a time, for products by cuBLAS
 _SLACK = 16 << 10  # what all buffers of a stage lose to alignment, and tables of addresses
 
 
@@ -100,7 +100,8 @@ def working(facts: ModelFacts, member: Member, sizes: Sizes, peers: int) -> int:
         total += rows * 4 * (c.experts + 3 * c.experts_used + c.width)
         total += pairs * (4 + (c.width + ff) * 4 * 2 + _column(c.width) + _column(ff))
     if _on_card(member):
-        total += _CARD_SCRATCH + _CARD_WEIGHTS
+        # No matrix is larger than the output's, or the feed-forward's.
+        total += _CARD_SCRATCH + min(_CARD_WEIGHTS, 2 * c.width * max(c.vocab, ff))
     return total + 32 * rows + 4 * sizes.sequences * sizes.pages + _SLACK
 
 

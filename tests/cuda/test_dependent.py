@@ -1,4 +1,4 @@
-"""Kernels in graphs, launched before those in front of them have ended: what the driver's library is given."""
+"""Kernels in graphs, launched before those in front of them have ended: what the driver library is given."""
 
 import ctypes as c
 import sys

@@ -1,13 +1,14 @@
 """Products with many rows by cuBLAS, which numpy stands in for on the emulator, against float64."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from ggrun.devices.base import Inputs, Limits
-from ggrun.devices.cuda import gemm, grids
+from ggrun.devices.cuda import grids
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.driver import Gemm
 from ggrun.devices.cuda.gemm import GemmFrom, halves_bytes
@@ -96,10 +97,9 @@ def test_odd_widths(card: Card, k: int) -> None:
 
 @ONE_CARD
 @pytest.mark.parametrize("piece", [1 << 20, 256 * 2 * 128, 256 * 2 * 100, 100])
-def test_pieces_of_the_weights(card: Card, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gemm, "PIECE", piece)
+def test_pieces_of_the_weights(card: Card, piece: int) -> None:
     case = Product("Q6_K", 300, 256, 12)
-    assert error(case.run(card, ALWAYS), case.right) <= 4e-4
+    assert error(case.run(card, replace(ALWAYS, piece=piece)), case.right) <= 4e-4
 
 
 @ONE_CARD

@@ -12,7 +12,7 @@ from ggrun.devices.base import Device
 from ggrun.devices.cuda import switch_over
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import Cards
-from ggrun.devices.cuda.gemm import GemmFrom
+from ggrun.devices.cuda.gemm import PIECES, GemmFrom
 from ggrun.devices.cuda.switch_over import measured_gemm
 from ggrun.plan.hardware import Speeds
 from tests.cuda.fake_cupy import FakeCupy
@@ -37,6 +37,7 @@ def test_the_fewest_rows_from_which_on_it_is_always_faster(
 ) -> None:
     rows = (16, 24, 32, 64)
     monkeypatch.setattr(switch_over, "_ROWS", rows)
+    monkeypatch.setattr(switch_over, "_PROMPT", 24)
     monkeypatch.setattr(switch_over, "_MATRIX", 256)
     device = Cuda(EmulatedDriver(), "card")
     launched: list[str] = []
@@ -56,7 +57,24 @@ def test_the_fewest_rows_from_which_on_it_is_always_faster(
     rows_now: list[int] = []
     monkeypatch.setattr(switch_over, "least_seconds", seconds)
     assert measured_gemm(device) == GemmFrom(found, found, found)
-    assert len(rows_now) == 3 * (len(rows) - rows.index(found or 64) + (found not in (0, 16)))
+    assert len(rows_now) == 2 + 3 * (len(rows) - rows.index(found or 64) + (found not in (0, 16)))
+
+
+@pytest.mark.parametrize("faster", PIECES)
+def test_the_piece_that_a_prompt_is_fastest_with(faster: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[int, int]]()
+
+    class Product:
+        def __init__(self, device: Cuda, kind: str) -> None: ...
+
+        def seconds(self, n: int, by: GemmFrom) -> float:
+            asked.append((n, by.piece))
+            return 1.0 if by.piece == faster and by.least else 2.0
+
+    monkeypatch.setattr(switch_over, "_Product", Product)
+    found = measured_gemm(Cuda(EmulatedDriver(), "card"))
+    assert found.piece == faster
+    assert {(512, piece) for piece in PIECES} <= set(asked)
 
 
 @pytest.fixture

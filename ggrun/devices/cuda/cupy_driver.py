@@ -5,8 +5,8 @@ as it does not look into what a source includes.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, NoReturn
 from weakref import finalize
@@ -44,6 +44,31 @@ class _Kernel:
         self.name, self.function = name, function
 
 
+class _On:
+    """A card and its stream are the current ones. A class, as each token enters several."""
+
+    __slots__ = ("_device", "_driver", "_stream", "_what")
+
+    def __init__(self, driver: "CupyDriver", what: str) -> None:
+        self._driver, self._what = driver, what
+        self._device, self._stream = driver.device(), getattr(driver, "stream", None)
+
+    def __enter__(self) -> None:
+        try:
+            self._device.__enter__()
+        except self._driver.errors as error:
+            self._driver.refuse(self._what, error)
+        if self._stream:
+            self._stream.raw.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if self._stream:
+            self._stream.raw.__exit__(kind, error, trace)
+        self._device.__exit__(kind, error, trace)
+        if isinstance(error, self._driver.errors):
+            self._driver.refuse(self._what, error)
+
+
 class _Graph:
     def __init__(self, driver: "CupyDriver", graph: Any) -> None:
         self._driver, self._graph = driver, graph
@@ -67,17 +92,9 @@ class CupyDriver:
         self._capturing = False
         self.stream, self._writes = self._new_stream(), self._new_stream()
 
-    @contextmanager
-    def on(self, what: str) -> Iterator[None]:
+    def on(self, what: str) -> "_On":
         """Work on this card and stream; errors of CUDA become GgrunErrors that say for what."""
-        try:
-            with ExitStack() as stack:
-                stack.enter_context(self._cupy.cuda.Device(self.index))
-                if hasattr(self, "stream"):
-                    stack.enter_context(self.stream.raw)
-                yield
-        except self._errors as error:
-            self._refuse(what, error)
+        return _On(self, what)
 
     @cached_property
     def transfers(self) -> CudaStream:
@@ -268,15 +285,21 @@ class CupyDriver:
     def _runtime(self) -> Any:
         return self._cupy.cuda.runtime
 
+    def device(self) -> Any:
+        """CuPy's, to be entered."""
+        return self._cupy.cuda.Device(self.index)
+
     @property
-    def _errors(self) -> tuple[type[Exception], ...]:
+    def errors(self) -> tuple[type[Exception], ...]:
+        """What CuPy raises."""
         cuda, cublas = self._cupy.cuda, self.__dict__.get("_cublas")
         return (
             *cuda_errors(self._cupy), cuda.compiler.CompileException, cuda.memory.OutOfMemoryError,
             *([cublas.error] if cublas else []),
         )  # fmt: skip
 
-    def _refuse(self, what: str, error: Exception) -> NoReturn:
+    def refuse(self, what: str, error: Exception) -> NoReturn:
+        """Raise one of CuPy's errors as a GgrunError that says for what."""
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         short = isinstance(error, self._cupy.cuda.memory.OutOfMemoryError)
         line = f"{self._called} ({self.name}): {what}: {text}"

@@ -7,7 +7,7 @@ only the card knows how many rows each has.
 """
 
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,8 +19,9 @@ from ggrun.devices.cuda.program import Counts, Launch, Work
 from ggrun.devices.cuda.tiles import TWO_SCALES
 from ggrun.kernels.code_books import format_defines
 
-PIECE = 32 << 20
-"""Bytes that weights are dequantized to at once: cuBLAS finds most of it in the second-level cache."""
+PIECES = (32 << 20, 128 << 20)
+"""Bytes that weights are dequantized to at once: of few, cuBLAS finds most in a large second-level cache; of
+many, each multiprocessor of a large card finds something to do. The card decides, see switch_over.py."""
 _WHOLE = 128
 """Rows of weights that a piece has a multiple of, as the tiles of cuBLAS have."""
 _EIGHTS = 8  # halves: 16 bytes
@@ -33,11 +34,13 @@ class GemmFrom:
     quantized    weights whose tiles are large where there is enough to do
     two_scales   those that have small tiles only: see tiles.py
     floats       F16 and BF16
+    piece        bytes that weights are dequantized to at once, one of PIECES
     """
 
     quantized: int = 0
     two_scales: int = 0
     floats: int = 0
+    piece: int = PIECES[0]
 
     def of(self, name: str) -> int:
         """For weights of a format."""
@@ -47,13 +50,13 @@ class GemmFrom:
 
     @property
     def least(self) -> int:
-        """The smallest of them; 0 where all are never."""
-        return min(filter(None, astuple(self)), default=0)
+        """The fewest rows that a product of any weights is cuBLAS's from on; 0 where none ever is."""
+        return min(filter(None, (self.quantized, self.two_scales, self.floats)), default=0)
 
 
-def scratch_bytes(w: CudaWeight) -> int:
+def scratch_bytes(w: CudaWeight, piece: int) -> int:
     """What dequantized weights need: F16 is what is multiplied."""
-    return 0 if w.format == "F16" else max(PIECE, 2 * w.columns)
+    return 0 if w.format == "F16" else max(min(piece, 2 * w.rows * w.columns), 2 * w.columns)
 
 
 def halves_bytes(k: int) -> int:
@@ -86,19 +89,20 @@ class ByGemm:
     """How a Linear multiplies `least` rows or more.
 
     halves    where the rows are as float16
-    scratch   where weights are dequantized to; 0: they need not be
+    scratch   where weights are dequantized to, `piece` bytes at once; 0: they need not be
     """
 
     least: int
     halves: int
     scratch: int
+    piece: int
 
     def works(
         self, driver: Driver, w: CudaWeight, y: int, n: int, scale: float, bias: int, residual: int
     ) -> list[Work]:
         """y[n, rows] = x . w^T * scale + bias, or its sum with `residual`, written there."""
         works: list[Work] = []
-        for part, first in pieces(w):
+        for part, first in pieces(w, self.piece):
             if self.scratch:
                 works.append(self._dequantize(driver, part))
             sizes = n, part.rows, w.columns, halves_bytes(w.columns) // 2, w.rows
@@ -113,10 +117,10 @@ class ByGemm:
         return Launch(kernel, *matvec.dequantize_shape(count), (w.address, self.scratch, np.int64(count)))
 
 
-def pieces(w: CudaWeight) -> Iterator[tuple[CudaWeight, int]]:
+def pieces(w: CudaWeight, piece: int) -> Iterator[tuple[CudaWeight, int]]:
     """The rows that are multiplied at once, about equally many, and the first one's number."""
     size = w.rows
-    if nbytes := scratch_bytes(w):
+    if nbytes := scratch_bytes(w, piece):
         most = nbytes // (2 * w.columns)
         most = most // _WHOLE * _WHOLE or most
         even = -(-w.rows // -(-w.rows // most))

@@ -89,14 +89,14 @@ class CudaRecorder:
         self._begun = 0  # steps before this one are in programs
         self._keep: list[Any] = []
         self._pairs_a_token = 0
-        empty = Inputs(limits)
-        self._offsets = empty.offsets
-        self._inputs = self._memory.new(empty.words.nbytes)
+        self._written = Inputs(limits)  # the host's
+        self._offsets = self._written.offsets
+        self._inputs = self._memory.new(self._written.words.nbytes)
         self._counts = Counts(0, 0, 0, 0, bucket(1))
         self._fed: deque[Event] = deque()
         arrived = self._memory.new(counter_bytes(driver.multiprocessors))
         driver.fill(arrived.address, 0, arrived.nbytes)
-        inputs = {name: self._input(name) for name in empty.offsets}
+        inputs = {name: self._input(name) for name in self._offsets}
         self._attention = Attention(driver, limits, inputs, arrived.address)
 
     # ---------------------------------------------------------------- recording
@@ -176,12 +176,13 @@ class CudaRecorder:
         self._fed.append(self._driver.stream.record())
         if len(self._fed) > _AHEAD:
             self._fed.popleft().block()
-        inputs = Inputs(self._limits)
+        inputs = self._written
+        inputs.counts[:], inputs.top = 0, None
         write(inputs)
-        self._driver.upload(self._inputs.address, inputs.words)
+        self._driver.upload(self._inputs.address, inputs.words.copy())  # which may be read late
         n, outputs, pairs = (int(inputs.counts[rows]) for rows in Rows)
         longest = int(inputs.positions[:n].max(initial=0)) + 1
-        sequences = len(np.unique(inputs.sequences[:n]))
+        sequences = len(set(inputs.sequences[:n].tolist()))
         self._counts = Counts(n, outputs, pairs, sequences, bucket(longest), inputs.top)
 
     # ---------------------------------------------------------------- rows in and out
@@ -246,7 +247,8 @@ class CudaRecorder:
             x.halves = self._buffer(x.rows, x.width, gemm.halves_bytes(x.width))
             there = x.address, x.width, x.halves.address
             self._add(ToHalves(self._driver, x.rows, *there, self._gemm_from.least))
-        return ByGemm(least, x.halves.address, self._scratch(gemm.scratch_bytes(w)))
+        piece = self._gemm_from.piece
+        return ByGemm(least, x.halves.address, self._scratch(gemm.scratch_bytes(w, piece)), piece)
 
     def experts(
         self, x: CudaBuffer, w: CudaWeight, routing: _Routing, scales: CudaMemory | None = None

@@ -1,21 +1,20 @@
-"""From how many rows on cuBLAS is faster on a card: measured once, kept by the card's name and our kernels.
+"""From how many rows on cuBLAS is faster on a card, and with what pieces of weights: measured once, kept by
+the card's name and our kernels.
 
 Not by its number: all cards of a kind in a machine round alike, so that a text does not tell which of them
 computed it. Another machine may find other numbers.
 """
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, replace
 from hashlib import sha256
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ggrun.devices.base import Inputs, Limits, Rows
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.driver import Driver
-from ggrun.devices.cuda.gemm import GemmFrom
-from ggrun.devices.cuda.memory import CudaWeight
+from ggrun.devices.cuda.gemm import PIECES, GemmFrom
 from ggrun.devices.cuda.program import FEW
 from ggrun.devices.cuda.recorder import CudaRecorder
 from ggrun.devices.kept import Kept
@@ -24,6 +23,8 @@ from ggrun.gguf import FORMATS, Tensor
 from ggrun.kernels import cuda_state
 
 _ROWS = (64, 128, 256, 512, 1024, 2048)
+_PROMPT = 512
+"""Rows that pieces are chosen for: as many as a micro-batch has where nothing else is said."""
 _MATRIX = 8192
 _KINDS = {"quantized": "Q4_K", "two_scales": "Q6_K", "floats": "F16"}
 """A format for each field of GemmFrom: the one that most models have."""
@@ -35,7 +36,10 @@ _BYTES = 64
 
 def measured_gemm(device: Cuda) -> GemmFrom:
     """Of a card that has cuBLAS. A few seconds, as kernels have to be compiled."""
-    return GemmFrom(**{field: _switch_over(device, kind) for field, kind in _KINDS.items()})
+    product = _Product(device, _KINDS["quantized"])
+    piece = min(PIECES, key=lambda nbytes: product.seconds(_PROMPT, replace(_GEMM, piece=nbytes)))
+    by = replace(_GEMM, piece=piece)
+    return replace(by, **{field: _switch_over(_Product(device, kind), by) for field, kind in _KINDS.items()})
 
 
 def kept_gemm(driver: Driver) -> GemmFrom | None:
@@ -55,40 +59,47 @@ def _key(driver: Driver) -> str:
 def _read(text: str) -> GemmFrom:
     """One of kept.NONSENSE for what was not kept here."""
     known = json.loads(text)
-    found = [known[field.name] for field in fields(GemmFrom)]
-    if not all(type(n) is int and (n == 0 or n > FEW) for n in found):
-        raise ValueError("these are no numbers of rows")
-    return GemmFrom(*found)
+    piece, *found = known["piece"], *(known[field] for field in _KINDS)
+    if not all(type(n) is int and (n == 0 or n > FEW) for n in found) or piece not in PIECES:
+        raise ValueError("these are no numbers of rows, or bytes")
+    return GemmFrom(*found, piece=piece)
 
 
 _KEPT = Kept("gemm", _read)
 
 
-def _switch_over(device: Cuda, kind: str) -> int:
+class _Product:
+    """Random weights of a kind, and rows to multiply them with."""
+
+    def __init__(self, device: Cuda, kind: str) -> None:
+        rng, weights = np.random.default_rng(1), FORMATS[kind]
+        data = rng.integers(0, _BYTES, weights.nbytes(_MATRIX) * _MATRIX, np.uint8)
+        tensor = Tensor("", (_MATRIX, _MATRIX), weights, data)
+        self._device, self._w = device, device.weight(tensor, (0, _MATRIX), (0, _MATRIX))
+        self._rows = rng.standard_normal((max(_ROWS), _MATRIX), np.float32)
+
+    def seconds(self, n: int, by: GemmFrom) -> float:
+        """What products of n rows take, as they stand in a pass."""
+        device, limits = self._device, Limits(n, 1, 1, 1)
+        ops = CudaRecorder(device.driver, limits, device.working_memory, device.check_interrupt, by)
+        x = ops.input(self._w.columns)
+        device.write(ops.place(x), self._rows[:n])
+        for _ in range(_PRODUCTS):
+            ops.linear(x, self._w)
+        program = ops.finish()
+
+        def count(inputs: Inputs) -> None:
+            inputs.counts[Rows.TOKENS] = n
+
+        ops.feed(count)
+        return least_seconds(device, program.run, _TIMES)
+
+
+def _switch_over(product: _Product, by: GemmFrom) -> int:
     """The fewest rows from which on cuBLAS is always the faster one; 0: it is not for the most of them."""
-    rng, weights = np.random.default_rng(1), FORMATS[kind]
-    data = rng.integers(0, _BYTES, weights.nbytes(_MATRIX) * _MATRIX, np.uint8)
-    w = device.weight(Tensor("", (_MATRIX, _MATRIX), weights, data), (0, _MATRIX), (0, _MATRIX))
-    rows, found = rng.standard_normal((max(_ROWS), _MATRIX), np.float32), 0
+    found = 0
     for n in reversed(_ROWS):
-        if _seconds(device, w, rows[:n], _GEMM) >= _seconds(device, w, rows[:n], _TILES):
+        if product.seconds(n, by) >= product.seconds(n, _TILES):
             break
         found = n
     return found
-
-
-def _seconds(device: Cuda, w: CudaWeight, rows: NDArray[np.float32], by: GemmFrom) -> float:
-    """What products take, as they stand in a pass."""
-    n = len(rows)
-    ops = CudaRecorder(device.driver, Limits(n, 1, 1, 1), device.working_memory, device.check_interrupt, by)
-    x = ops.input(w.columns)
-    device.write(ops.place(x), rows)
-    for _ in range(_PRODUCTS):
-        ops.linear(x, w)
-    program = ops.finish()
-
-    def count(inputs: Inputs) -> None:
-        inputs.counts[Rows.TOKENS] = n
-
-    ops.feed(count)
-    return least_seconds(device, program.run, _TIMES)
