@@ -15,9 +15,9 @@ DEVICE constexpr int max_of(int a, int b) { return a > b ? a : b; }
 
 struct Attention {
     const float* q;        // [n, heads, KEY_DIM]
-    float* y;              // [n, heads, VALUE_DIM], written where there is one part
+    float* y;              // [n, heads, VALUE_DIM]: of all parts
     float* sums;           // [n, heads, parts, VALUE_DIM] and
-    float2* states;        // [n, heads, parts], written where there are more
+    float2* states;        // [n, heads, parts], where there are several
     const int* positions;  // [n]
     const int* sequences;  // [n], rows of
     const int* tables;     // [, table_stride] the pages of a sequence

@@ -20,7 +20,11 @@
 //   scores     of head g, at positions 2 * t, 2 * t + 1 and 8 more (D), which as weights are A
 //   values     of these positions, the values 4 * g ... 4 * g + 3 of each block (B)
 //   sums       of head g, the values 8 * t ... 8 * t + 7 of each block (D)
+//
+// The block of a token and its heads that is done last combines the parts that all of them have left.
 #include "attention.cuh"
+#include "parts.cuh"
+#include "quantize.cuh"
 
 typedef cells::KEY_KIND Key;
 typedef cells::VALUE_KIND Value;
@@ -243,18 +247,72 @@ DEVICE void attend_page(const Attention& a, const Queries& queries, float factor
 }
 
 typedef float WarpSums[WARPS][HEADS][VALUE_WIDTH];
+typedef float2 WarpStates[HEADS][WARPS];
 
-// grid: [kv_heads * tiles of 8 heads, tokens, parts]
+// A head's parts as one: y, and its column where there are any. By a warp, a lane one value at a time or four.
+template <class V>
+DEVICE void write_head(const Attention& a, uint8_t* columns, int token, int head, const Parts& parts) {
+    constexpr int VALUES = sizeof(V) / sizeof(float);
+    const int k = a.heads * VALUE_DIM;
+    const float largest = parts.largest();
+    for (int first = 0; first < VALUE_DIM; first += VALUES * WARP) {
+        const int value = first + VALUES * (threadIdx.x % WARP), i = head * VALUE_DIM + value;
+        V y = {};
+        if (value < VALUE_DIM) {
+            float total;
+            const V sum = parts.sum<V>(value, largest, total);
+            const float by = normalizer(largest, total, a.sinks, head);
+            at<V>(a.y, int64_t(token) * k + i) = y = map([=](float v) { return v * by; }, sum);
+        }
+        if constexpr (VALUE_DIM % COLUMN_BLOCK == 0) {
+            uint8_t* column = columns + int64_t(token) * column_bytes(k);
+            if (columns) quantize_four(y, column, k, i, value < VALUE_DIM);
+        }
+    }
+}
+
+// What a block's warps have of a head: one of the parts of the context. By a warp.
+template <class V> DEVICE void keep_part(const Attention& a, int64_t part, const Parts& warps) {
+    constexpr int VALUES = sizeof(V) / sizeof(float);
+    const float largest = warps.largest();
+    for (int value = VALUES * (threadIdx.x % WARP); value < VALUE_DIM; value += VALUES * WARP) {
+        float total;
+        at<V>(a.sums, part * VALUE_DIM + value) = warps.sum<V>(value, largest, total);
+        if (value == 0) a.states[part] = make_float2(largest, total);
+    }
+}
+
+// All heads of a block. arrived: a counter for each token and tile of heads.
+template <class V>
+DEVICE void write_tile(const Attention& a, uint8_t* columns, unsigned* arrived, int token,
+                       const HeadTile<HEADS>& tile, const WarpSums& sums, const WarpStates& states) {
+    const int warp = threadIdx.x / WARP, parts = gridDim.z;
+    for (int i = warp; i < tile.count; i += WARPS) {
+        const Parts warps = {states[i], sums[0][i], WARPS, HEADS * VALUE_WIDTH};
+        const int head = tile.first + i;
+        if (parts == 1) write_head<V>(a, columns, token, head, warps);
+        else keep_part<V>(a, (int64_t(token) * a.heads + head) * parts + blockIdx.z, warps);
+    }
+    if (parts == 1 || !comes_last(arrived + blockIdx.y * gridDim.x + blockIdx.x, parts)) return;
+    for (int head = tile.first + warp; head < tile.first + tile.count; head += WARPS) {
+        const int64_t first = (int64_t(token) * a.heads + head) * parts;
+        const Parts all = {a.states + first, a.sums + first * VALUE_DIM, parts, VALUE_DIM};
+        write_head<V>(a, columns, token, head, all);
+    }
+}
+
+// columns[n], of heads * VALUE_DIM values, or null. arrived[tokens, kv_heads * tiles], with several parts:
+// zeros, before and after. grid: [kv_heads * tiles of 8 heads, tokens, parts]
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2)
 attention_decode(const float* q, float* y, float* sums, float2* states, const int* positions,
                  const int* sequences, const int* tables, const uint8_t* keys, const uint8_t* values,
                  const float* sinks, int n, int heads, int kv_heads, int table_stride, int window,
-                 float scale, float cap) {
+                 float scale, float cap, uint8_t* columns, unsigned* arrived) {
     wait_for_previous();
     const Attention a = {q,     y, sums,  states,   positions,    sequences, tables, keys, values,
                          sinks, n, heads, kv_heads, table_stride, window,    scale,  cap};
     __shared__ __align__(16) uint8_t memory[max_of(sizeof(Queries), sizeof(WarpSums))];
-    __shared__ float2 warp_states[WARPS][HEADS];
+    __shared__ WarpStates warp_states;
     Queries& queries = *reinterpret_cast<Queries*>(memory);
     WarpSums& warp_sums = *reinterpret_cast<WarpSums*>(memory);  // after them
     const int token = blockIdx.y, warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
@@ -274,29 +332,16 @@ attention_decode(const float* q, float* y, float* sums, float2* states, const in
     }
     state.total = warp_sum<4>(state.total);
     __syncthreads();
-    if (t == 0) warp_states[warp][g] = make_float2(state.largest, state.total);
+    if (t == 0) warp_states[g][warp] = make_float2(state.largest, state.total);
 #pragma unroll
     for (int block = 0; block < VALUE_BLOCKS; block++) {
 #pragma unroll
         for (int i = 0; i < 8; i++) warp_sums[warp][g][block * BLOCK + 8 * t + i] = state.sums[block][i];
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < tile.count * VALUE_DIM; i += WARPS * WARP) {
-        const int head = i / VALUE_DIM, value = i % VALUE_DIM;
-        float largest = NEVER, total = 0.0f, sum = 0.0f;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) largest = fmaxf(largest, warp_states[w][head].x);
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-            const float weight = exp2f(warp_states[w][head].x - largest);
-            total += warp_states[w][head].y * weight, sum += warp_sums[w][head][value] * weight;
-        }
-        if (gridDim.z == 1) {
-            y[(row + head) * VALUE_DIM + value] = sum * normalizer(largest, total, sinks, tile.first + head);
-        } else {
-            const int64_t part = (row + head) * gridDim.z + blockIdx.z;
-            sums[part * VALUE_DIM + value] = sum;
-            if (value == 0) states[part] = make_float2(largest, total);
-        }
+    if constexpr (VALUE_DIM % 4 == 0) {
+        write_tile<float4>(a, columns, arrived, token, tile, warp_sums, warp_states);
+    } else {
+        write_tile<float>(a, columns, arrived, token, tile, warp_sums, warp_states);
     }
 }

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from ggrun.devices.cuda.attention import AttentionLaunch, Shape, bucket, plan_attention
+from ggrun.devices.cuda.attention import AttentionLaunch, Shape, bucket, counter_bytes, plan_attention
 from tests.cuda.conftest import Card
 from tests.cuda.kv import PAGE, Floats, Options, attention, kept, pack
+from tests.cuda.weights import column_bytes, quantized
 
 ONE_ORDER = pytest.mark.parametrize("card", ["750-forward", "800-random"], indirect=True)
 BAR = 1e-5
@@ -69,21 +70,43 @@ class Case:
         return [(self.shape.key_kind, self.keys), (self.shape.value_kind, self.values)]
 
     def run(self, card: Card, launch: AttentionLaunch, n: int | None = None) -> np.ndarray:
+        return self.run_all(card, launch, n).y
+
+    def run_all(self, card: Card, launch: AttentionLaunch, n: int | None = None, times: int = 1) -> "Written":
+        """The kernel so many times over, with the same counters; then attention_combine, of several parts."""
         s, n = self.shape, len(self.q) if n is None else n
         y = card.empty((len(self.q), s.heads, s.value_dim), np.float32)
         sums, states = (card.empty(max(size, 4) // 4, np.float32) for size in launch.scratch(s, len(self.q)))
+        columns = card.empty((len(self.q), column_bytes(s.heads * s.value_dim)), np.uint8)
+        arrived = card.zeros(launch.grid[0] * launch.grid[1], np.uint32)
         keys, values = (card.array(self.cells(kind, rows)) for kind, rows in self._kinds())
         sinks = 0 if self.options.sinks is None else card.array(self.options.sinks)
         arrays = [card.array(x) for x in (self.positions, self.sequences, self.tables)]
         numbers = [np.int32(x) for x in (n, s.heads, s.kv_heads, self.tables.shape[1], s.window)]
         floats = [np.float32(self.scale), np.float32(self.options.cap)]
         args = [card.array(self.q), y, sums, states, *arrays, keys, values, sinks, *numbers, *floats]
-        card.run(launch.file, launch.name, launch.grid, launch.block, args, launch.shared, **launch.defines)
+        if launch.combines:
+            args += [columns if s.value_dim % 32 == 0 else 0, arrived]
+        for _ in range(times):
+            card.run(
+                launch.file, launch.name, launch.grid, launch.block, args, launch.shared, **launch.defines
+            )
+        assert not card.read(arrived).any()
+        combined = card.empty(y.shape, np.float32) if launch.combines else y
         if launch.parts > 1:
             rest = [np.int32(x) for x in (n * s.heads, s.heads, launch.parts, s.value_dim)]
-            args = [sums, states, sinks, y, *rest]
+            args = [sums, states, sinks, combined, *rest]
             card.run("attention_combine.cu", "attention_combine", max(1, n * s.heads), 128, args)
-        return card.read(y)
+        return Written(card.read(y), card.read(columns), card.read(combined))
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a run leaves: y, its columns, and what attention_combine makes of the same parts."""
+
+    y: np.ndarray
+    columns: np.ndarray
+    combined: np.ndarray
 
 
 def _spoil(kind: str, cells: np.ndarray, unused: np.ndarray, heads: int) -> np.ndarray:
@@ -196,6 +219,22 @@ def test_decode_in_parts(card: Card, name: str) -> None:
     check(card, case, in_parts(launch, 5))
 
 
+@pytest.mark.parametrize("parts", [1, 2, 9, 40])
+@pytest.mark.parametrize(
+    "name", ["groups of seven", "one group of twelve", "dims of 192 and 128", "odd dims"]
+)
+def test_the_last_block_combines(card: Card, name: str, parts: int) -> None:
+    """The bits of attention_combine, and columns of these; every launch leaves the counters as they were."""
+    case = DECODE[name]
+    got = case.run_all(card, in_parts(plan(card, case), parts), times=2)
+    assert error(got.y, case.reference()) <= BAR
+    if parts > 1:
+        np.testing.assert_array_equal(got.y, got.combined)
+    if case.shape.value_dim % 32 == 0:
+        rows = got.y.reshape(len(got.y), -1)
+        np.testing.assert_array_equal(got.columns, quantized(rows))
+
+
 @pytest.mark.parametrize(
     "name", ["in the middle, groups of seven", "many short sequences", "a window", "sinks"]
 )
@@ -276,6 +315,17 @@ def test_plans() -> None:
             for arch, most in ((75, 64), (86, 99)):
                 wide = Shape(8, 2, *dims, kind, kind)
                 assert plan_attention(wide, 64, 1, 64, arch, 68).shared <= most << 10
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 4, 132])
+def test_each_tile_with_parts_has_a_counter(multiprocessors: int) -> None:
+    for heads, kv_heads in ((1, 1), (32, 8), (71, 1), (64, 64)):
+        for n in range(1, 40):
+            of_tokens = Shape(heads, kv_heads, 64, 64, "f16", "f16")
+            launch = plan_attention(of_tokens, n, n, 1 << 17, 90, multiprocessors)
+            assert launch.combines
+            tiles = launch.grid[0] * launch.grid[1]
+            assert launch.parts == 1 or 4 * tiles <= counter_bytes(multiprocessors)
 
 
 def test_buckets() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 PAGE = 64
 """Positions in a page of the cache."""
 MOST_PARTS = 128
-"""What attention_combine has room for."""
+"""Of a context at most: what all of them leave is read by one block."""
 FEW = 8
 """So many tokens at most are for flash decoding, whatever sequences they are of."""
 
@@ -53,7 +53,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class AttentionLaunch:
-    """A kernel and how it is launched. With several parts attention_combine follows."""
+    """A kernel and how it is launched."""
 
     file: str
     name: str
@@ -62,6 +62,7 @@ class AttentionLaunch:
     block: tuple[int]
     shared: int  # bytes
     parts: int
+    combines: bool  # its parts, and quantizes what comes of them; else launches that follow do both
 
     def scratch(self, shape: Shape, n: int) -> tuple[int, int]:
         """The bytes of `sums` and of `states` for n tokens."""
@@ -77,6 +78,11 @@ def row_bytes(kind: str, dim: int) -> int:
 def store_shape(n: int, heads: int) -> tuple[tuple[int], tuple[int]]:
     """The grid and block of `store`: a warp a row."""
     return (max(1, _ceil(n * heads, _STORE_WARPS)),), (32 * _STORE_WARPS,)
+
+
+def counter_bytes(multiprocessors: int) -> int:
+    """The bytes of `arrived`: a counter for each token and tile of heads, where few enough for parts."""
+    return 4 * multiprocessors * _BLOCKS_A_MULTIPROCESSOR
 
 
 def bucket(context: int) -> int:
@@ -105,7 +111,7 @@ def _decode(shape: Shape, n: int, context: int, multiprocessors: int) -> Attenti
     parts = max(1, min(wanted, pages, MOST_PARTS))
     grid = (heads, max(n, 1), parts)
     return AttentionLaunch(
-        "attention_decode.cu", "attention_decode", shape.defines(), grid, (_DECODE_THREADS,), 0, parts
+        "attention_decode.cu", "attention_decode", shape.defines(), grid, (_DECODE_THREADS,), 0, parts, True
     )
 
 
@@ -123,7 +129,7 @@ def _prefill(shape: Shape, n: int, context: int, arch: int, multiprocessors: int
     defines = {**shape.defines(), "BLOCK_ROWS": rows, "STEP_KEYS": keys}
     return AttentionLaunch(
         "attention_prefill.cu", "attention_prefill", defines,
-        (heads, tokens, parts), (2 * rows,), shared + rows * query, parts,
+        (heads, tokens, parts), (2 * rows,), shared + rows * query, parts, False,
     )  # fmt: skip
 
 

@@ -114,8 +114,8 @@ class CudaBuffer:
         """The same as float16."""
         self.step: Step | None = None
         """What has written it, where a later operation may want to change that."""
-        self.source: CudaBuffer | None = None
-        """What that step has read: its memory must not be taken for what the step may come to write."""
+        self.used: tuple[CudaBuffer, ...] = ()
+        """What that step works with: its memory must not be taken for what the step may come to write."""
         finalize(self, pool.give, memory).atexit = False
 
 

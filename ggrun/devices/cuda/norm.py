@@ -7,6 +7,7 @@ import numpy as np
 from ggrun.devices.base import Rows
 from ggrun.devices.cuda import grids, matvec
 from ggrun.devices.cuda.driver import Driver
+from ggrun.devices.cuda.products import Quantize
 from ggrun.devices.cuda.program import Counts, Launch
 
 
@@ -24,9 +25,14 @@ class Norm:
     eps: float
     columns: int = 0  # where the rows go as quantized columns too
 
-    def with_columns(self, columns: int) -> "Norm":
-        """The same, which quantizes what it has."""
-        return replace(self, columns=columns)
+    @property
+    def quantizes(self) -> bool:
+        """Whether it can."""
+        return self.groups == 1
+
+    def with_columns(self, quantize: Quantize) -> "Norm":
+        """The same, which makes the columns of this step."""
+        return replace(self, columns=quantize.columns)
 
     def __call__(self, counts: Counts) -> list[Launch]:
         """One launch."""

@@ -15,6 +15,9 @@ from ggrun.devices.cuda.program import FEW, Counts, Launch, Work
 from ggrun.devices.cuda.tiles import Tiles, expert_tiles, float_tiles, matmul_tiles
 from ggrun.kernels.code_books import format_defines
 
+COLUMN_BLOCK = 32
+"""Values that have a scale of their own in a quantized column."""
+
 _ALIGNMENT = 16  # bytes: where quantized columns begin
 _SUMMED = 256  # rows that a block of sum_splits adds up
 
@@ -26,7 +29,7 @@ def quantized(w: CudaWeight) -> bool:
 
 def column_bytes(k: int) -> int:
     """The bytes of a quantized column: see kernels/cuda/columns.cuh."""
-    return -(-(k + k // 32 * 8) // _ALIGNMENT) * _ALIGNMENT
+    return -(-(k + k // COLUMN_BLOCK * 8) // _ALIGNMENT) * _ALIGNMENT
 
 
 def scratch_bytes(w: CudaWeight, most: int, multiprocessors: int) -> int:

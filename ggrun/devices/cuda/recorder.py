@@ -13,9 +13,9 @@ import numpy as np
 
 from ggrun.devices.base import Cells, Inputs, Limits, Rows
 from ggrun.devices.cuda import gemm, grids, matvec, top_k
-from ggrun.devices.cuda.attention import Shape, bucket
+from ggrun.devices.cuda.attention import Shape, bucket, counter_bytes
 from ggrun.devices.cuda.driver import Driver
-from ggrun.devices.cuda.flash import Attention
+from ggrun.devices.cuda.flash import Attend, Attention
 from ggrun.devices.cuda.gemm import ByGemm, GemmFrom, ToHalves
 from ggrun.devices.cuda.memory import CudaBuffer, CudaMemory, CudaPlace, CudaWeight, Pool, address_of
 from ggrun.devices.cuda.merged import merged
@@ -95,13 +95,16 @@ class CudaRecorder:
         self._inputs = self._memory.new(self._written.words.nbytes)
         self._counts = Counts(0, 0, 0, 0, bucket(1))
         self._fed: deque[Event] = deque()
-        self._attention = Attention(driver, limits, {name: self._input(name) for name in self._offsets})
+        arrived = self._memory.new(counter_bytes(driver.multiprocessors))
+        driver.fill(arrived.address, 0, arrived.nbytes)
+        inputs = {name: self._input(name) for name in self._offsets}
+        self._attention = Attention(driver, limits, inputs, arrived.address)
 
     # ---------------------------------------------------------------- recording
 
     def _add(self, step: Step, *written: CudaBuffer) -> None:
         for buffer in written:
-            buffer.quantized, buffer.halves, buffer.step, buffer.source = None, None, step, None
+            buffer.quantized, buffer.halves, buffer.step, buffer.used = None, None, step, ()
         self._steps.append(step)
 
     def _last(self, x: CudaBuffer, back: int = 1) -> Step | None:
@@ -275,12 +278,12 @@ class CudaRecorder:
 
     def _quantized(self, x: CudaBuffer) -> CudaBuffer:
         columns, k = self._buffer(x.rows, x.width, column_bytes(x.width)), x.width
-        norm = self._last(x)
-        if isinstance(norm, Norm) and norm.groups == 1:
-            self._steps[-1] = norm.with_columns(columns.address)
-            x.source = None
+        quantize, last = Quantize(self._driver, x.rows, x.address, k, columns.address), self._last(x)
+        if isinstance(last, Norm | Attend) and last.quantizes:
+            self._steps[-1] = last.with_columns(quantize)
+            x.used, columns.step = (), quantize
         else:
-            self._add(Quantize(self._driver, x.rows, x.address, k, columns.address), columns)
+            self._add(quantize, columns)
         return columns
 
     # ---------------------------------------------------------------- element by element
@@ -291,7 +294,7 @@ class CudaRecorder:
         self._keep.append(weight)
         step = Norm(self._driver, x.rows, x.address, weight.address, y.address, x.width, groups, eps)
         self._add(step, y)
-        y.source = x
+        y.used = (x,)
         return y
 
     def rope_table(
@@ -355,8 +358,10 @@ class CudaRecorder:
         y = self._buffer(q.rows, heads * values.dim)
         shape = Shape(heads, keys.heads, keys.dim, values.dim, keys.kind, values.kind)
         self._keep += [keys.memory, values.memory]
-        scratch = self._scratch(self._attention.scratch_bytes(shape))
-        self._add(self._attention.attend(shape, q.address, y.address, keys, values, scale, scratch), y)
+        scratch = CudaBuffer(self._memory, q.rows, 0, self._attention.scratch_bytes(shape), 1)
+        addresses = q.address, y.address
+        self._add(self._attention.attend(shape, *addresses, keys, values, scale, scratch.address), y)
+        y.used = q, scratch
         return y
 
     # ---------------------------------------------------------------- experts
