@@ -249,7 +249,7 @@ DEVICE void attend_page(const Attention& a, const Queries& queries, float factor
 typedef float WarpSums[WARPS][HEADS][VALUE_WIDTH];
 typedef float2 WarpStates[HEADS][WARPS];
 
-// A head's parts as one: y, and its column where there are any. By a warp, a lane one value at a time or four.
+// A head's parts as one: y, and its column where there are any. By a warp; a lane has one value, or four.
 template <class V>
 DEVICE void write_head(const Attention& a, uint8_t* columns, int token, int head, const Parts& parts) {
     constexpr int VALUES = sizeof(V) / sizeof(float);
