@@ -30,6 +30,7 @@ typedef cells::KEY_KIND Key;
 typedef cells::VALUE_KIND Value;
 
 constexpr int WARPS = 4, HEADS = 8, KEYS = PAGE / WARPS;
+constexpr int PREFETCHED = 2;  // pages
 constexpr int KEY_WIDTH = padded(KEY_DIM), KEY_BLOCKS = KEY_WIDTH / BLOCK;
 constexpr int VALUE_WIDTH = padded(VALUE_DIM), VALUE_BLOCKS = VALUE_WIDTH / BLOCK;
 
@@ -321,10 +322,9 @@ attention_decode(const float* q, float* y, float* sums, float2* states, const in
     const int position = positions[token], *const table = a.table(sequences[token]);
     const Span seen = {a.oldest(position), position + 1};
     const Span pages = part_of({seen.begin / PAGE, position / PAGE + 1}, blockIdx.z, gridDim.z);
-    if (pages.begin < pages.end) {
-        const int page = table[pages.begin];
-        KeyTile(a.keys, page, kv_heads, tile.kv_head).prefetch(warp * KEYS, KEYS);
-        ValueTile(a.values, page, kv_heads, tile.kv_head).prefetch(warp * KEYS, KEYS);
+    for (int i = pages.begin; i < min(pages.begin + PREFETCHED, pages.end); i++) {
+        KeyTile(a.keys, table[i], kv_heads, tile.kv_head).prefetch(warp * KEYS, KEYS);
+        ValueTile(a.values, table[i], kv_heads, tile.kv_head).prefetch(warp * KEYS, KEYS);
     }
     wait_for_previous();
     const int64_t row = int64_t(token) * heads + tile.first;

@@ -1,13 +1,12 @@
 // Products of -DROWS rows of weights with up to -DCOLUMNS columns: what one lane has of them.
 //
-// The bytes of all rows are asked for before any of them is used, the first even before the kernel that writes
-// the columns is done, and a column's bytes serve all rows.
+// The bytes of all rows are asked for before any of them is used, and a column's bytes serve all rows.
 #pragma once
 #include "columns.cuh"
 #include "formats.cuh"
 #include "ptx.cuh"
 
-// What a thread holds of a row at once, before it is unpacked.
+// What a lane asks for of a row at once.
 template <class F> DEVICE constexpr int unit_bytes() {
     if constexpr (IS_FLOATS<F>) return 32;
     else return int(sizeof(typename F::Unit));
@@ -45,56 +44,31 @@ DEVICE void add_unit(const Unpacked<F> (&w)[ROWS], const Column& x, int chunk, f
     }
 }
 
-template <class F>
-DEVICE void load_units(const uint8_t* const (&rows)[ROWS], int u, typename F::Unit (&units)[ROWS]) {
+// Ask for the first bytes of each row that this lane takes, before the kernel that writes the columns is done.
+DEVICE void prefetch_rows(const uint8_t* const (&rows)[ROWS], int64_t offset) {
 #pragma unroll
-    for (int r = 0; r < ROWS; r++) units[r] = F::load(rows[r], u);
-}
-
-template <class F>
-DEVICE void unpack_units(const typename F::Unit (&units)[ROWS], int u, Unpacked<F> (&w)[ROWS]) {
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) F::unpack(units[r], u, w[r]);
-}
-
-// sums += unit u of all rows times that of n columns.
-template <class F>
-DEVICE void add_columns(const Unpacked<F> (&w)[ROWS], const uint8_t* x, int k, int n, int u,
-                        float (&sums)[ROWS * COLUMNS]) {
-#pragma unroll
-    for (int c = 0; c < COLUMNS; c++) {
-        if (c < n) add_unit(w, Column(x, k, c), F::chunk(u), sums + c, COLUMNS);
-    }
+    for (int r = 0; r < ROWS; r++) prefetch_l2(rows[r] + offset);
 }
 
 // This lane's share of rows[ROWS] times n <= COLUMNS quantized columns: units first, first + step...
 template <class F>
 DEVICE void dot_quantized(const uint8_t* const (&rows)[ROWS], const uint8_t* x, int k, int n, int first,
                           int step, float (&sums)[ROWS * COLUMNS]) {
-    constexpr bool AHEAD = COLUMNS == 1 && unit_bytes<F>() <= 64;  // there are registers for one unit more
     const int count = k / (16 * F::PARTS);
-    typename F::Unit units[ROWS];
-    if (AHEAD) {
-        if (first < count) load_units<F>(rows, first, units);
-    } else {
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-            prefetch_l2(rows[r] + min(first, count) * (16 * F::PARTS * F::BYTES) / F::VALUES);
-        }
-    }
+    if (first < count) prefetch_rows(rows, int64_t(first) * (16 * F::PARTS * F::BYTES) / F::VALUES);
     wait_for_previous();
     for (int u = first; u < count; u += step) {
+        typename F::Unit units[ROWS];
         Unpacked<F> w[ROWS];
-        if (!AHEAD) load_units<F>(rows, u, units);
-        unpack_units<F>(units, u, w);
-        if (AHEAD && u + step < count) load_units<F>(rows, u + step, units);
-        add_columns<F>(w, x, k, n, u, sums);
-    }
-}
-
-DEVICE void load_words(const uint8_t* const (&rows)[ROWS], int u, uint32_t (&words)[ROWS][8]) {
 #pragma unroll
-    for (int r = 0; r < ROWS; r++) load_128(rows[r] + 32 * u, words[r]);
+        for (int r = 0; r < ROWS; r++) units[r] = F::load(rows[r], u);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) F::unpack(units[r], u, w[r]);
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) {
+            if (c < n) add_unit(w, Column(x, k, c), F::chunk(u), sums + c, COLUMNS);
+        }
+    }
 }
 
 // The same of floats, where rows of weights and of x are aligned.
@@ -102,14 +76,15 @@ template <class F>
 DEVICE void dot_floats(const uint8_t* const (&rows)[ROWS], const float* x, int k, int n, int first, int step,
                        float (&sums)[ROWS * COLUMNS]) {
     const int count = k / F::UNIT;
-    uint32_t words[ROWS][8];
-    if (first < count) load_words(rows, first, words);
+    if (first < count) prefetch_rows(rows, 32 * first);
     wait_for_previous();
     for (int u = first; u < count; u += step) {
+        uint32_t words[ROWS][8];
         float w[ROWS][F::UNIT];
 #pragma unroll
+        for (int r = 0; r < ROWS; r++) load_128(rows[r] + 32 * u, words[r]);
+#pragma unroll
         for (int r = 0; r < ROWS; r++) F::unpack(words[r], w[r]);
-        if (u + step < count) load_words(rows, u + step, words);
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
             if (c >= n) continue;

@@ -9,8 +9,10 @@
 //
 // variants: FORMAT=F32|F16|BF16|Q4_0|Q4_1|Q5_0|Q5_1|Q8_0|IQ4_NL|MXFP4 COLUMNS=1|4 ROWS=2
 // variants: FORMAT=F32|F16|BF16|Q4_0|Q4_1|Q5_0|Q5_1|Q8_0|IQ4_NL|MXFP4 COLUMNS=8 ROWS=4
-// variants: FORMAT=Q2_K|Q3_K|Q4_K|Q5_K|Q6_K|IQ4_XS|TQ1_0|TQ2_0 COLUMNS=1|4 ROWS=2
-// variants: FORMAT=Q2_K|Q3_K|Q4_K|Q5_K|Q6_K|IQ4_XS|TQ1_0|TQ2_0 COLUMNS=8 ROWS=4
+// variants: FORMAT=Q4_K|Q5_K COLUMNS=4 ROWS=2
+// variants: FORMAT=Q4_K|Q5_K COLUMNS=1|8 ROWS=4
+// variants: FORMAT=Q2_K|Q3_K|Q6_K|IQ4_XS|TQ1_0|TQ2_0 COLUMNS=1|4 ROWS=2
+// variants: FORMAT=Q2_K|Q3_K|Q6_K|IQ4_XS|TQ1_0|TQ2_0 COLUMNS=8 ROWS=4
 // variants: FORMAT=IQ1_S|IQ1_M|IQ2_XXS|IQ2_XS|IQ2_S|IQ3_XXS|IQ3_S COLUMNS=1|4 ROWS=2
 // variants: FORMAT=IQ1_S|IQ1_M|IQ2_XXS|IQ2_XS|IQ2_S|IQ3_XXS|IQ3_S COLUMNS=8 ROWS=4
 #include "dots.cuh"
@@ -21,12 +23,11 @@ static_assert(ROWS % 2 == 0, "of two matrices a warp has half of the rows each")
 
 constexpr int MOST_WARPS = 8;  // of a block
 
-// So many blocks want to be on a multiprocessor at once, to hide how long memory takes. Left to itself the
-// compiler saves registers for more, and loads one after the other to that end. Kernels that have more to keep
-// than rows and columns want fewer where units are large.
-constexpr int RESIDENT = COLUMNS == 1 ? 3 : COLUMNS == 4 ? 2 : 1;
-constexpr int RESIDENT_MORE = COLUMNS == 1 && unit_bytes<Weights>() > 64 ? 2 : RESIDENT;
-#define DECODE_KERNEL(BLOCKS) extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP, BLOCKS)
+// So many blocks want to be on a multiprocessor at once, to hide how long memory takes: fewer where a lane asks
+// for more at once. Left to itself the compiler saves registers for more, and loads one after the other to that
+// end.
+constexpr int RESIDENT = COLUMNS == 1 ? (ROWS * unit_bytes<Weights>() < 190 ? 3 : 2) : COLUMNS == 4 ? 2 : 1;
+#define DECODE_KERNEL extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP, RESIDENT)
 
 // The sum of lane row * COLUMNS + column; that of all other lanes, and of warps behind a team's first, is
 // nothing.
@@ -91,7 +92,7 @@ DEVICE int columns_left(int n) { return min(n - first_column(), COLUMNS); }
 
 // y[n, rows] = x[n, k] . w[rows, k]^T * scale + bias + residual, of which the last two may be null; residual
 // may be y. Blocks [teams of rows, columns / COLUMNS].
-DECODE_KERNEL(RESIDENT)
+DECODE_KERNEL
 matvec(const uint8_t* w, const uint8_t* x, float* y, int rows, int k, int n, float scale, const float* bias,
        const float* residual) {
     if (columns_left(n) <= 0) return wait_for_previous();
@@ -106,15 +107,15 @@ matvec(const uint8_t* w, const uint8_t* x, float* y, int rows, int k, int n, flo
     });
 }
 
-// The same of up to three matrices, without residuals: rows of those that are not there are 0. A team has rows
-// of one of them.
-DECODE_KERNEL(RESIDENT_MORE)
+// The same of two or three matrices, without residuals: rows2 is 0 where there are two. A team has rows of one
+// of them.
+DECODE_KERNEL
 matvec_merged(const uint8_t* w0, const uint8_t* w1, const uint8_t* w2, const uint8_t* x, float* y0, float* y1,
               float* y2, int rows0, int rows1, int rows2, int k, int n, float scale0, float scale1,
               float scale2, const float* bias0, const float* bias1, const float* bias2) {
     if (columns_left(n) <= 0) return wait_for_previous();
     const int teams0 = ceil_div(rows0, ROWS), teams1 = teams0 + ceil_div(rows1, ROWS);
-    const bool is_0 = team() < teams0, is_1 = !is_0 && team() < teams1;
+    const bool is_0 = team() < teams0, is_1 = !is_0 && (team() < teams1 || rows2 == 0);
     const uint8_t* w = is_0 ? w0 : is_1 ? w1 : w2;
     const int rows = is_0 ? rows0 : is_1 ? rows1 : rows2, before = is_0 ? 0 : is_1 ? teams0 : teams1;
     x += first_column() * column_stride<Weights>(k);
@@ -127,7 +128,7 @@ matvec_merged(const uint8_t* w0, const uint8_t* w1, const uint8_t* w2, const uin
 }
 
 // y[n, rows] = silu(gate) * up, each a product as in matvec, with its own scale and bias.
-DECODE_KERNEL(RESIDENT)
+DECODE_KERNEL
 matvec_swiglu(const uint8_t* gate, const uint8_t* up, const uint8_t* x, float* y, int rows, int k, int n,
               float gate_scale, float up_scale, const float* gate_bias, const float* up_bias) {
     if (columns_left(n) <= 0) return wait_for_previous();
@@ -152,7 +153,7 @@ DEVICE int expert_of(const int* starts, int experts, int pair) {
 // y[pair] = x[column] . w[expert]^T * scales[expert]: each pair of a token and its expert has a column.
 // tokens says which, or is null where the columns are the pairs'. Scales may be null. Blocks [teams of rows,
 // pairs].
-DECODE_KERNEL(RESIDENT_MORE)
+DECODE_KERNEL
 matvec_experts(const uint8_t* w, const uint8_t* x, float* y, const int* starts, const int* tokens,
                int experts, int rows, int k, int pairs, const float* scales) {
     wait_for_previous();  // for `starts`, too
@@ -166,7 +167,7 @@ matvec_experts(const uint8_t* w, const uint8_t* x, float* y, const int* starts, 
 }
 
 // y[pair] = silu(gate) * up, each as in matvec_experts.
-DECODE_KERNEL(RESIDENT_MORE)
+DECODE_KERNEL
 matvec_experts_swiglu(const uint8_t* gate, const uint8_t* up, const uint8_t* x, float* y, const int* starts,
                       const int* tokens, int experts, int rows, int k, int pairs, const float* gate_scales,
                       const float* up_scales) {

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ggrun.devices.cuda.matvec import FLOATS, experts_shape, matvec_defines, matvec_shape
+from ggrun.devices.cuda.matvec import FLOATS, experts_shape, matvec_defines, matvec_shape, merged_shape
 from tests.cuda.conftest import Card
 from tests.cuda.weights import FORMATS, HALVES, exact, quantized, random_rows, values, whole_words
 
@@ -38,7 +38,7 @@ class Case:
         args = [card.array(whole_words(self.data)), card.array(self.columns), y]
         args += [np.int32(self.rows), np.int32(self.k), np.int32(self.n), np.float32(scale)]
         args += [card.array(vectors[v]) if v in vectors else 0 for v in ("bias", "residual")]
-        shape = matvec_shape(self.rows, self.k, self.n, multiprocessors=16)
+        shape = matvec_shape(self.name, self.rows, self.k, self.n, multiprocessors=16)
         card.run("matvec.cu", "matvec", *shape, args, **matvec_defines(self.name, self.n))
         return card.read(y)
 
@@ -63,7 +63,7 @@ def test_eight_columns(card: Card, name: str) -> None:
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q4_0", "BF16"])
 @pytest.mark.parametrize("k", [4096 + 256, 17 * 1024])
 def test_warps_that_share_rows(card: Card, name: str, k: int) -> None:
-    assert matvec_shape(9, k, 1, 16).block[1] > 1
+    assert matvec_shape(name, 9, k, 1, 16).block[1] > 1
     Case(name, 9, k, 1).check(card)
 
 
@@ -146,12 +146,38 @@ def test_swiglu(card: Card, rows: int, k: int, n: int) -> None:
     card.run(
         "matvec.cu",
         "matvec_swiglu",
-        *matvec_shape(rows, k, n, 16, matrices=2),
+        *matvec_shape("Q4_K", rows, k, n, 16, matrices=2),
         args,
         **matvec_defines("Q4_K", n),
     )
     error = np.linalg.norm(card.read(y) - silu(g) * u)
     assert error <= 1e-5 * np.linalg.norm(silu(g) * u)
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "F16"])
+@pytest.mark.parametrize("rows", [(33, 8, 5), (1, 40), (130, 64, 64)])
+@pytest.mark.parametrize("n", [0, 1, 3, 8])
+def test_products_in_one_launch(card: Card, name: str, rows: tuple[int, ...], n: int) -> None:
+    """Each has its own rows, scale and bias; of two, the third is not there."""
+    k, rng = 512, np.random.default_rng(n)
+    cases = [Case(name, count, k, n, seed=n) for count in rows]  # the same columns
+    for case in cases[1:]:
+        case.x, case.columns = cases[0].x, cases[0].columns
+    biases = [rng.standard_normal(count).astype(np.float32) for count in rows]
+    scales, missing = (0.5, 2.0, -1.0)[: len(rows)], [0] * (3 - len(rows))
+    y = [card.empty((n, count), np.float32) for count in rows]
+    args = [
+        *(card.array(whole_words(case.data)) for case in cases), *missing, card.array(cases[0].columns),
+        *y, *missing, *map(np.int32, (*rows, *missing)), np.int32(k), np.int32(n),
+        *map(np.float32, (*scales, *missing)),
+        card.array(biases[0]), 0, *map(card.array, biases[2:]), *missing,
+    ]  # fmt: skip
+    shape = merged_shape(name, rows, k, n, 16)
+    card.run("matvec.cu", "matvec_merged", *shape, args, **matvec_defines(name, n))
+    biases[1][:] = 0.0
+    for case, there, scale, bias in zip(cases, y, scales, biases, strict=True):
+        error = np.abs(card.read(there) - (scale * case.product() + bias))
+        assert (error <= 2e-6 * (np.abs(scale) * case.size() + np.abs(bias))).all()
 
 
 def routed(experts: int, tokens: int, used: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -178,7 +204,11 @@ def test_experts(card: Card, name: str, experts: int, tokens: int, spread: bool)
     args += [0 if spread else card.array(token), np.int32(experts), np.int32(rows), np.int32(k)]
     args += [np.int32(pairs), 0 if spread else card.array(scales)]
     card.run(
-        "matvec.cu", "matvec_experts", *experts_shape(rows, k, pairs, 16), args, **matvec_defines(name, 1)
+        "matvec.cu",
+        "matvec_experts",
+        *experts_shape(name, rows, k, pairs, 16),
+        args,
+        **matvec_defines(name, 1),
     )
     weights = case.weights[expert] * (1 if spread else scales[expert, None, None])
     want = np.einsum("prk,pk->pr", weights, case.x[token])
@@ -203,7 +233,7 @@ def test_experts_swiglu(card: Card, tokens: int) -> None:
     ]
     args += [card.array(token), np.int32(experts), np.int32(rows), np.int32(k), np.int32(pairs)]
     args += [card.array(scales[0]), card.array(scales[1])]
-    shape = experts_shape(rows, k, pairs, 16, matrices=2)
+    shape = experts_shape("Q4_0", rows, k, pairs, 16, matrices=2)
     card.run("matvec.cu", "matvec_experts_swiglu", *shape, args, **matvec_defines("Q4_0", 1))
     g, u = (
         np.einsum("prk,pk->pr", w.weights[expert], gate.x[token]) * scales[i, expert, None]

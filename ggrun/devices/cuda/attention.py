@@ -17,7 +17,7 @@ FEW = 8
 _STORE_WARPS = 4
 _BLOCK = 32  # values, to which rows of the cache are padded
 _BITS = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5}
-_DECODE_HEADS, _DECODE_THREADS = 8, 128
+_DECODE_HEADS, _DECODE_THREADS, _DECODE_PAGES = 8, 128, 2
 _BLOCKS_A_MULTIPROCESSOR = 2  # that are worth more parts of the context
 _SHARED = (64 << 10, 99 << 10)  # bytes that a block can have, on Turing and on all later cards
 
@@ -104,11 +104,11 @@ def plan_attention(
 
 
 def _decode(shape: Shape, n: int, context: int, multiprocessors: int) -> AttentionLaunch:
-    """A block has one token and 8 heads; it reads whole pages."""
+    """A block has one token and 8 heads; it reads whole pages, two at least before there are more blocks."""
     heads = shape.kv_heads * _ceil(shape.group, _DECODE_HEADS)
     pages = _ceil(min(context, shape.window + PAGE) if shape.window else context, PAGE)
     wanted = _ceil(multiprocessors * _BLOCKS_A_MULTIPROCESSOR, max(n, 1) * heads)
-    parts = max(1, min(wanted, pages, MOST_PARTS))
+    parts = max(1, min(wanted, _ceil(pages, _DECODE_PAGES), MOST_PARTS))
     grid = (heads, max(n, 1), parts)
     return AttentionLaunch(
         "attention_decode.cu", "attention_decode", shape.defines(), grid, (_DECODE_THREADS,), 0, parts, True

@@ -16,7 +16,7 @@ from ggrun.devices.cuda.attention import (
 )
 from ggrun.devices.cuda.driver import Driver
 from ggrun.devices.cuda.products import COLUMN_BLOCK, Quantize
-from ggrun.devices.cuda.program import Counts, Launch, Step, Work
+from ggrun.devices.cuda.program import Counts, Launch, Work
 
 _NO_SINKS, _NO_CAP = 0, np.float32(0.0)
 _COMBINE_THREADS = 256

@@ -20,7 +20,10 @@ _MOST_SPLIT = 8
 _STRETCH = 2048
 """Values of a row that a warp takes at once, about: with fewer left to each, sharing a row gains nothing."""
 _BUSY = 32
-"""Warps that keep a multiprocessor busy: rows are shared for as long as there are fewer."""
+"""Warps that keep a multiprocessor busy: rows are shared for as long as there are fewer. Half as many do
+where each asks for more at once."""
+_FOUR_ROWS = ("Q4_K", "Q5_K")
+"""Formats of which a warp takes four rows with one column, too, as few registers as a unit takes."""
 _QUANTIZED = 1024
 """Values that a block of `quantize` takes."""
 _NORM_THREADS = 512
@@ -34,29 +37,29 @@ def width_for(columns: int) -> int:
 
 
 def matvec_defines(name: str, columns: int) -> dict[str, str | int]:
-    """What matvec.cu is compiled with, for weights of a format and so many columns.
-
-    Columns that are loaded serve all rows of a warp: many of them want more rows, few of them more warps.
-    """
+    """What matvec.cu is compiled with, for weights of a format and so many columns."""
     width = width_for(columns)
-    return {**format_defines(name), "COLUMNS": width, "ROWS": _rows(width)}
+    return {**format_defines(name), "COLUMNS": width, "ROWS": _rows(name, width)}
 
 
-def matvec_shape(rows: int, k: int, columns: int, multiprocessors: int, matrices: int = 1) -> Shape:
+def matvec_shape(
+    name: str, rows: int, k: int, columns: int, multiprocessors: int, matrices: int = 1
+) -> Shape:
     """For `matvec` and, of two matrices, `matvec_swiglu`: rows of k values times all columns."""
-    return merged_shape([rows * matrices], k, columns, multiprocessors)
+    return merged_shape(name, [rows * matrices], k, columns, multiprocessors)
 
 
-def merged_shape(rows: Sequence[int], k: int, columns: int, multiprocessors: int) -> Shape:
+def merged_shape(name: str, rows: Sequence[int], k: int, columns: int, multiprocessors: int) -> Shape:
     """For `matvec_merged`: of matrices with so many rows each; no warp has rows of two of them."""
     width = width_for(columns)
-    teams = sum(-(-count // _rows(width)) for count in rows)
-    return _teams(teams, k, -(-columns // width), multiprocessors)
+    teams = sum(-(-count // _rows(name, width)) for count in rows)
+    return _teams(teams, k, -(-columns // width), multiprocessors * _busy(name, width))
 
 
-def experts_shape(rows: int, k: int, pairs: int, multiprocessors: int, matrices: int = 1) -> Shape:
+def experts_shape(name: str, rows: int, k: int, pairs: int, multiprocessors: int, matrices: int = 1) -> Shape:
     """For `matvec_experts` and `matvec_experts_swiglu`, compiled for one column: one a pair."""
-    return _teams(-(-rows * matrices // _rows(1)), k, pairs, multiprocessors)
+    teams = -(-rows * matrices // _rows(name, 1))
+    return _teams(teams, k, pairs, multiprocessors * _busy(name, 1))
 
 
 def quantize_shape(k: int, n: int) -> Shape:
@@ -79,17 +82,19 @@ def embed_shape(k: int, n: int) -> Shape:
     return Shape((max(1, n), -(-k // _DEQUANTIZED)), (_DEQUANTIZE_THREADS,))
 
 
-def _rows(width: int) -> int:
-    """The rows of a warp."""
-    return 4 if width == 8 else 2
+def _rows(name: str, width: int) -> int:
+    """The rows of a warp. Columns that are loaded serve all of them: many columns want more rows."""
+    return 4 if width == 8 or (width == 1 and name in _FOUR_ROWS) else 2
 
 
-def _teams(teams: int, k: int, times: int, multiprocessors: int) -> Shape:
-    """So many teams of warps, `times` over; see matvec.cu."""
-    stretches = max(1, -(-k // _STRETCH))
-    most = min(_MOST_SPLIT, stretches)
-    enough = next((s for s in range(1, most) if teams * times * s >= multiprocessors * _BUSY), most)
-    # Warps that share a row should have equally much of it: the others wait for the one with the most.
-    split = min(range(enough, most + 1), key=lambda warps: -(-stretches // warps) * warps)
+def _busy(name: str, width: int) -> int:
+    return _BUSY // 2 if width == 1 and name in _FOUR_ROWS else _BUSY
+
+
+def _teams(teams: int, k: int, times: int, enough: int) -> Shape:
+    """So many teams, `times` over, of as many warps as make enough of them; see matvec.cu."""
+    split = 1
+    while split < _MOST_SPLIT and split * _STRETCH < k and teams * times * split < enough:
+        split *= 2
     together = max(1, _TEAM_WARPS // split)
     return Shape((-(-teams // together), max(1, times)), (WARP, split, together))

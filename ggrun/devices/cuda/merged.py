@@ -31,7 +31,7 @@ class Merged:
         first, driver = self.parts[0], self.parts[0].driver
         rows, k = [part.w.rows for part in self.parts], first.w.columns
         kernel = driver.kernel("matvec.cu", "matvec_merged", **matvec.matvec_defines(first.w.format, n))
-        shape = matvec.merged_shape(rows, k, n, driver.multiprocessors)
+        shape = matvec.merged_shape(first.w.format, rows, k, n, driver.multiprocessors)
         missing = [0] * (_MOST - len(self.parts))
         args = (
             *(part.w.address for part in self.parts), *missing, first.x,

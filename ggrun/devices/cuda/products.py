@@ -92,7 +92,7 @@ class Linear:
     def _few(self, n: int) -> Launch:
         w, driver = self.w, self.driver
         kernel = driver.kernel("matvec.cu", "matvec", **matvec.matvec_defines(w.format, n))
-        shape = matvec.matvec_shape(w.rows, w.columns, n, driver.multiprocessors)
+        shape = matvec.matvec_shape(w.format, w.rows, w.columns, n, driver.multiprocessors)
         after = np.float32(self.scale), self.bias, self.residual
         return Launch(
             kernel, *shape, (w.address, self.x, self.residual or self.y, *_sizes(w), np.int32(n), *after)
@@ -138,7 +138,7 @@ class Experts:
     def _few(self, pairs: int) -> Launch:
         w, driver = self.w, self.driver
         kernel = driver.kernel("matvec.cu", "matvec_experts", **matvec.matvec_defines(w.format, 1))
-        shape = matvec.experts_shape(w.rows, w.columns, pairs, driver.multiprocessors)
+        shape = matvec.experts_shape(w.format, w.rows, w.columns, pairs, driver.multiprocessors)
         read = w.address, self.x, self.y, self.starts, 0, np.int32(w.experts)
         return Launch(kernel, *shape, (*read, *_sizes(w), np.int32(pairs), self.scales))
 
@@ -180,13 +180,15 @@ class SwiGLU:
         if isinstance(gate, Linear) and isinstance(up, Linear):
             n = counts.rows(gate.over)
             kernel = driver.kernel("matvec.cu", "matvec_swiglu", **matvec.matvec_defines(w.format, n))
-            shape = matvec.matvec_shape(w.rows, w.columns, n, driver.multiprocessors, matrices=2)
+            shape = matvec.matvec_shape(w.format, w.rows, w.columns, n, driver.multiprocessors, matrices=2)
             scales = np.float32(gate.scale), np.float32(up.scale), gate.bias, up.bias
             return Launch(kernel, *shape, (*matrices, *_sizes(w), np.int32(n), *scales))
         assert isinstance(gate, Experts)
         assert isinstance(up, Experts)
         kernel = driver.kernel("matvec.cu", "matvec_experts_swiglu", **matvec.matvec_defines(w.format, 1))
-        shape = matvec.experts_shape(w.rows, w.columns, counts.pairs, driver.multiprocessors, matrices=2)
+        shape = matvec.experts_shape(
+            w.format, w.rows, w.columns, counts.pairs, driver.multiprocessors, matrices=2
+        )
         sizes = np.int32(w.experts), *_sizes(w), np.int32(counts.pairs)
         return Launch(kernel, *shape, (*matrices, gate.starts, 0, *sizes, gate.scales, up.scales))
 
