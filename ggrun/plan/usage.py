@@ -138,7 +138,7 @@ def output_working(facts: ModelFacts, member: Member, sizes: Sizes) -> int:
 def _best_logits(share: int) -> int:
     """The bytes that a card takes to find the best of a row: ids and logits, and as much for each slice.
 
-    Of what these leave it finds the best in slices again.
+    Of what these leave it finds the best in slices again, which are no smaller.
     """
     slices = -(-share // SLICE)
     pieces = 1 + slices

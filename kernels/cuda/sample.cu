@@ -29,6 +29,21 @@ DEVICE float logit_of(Key key) {
     return __uint_as_float(ordered >> 31 ? ordered & 0x7fffffffu : ~ordered);
 }
 
+// f(get(i), i) for every step-th i up to the end. Loads are under way 64 bytes at a time: a thread has few, so
+// to wait for one after the other would take most of the time.
+template <class Get, class F> DEVICE void each_of(int i, int end, int step, Get get, F f) {
+    typedef decltype(get(0)) Value;
+    constexpr int AT_ONCE = 64 / sizeof(Value);
+    for (; i < end; i += AT_ONCE * step) {
+        Value values[AT_ONCE];
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) values[j] = get(i + j * step < end ? i + j * step : i);
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++)
+            if (i + j * step < end) f(values[j], i + j * step);
+    }
+}
+
 // The block's slice of a row of logits, as keys.
 struct Logits {
     const float* row;
@@ -37,18 +52,18 @@ struct Logits {
     // f(key) for each of this thread's.
     template <class F> DEVICE void each(F f) const {
         const int begin = blockIdx.x * SLICE, end = min(begin + SLICE, width);
+        const int thread = threadIdx.x, threads = blockDim.x;
         if ((width | stride) % 4 == 0) {
-#pragma unroll 4
-            for (int i = begin + 4 * threadIdx.x; i < end; i += 4 * blockDim.x) {
-                const float4 v = at<float4>(row, i);
+            const auto get = [&](int i) { return at<float4>(row, i); };
+            each_of(begin + 4 * thread, end, 4 * threads, get, [&](float4 v, int i) {
                 f(key_of(v.x, i));
                 f(key_of(v.y, i + 1));
                 f(key_of(v.z, i + 2));
                 f(key_of(v.w, i + 3));
-            }
+            });
         } else {
-#pragma unroll 8
-            for (int i = begin + threadIdx.x; i < end; i += blockDim.x) f(key_of(row[i], i));
+            const auto get = [&](int i) { return row[i]; };
+            each_of(begin + thread, end, threads, get, [&](float v, int i) { f(key_of(v, i)); });
         }
     }
 };
@@ -87,13 +102,13 @@ extern "C" __global__ void argmax_of_slices(const Key* best, int* ids, float* va
 
 // ---------------------------------------------------------------- the k best
 
-// To sort is to count: a key's place is how many are better, and those that count wait for no other thread.
-// That is quick for few keys, so all but a few are dropped first. A slice is dealt to the threads; k of them
-// have a key that is as good as the k-th of the threads' best, and so have the k best no worse ones. If there
-// are twice as many threads as k, about 1.4 k keys are as good, wherever in the slice the best are; they
-// cannot be more than what k threads have.
+// To sort is to count: a key's place is how many are better, and for that no thread waits for another one. It
+// is quick for few keys, so most are dropped first. A slice is dealt to the threads, and the k-th of the
+// threads' best keys is no better than the k-th of all: what is worse than it is dropped. The rest lies in k
+// threads, so there is room for it. With two threads for each of the k, and the best spread evenly, it is
+// about 1.4 k keys.
 
-constexpr int MOST_KEPT = 4096;  // what k threads have, at most: grids.later_slice sees to it
+constexpr int MOST_KEPT = 4096;  // what k threads have, at most: the slices that grids.top_k makes see to it
 
 // A block's slice of the keys of a row that an earlier launch has left; those of 0 are none.
 struct Found {
@@ -101,8 +116,8 @@ struct Found {
     int begin, end;
 
     template <class F> DEVICE void each(F f) const {
-#pragma unroll 8
-        for (int i = begin + threadIdx.x; i < end; i += blockDim.x) f(keys[i]);
+        const auto get = [&](int i) { return keys[i]; };
+        each_of(begin + int(threadIdx.x), end, int(blockDim.x), get, [&](Key key, int) { f(key); });
     }
 };
 

@@ -1,5 +1,6 @@
 """sample.cu: the best token, the k best and log-sum-exp of rows, against numpy, with ties everywhere."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from ggrun.devices.cuda import grids
 
 GARBAGE = -12345
 # One token, less than a slice, a slice and one more, an odd row, several slices, and a big vocabulary.
-WIDTHS = [1, 5, 1000, 4096, 4097, 8193, 20_000]
+WIDTHS = [1, 6, 1000, 4096, 4097, 8193, 20_000]
 BIG = 151_936
 
 
@@ -89,6 +90,43 @@ def test_top_k_of_a_large_vocabulary(card: Any, k: int) -> None:
     ids, values = top_k(card, logits, k)
     np.testing.assert_array_equal(ids, best_ids(logits, k))
     np.testing.assert_array_equal(values, np.take_along_axis(logits, best_ids(logits, k), 1))
+
+
+@pytest.mark.parametrize("card", ["800-random"], indirect=True)
+@pytest.mark.parametrize("order", [1, -1, 0])
+def test_wherever_the_best_are(card: Any, order: int) -> None:
+    """All in the last slice or in the first: then nearly as many are kept as there is room for."""
+    logits = order * np.arange(262_144, dtype=np.float32)[None]
+    np.testing.assert_array_equal(top_k(card, logits, 128)[0], best_ids(logits, 128))
+
+
+def test_candidates_that_are_none(card: Any) -> None:
+    """Zeros: the end of a list of the best of a slice that had fewer."""
+    ids = np.array([[9, 5, 6]], np.uint64)
+    found = np.zeros((1, 200), np.uint64)
+    found[:, [3, 77, 150]] = np.uint64(0xBF800000 << 32) | (0xFFFFFFFF - ids)  # of logits that are 1
+    x, best, values = (
+        card.array(found),
+        card.array(np.zeros((1, 5), np.int32)),
+        card.zeros((1, 5), np.float32),
+    )
+    [(count, size, shape)] = grids.top_k(1, 200, 5)
+    sizes = np.int32(1), np.int32(count), np.int32(size), np.int32(5)
+    card.run("sample.cu", "top_k_of_slices", *shape, (x, x, best, values, *sizes))
+    np.testing.assert_array_equal(card.read(best), [[5, 6, 9, -1, -1]])
+    np.testing.assert_array_equal(card.read(values), [[1, 1, 1, -np.inf, -np.inf]])
+
+
+@pytest.mark.parametrize("k", [1, 64, 128, 700, grids.MOST_OF_SLICE])
+def test_passes(k: int) -> None:
+    passes = grids.top_k(3, 262_144, k)
+    assert len(passes) == 2 or k > 128
+    for before, after in pairwise(passes):
+        assert after.count == k * before.shape.grid[0] < before.count
+    for each in passes:
+        assert each.shape.grid == (-(-each.count // each.slice), 3)
+        assert k <= each.shape.block[0] <= 1024
+    assert passes[-1].shape.grid[0] == 1
 
 
 def test_the_largest_k(card: Any) -> None:

@@ -14,7 +14,7 @@ SLICE = 4096
 MOST_OF_SLICE = 1024
 """The largest k of sample.cu's top_k: a block has as many threads."""
 _MOST_KEPT = 4096
-"""The candidates that a block of top_k has room for."""
+"""sample.cu's MOST_KEPT: candidates that a block of top_k has room for."""
 MOST_EXPERTS = 16 * WARP
 """The most experts that moe.cu can choose from."""
 PLACES = 8
@@ -121,7 +121,11 @@ def of_slices(n: int, width: int) -> Shape:
 
 
 class Pass(NamedTuple):
-    """A launch of top_k or top_k_of_slices: how many logits or candidates of a row it is given, and in what slices."""
+    """A launch of top_k or top_k_of_slices.
+
+    count  logits, or candidates, of a row that it is given
+    slice  as many of these are a block's
+    """
 
     count: int
     slice: int
@@ -129,7 +133,10 @@ class Pass(NamedTuple):
 
 
 def top_k(n: int, width: int, k: int) -> list[Pass]:
-    """top_k, and top_k_of_slices until there is one slice: blocks have two threads for each of the k best."""
+    """top_k, then top_k_of_slices until there is one slice: two threads, if there may be, for each of the k.
+
+    ValueError for a k that there is no block for.
+    """
     if not 0 < k <= MOST_OF_SLICE:
         raise ValueError(f"k is {k}: it must be between 1 and {MOST_OF_SLICE}")
     threads = max(128, _threads(2 * k, MOST_OF_SLICE))
