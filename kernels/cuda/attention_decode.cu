@@ -308,7 +308,6 @@ attention_decode(const float* q, float* y, float* sums, float2* states, const in
                  const int* sequences, const int* tables, const uint8_t* keys, const uint8_t* values,
                  const float* sinks, int n, int heads, int kv_heads, int table_stride, int window,
                  float scale, float cap, uint8_t* columns, unsigned* arrived) {
-    wait_for_previous();
     const Attention a = {q,     y, sums,  states,   positions,    sequences, tables, keys, values,
                          sinks, n, heads, kv_heads, table_stride, window,    scale,  cap};
     __shared__ __align__(16) uint8_t memory[max_of(sizeof(Queries), sizeof(WarpSums))];
@@ -316,13 +315,20 @@ attention_decode(const float* q, float* y, float* sums, float2* states, const in
     Queries& queries = *reinterpret_cast<Queries*>(memory);
     WarpSums& warp_sums = *reinterpret_cast<WarpSums*>(memory);  // after them
     const int token = blockIdx.y, warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
-    if (token >= n) return;
+    if (token >= n) return wait_for_previous();
     const HeadTile<HEADS> tile(a);
-    const int64_t row = int64_t(token) * heads + tile.first;
-    const float factor = write_queries(q + (row + min(g, tile.count - 1)) * KEY_DIM, scale, queries);
+    // These are the host's, and what earlier tokens have stored no kernel of this pass writes.
     const int position = positions[token], *const table = a.table(sequences[token]);
     const Span seen = {a.oldest(position), position + 1};
     const Span pages = part_of({seen.begin / PAGE, position / PAGE + 1}, blockIdx.z, gridDim.z);
+    if (pages.begin < pages.end) {
+        const int page = table[pages.begin];
+        KeyTile(a.keys, page, kv_heads, tile.kv_head).prefetch(warp * KEYS, KEYS);
+        ValueTile(a.values, page, kv_heads, tile.kv_head).prefetch(warp * KEYS, KEYS);
+    }
+    wait_for_previous();
+    const int64_t row = int64_t(token) * heads + tile.first;
+    const float factor = write_queries(q + (row + min(g, tile.count - 1)) * KEY_DIM, scale, queries);
     State state;
     __syncthreads();
     for (int page = pages.begin; page < pages.end; page++) {

@@ -128,6 +128,15 @@ template <class Kind, int WIDTH> struct Tile {
     DEVICE Tile(const uint8_t* cells, int page, int heads, int head)
         : rows(cells + (int64_t(page) * heads + head) * tile_bytes<Kind>(WIDTH)) {}
 
+    // Ask for so many rows, from `first` on, by a warp.
+    DEVICE void prefetch(int first, int count) const {
+        constexpr int LINE = 128;
+        const uint8_t* begin = rows + first * row_bytes<Kind>(WIDTH);
+        for (int i = threadIdx.x % WARP * LINE; i < count * row_bytes<Kind>(WIDTH); i += WARP * LINE) {
+            prefetch_l2(begin + i);
+        }
+    }
+
     // N values of a row, from `value` on.
     template <int N> DEVICE const Words<N * Kind::BITS / 32>& piece(int position, int value) const {
         const uint8_t* p = rows + position * row_bytes<Kind>(WIDTH) + value * Kind::BITS / 8;
