@@ -29,8 +29,8 @@ DEVICE float logit_of(Key key) {
     return __uint_as_float(ordered >> 31 ? ordered & 0x7fffffffu : ~ordered);
 }
 
-// f(get(i), i) for every step-th i up to the end. Loads are under way 64 bytes at a time: a thread has few, so
-// to wait for one after the other would take most of the time.
+// f(get(i), i) for every step-th i up to the end. Loads are under way 64 bytes at a time: a thread has few,
+// so to wait for one after the other would take most of the time.
 template <class Get, class F> DEVICE void each_of(int i, int end, int step, Get get, F f) {
     typedef decltype(get(0)) Value;
     constexpr int AT_ONCE = 64 / sizeof(Value);
@@ -108,7 +108,7 @@ extern "C" __global__ void argmax_of_slices(const Key* best, int* ids, float* va
 // threads, so there is room for it. With two threads for each of the k, and the best spread evenly, it is
 // about 1.4 k keys.
 
-constexpr int MOST_KEPT = 4096;  // what k threads have, at most: the slices that grids.top_k makes see to it
+constexpr int MOST_KEPT = 4096;  // what k threads have, at most, of the slices that grids.top_k makes
 
 // A block's slice of the keys of a row that an earlier launch has left; those of 0 are none.
 struct Found {

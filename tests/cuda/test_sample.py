@@ -36,10 +36,10 @@ def top_k(card: Any, logits: np.ndarray, k: int, words: int | None = None) -> tu
     n, stride = logits.shape
     x, ids = card.array(logits), card.array(np.full((n, k), GARBAGE, np.int32))
     values = card.array(np.full((n, k), np.nan, np.float32))
-    for i, (count, size, shape) in enumerate(grids.top_k(n, stride if words is None else words, k)):
+    for i, (given, size, shape) in enumerate(grids.top_k(n, stride if words is None else words, k)):
         best = card.array(np.full((n, k, shape.grid[0]), GARBAGE, np.int64))
         name, third = ("top_k_of_slices", size) if i else ("top_k", stride)
-        sizes = np.int32(n), np.int32(count), np.int32(third), np.int32(k)
+        sizes = np.int32(n), np.int32(given), np.int32(third), np.int32(k)
         card.run("sample.cu", name, *shape, (x, best, ids, values, *sizes))
         x = best
     return card.read(ids), card.read(values)
@@ -110,8 +110,8 @@ def test_candidates_that_are_none(card: Any) -> None:
         card.array(np.zeros((1, 5), np.int32)),
         card.zeros((1, 5), np.float32),
     )
-    [(count, size, shape)] = grids.top_k(1, 200, 5)
-    sizes = np.int32(1), np.int32(count), np.int32(size), np.int32(5)
+    [(given, size, shape)] = grids.top_k(1, 200, 5)
+    sizes = np.int32(1), np.int32(given), np.int32(size), np.int32(5)
     card.run("sample.cu", "top_k_of_slices", *shape, (x, x, best, values, *sizes))
     np.testing.assert_array_equal(card.read(best), [[5, 6, 9, -1, -1]])
     np.testing.assert_array_equal(card.read(values), [[1, 1, 1, -np.inf, -np.inf]])
@@ -122,9 +122,9 @@ def test_passes(k: int) -> None:
     passes = grids.top_k(3, 262_144, k)
     assert len(passes) == 2 or k > 128
     for before, after in pairwise(passes):
-        assert after.count == k * before.shape.grid[0] < before.count
+        assert after.given == k * before.shape.grid[0] < before.given
     for each in passes:
-        assert each.shape.grid == (-(-each.count // each.slice), 3)
+        assert each.shape.grid == (-(-each.given // each.slice), 3)
         assert k <= each.shape.block[0] <= 1024
     assert passes[-1].shape.grid[0] == 1
 

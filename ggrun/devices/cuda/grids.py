@@ -123,11 +123,11 @@ def of_slices(n: int, width: int) -> Shape:
 class Pass(NamedTuple):
     """A launch of top_k or top_k_of_slices.
 
-    count  logits, or candidates, of a row that it is given
+    given  logits, or candidates, of a row
     slice  as many of these are a block's
     """
 
-    count: int
+    given: int
     slice: int
     shape: Shape
 
@@ -141,9 +141,9 @@ def top_k(n: int, width: int, k: int) -> list[Pass]:
         raise ValueError(f"k is {k}: it must be between 1 and {MOST_OF_SLICE}")
     threads = max(128, _threads(2 * k, MOST_OF_SLICE))
     passes: list[Pass] = []
-    count, size = width, SLICE
+    given, size = width, SLICE
     while not passes or passes[-1].shape.grid[0] > 1:
-        slices = _ceil(count, size)
-        passes.append(Pass(count, size, Shape((slices, max(1, n)), (threads,))))
-        count, size = slices * k, _MOST_KEPT // k * threads
+        slices = _ceil(given, size)
+        passes.append(Pass(given, size, Shape((slices, max(1, n)), (threads,))))
+        given, size = slices * k, _MOST_KEPT // k * threads
     return passes
