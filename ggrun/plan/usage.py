@@ -9,7 +9,7 @@ LOGITS_BYTES = 64 << 20
 """How much memory the logits of one run may take."""
 _ROOM = 7  # rows that every buffer has more, because products take several columns at a time
 _CARD_SCRATCH = 32 << 20  # parts of sums, for as many blocks as the largest cards run at once
-TOP_K, SLICE = 128, 2048
+TOP_K, SLICE = 128, 4096
 """The most logits that a card finds the best of, and how many it looks at in one block (a test says so)."""
 _CARD_WEIGHTS = 128 << 20  # dequantized, a piece at a time, for products by cuBLAS
 _SLACK = 16 << 10  # what all buffers of a stage lose to alignment, and tables of addresses
@@ -138,7 +138,7 @@ def output_working(facts: ModelFacts, member: Member, sizes: Sizes) -> int:
 def _best_logits(share: int) -> int:
     """The bytes that a card takes to find the best of a row: ids and logits, and as much for each slice.
 
-    Of what these leave it finds the best in slices again.
+    Of what these leave it finds the best in slices again, which are no smaller.
     """
     slices = -(-share // SLICE)
     pieces = 1 + slices

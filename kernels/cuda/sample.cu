@@ -2,12 +2,13 @@
 // go to the host. Looked at are the first `width` of each row: some models have more logits than words.
 //
 // A vocabulary is too much for one block. A row is cut into slices of SLICE logits, a block each (blocks
-// [slices, n]); what they found is put together by one block a row, or, for the k best, in slices again.
+// [slices, n]); what they found is put together by one block a row, or, for the k best of a very large
+// vocabulary, in slices again.
 #include "elements.cuh"
 #include "ptx.cuh"
 #include "reductions.cuh"
 
-constexpr int SLICE = 2048;
+constexpr int SLICE = 4096;
 
 // A logit and its id as one number: larger is better, of equal logits the lower id. So no two are equal, and
 // the order in which threads look does not matter. What is no number comes first: the host must see it.
@@ -28,20 +29,50 @@ DEVICE float logit_of(Key key) {
     return __uint_as_float(ordered >> 31 ? ordered & 0x7fffffffu : ~ordered);
 }
 
-// f(logit, id) for this thread's logits of the block's slice of a row, which is one of many.
-template <class F> DEVICE void each_logit(const float* row, int width, int stride, F f) {
-    const int begin = blockIdx.x * SLICE, end = min(begin + SLICE, width);
-    if ((width | stride) % 4 == 0) {
-        for (int i = begin + 4 * threadIdx.x; i < end; i += 4 * blockDim.x) {
-            const float4 v = at<float4>(row, i);
-            f(v.x, i);
-            f(v.y, i + 1);
-            f(v.z, i + 2);
-            f(v.w, i + 3);
-        }
-    } else {
-        for (int i = begin + threadIdx.x; i < end; i += blockDim.x) f(row[i], i);
+// f(get(i), i) for every step-th i up to the end. Loads are under way 64 bytes at a time: a thread has few,
+// so to wait for one after the other would take most of the time.
+template <class Get, class F> DEVICE void each_of(int i, int end, int step, Get get, F f) {
+    typedef decltype(get(0)) Value;
+    constexpr int AT_ONCE = 64 / sizeof(Value);
+    for (; i < end; i += AT_ONCE * step) {
+        Value values[AT_ONCE];
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) values[j] = get(i + j * step < end ? i + j * step : i);
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++)
+            if (i + j * step < end) f(values[j], i + j * step);
     }
+}
+
+// The block's slice of a row of logits, as keys.
+struct Logits {
+    const float* row;
+    int width, stride;
+
+    // f(key) for each of this thread's.
+    template <class F> DEVICE void each(F f) const {
+        const int begin = blockIdx.x * SLICE, end = min(begin + SLICE, width);
+        const int thread = threadIdx.x, threads = blockDim.x;
+        if ((width | stride) % 4 == 0) {
+            const auto get = [&](int i) { return at<float4>(row, i); };
+            each_of(begin + 4 * thread, end, 4 * threads, get, [&](float4 v, int i) {
+                f(key_of(v.x, i));
+                f(key_of(v.y, i + 1));
+                f(key_of(v.z, i + 2));
+                f(key_of(v.w, i + 3));
+            });
+        } else {
+            const auto get = [&](int i) { return row[i]; };
+            each_of(begin + thread, end, threads, get, [&](float v, int i) { f(key_of(v, i)); });
+        }
+    }
+};
+
+// The best of this thread's keys of a slice, 0 where it has none.
+template <class Slice> DEVICE Key best_of(const Slice& slice) {
+    Key best = 0;
+    slice.each([&](Key key) { best = Largest()(best, key); });
+    return best;
 }
 
 // ---------------------------------------------------------------- the best
@@ -51,10 +82,8 @@ extern "C" __global__ void argmax(const float* logits, Key* best, int n, int wid
     wait_for_previous();
     const int row = blockIdx.y;
     if (row >= n) return;
-    logits += int64_t(row) * stride;
-    Key mine = 0;
-    each_logit(logits, width, stride, [&](float v, int id) { mine = Largest()(mine, key_of(v, id)); });
-    mine = block_reduce(mine, Largest(), Key(0));
+    const Logits slice{logits + int64_t(row) * stride, width, stride};
+    const Key mine = block_reduce(best_of(slice), Largest(), Key(0));
     if (threadIdx.x == 0) best[int64_t(row) * gridDim.x + blockIdx.x] = mine;
 }
 
@@ -73,66 +102,90 @@ extern "C" __global__ void argmax_of_slices(const Key* best, int* ids, float* va
 
 // ---------------------------------------------------------------- the k best
 
-// Sorts `size` keys, a power of two of at least 2, the largest first: bitonic (Batcher 1968), as its order of
-// comparisons does not depend on the keys. size / 2 threads compare, all take part in the barriers.
-DEVICE void sort_keys(Key* keys, int size) {
-    const int i = threadIdx.x;
-    for (int length = 2; length <= size; length *= 2) {
-        for (int stride = length / 2; stride > 0; stride /= 2) {
-            __syncthreads();
-            const int a = 2 * i - (i & (stride - 1)), b = a + stride;
-            if (b >= size) continue;
-            const Key x = keys[a], y = keys[b];
-            if ((x < y) == ((a & length) == 0)) {
-                keys[a] = y;
-                keys[b] = x;
-            }
-        }
+// To sort is to count: a key's place is how many are better, and for that no thread waits for another one. It
+// is quick for few keys, so most are dropped first. A slice is dealt to the threads, and the k-th of the
+// threads' best keys is no better than the k-th of all: what is worse than it is dropped. The rest lies in k
+// threads, so there is room for it. With two threads for each of the k, and the best spread evenly, it is
+// about 1.4 k keys.
+
+constexpr int MOST_KEPT = 4096;  // what k threads have, at most, of the slices that grids.top_k makes
+
+// A block's slice of the keys of a row that an earlier launch has left; those of 0 are none.
+struct Found {
+    const Key* keys;
+    int begin, end;
+
+    template <class F> DEVICE void each(F f) const {
+        const auto get = [&](int i) { return keys[i]; };
+        each_of(begin + int(threadIdx.x), end, int(blockDim.x), get, [&](Key key, int) { f(key); });
+    }
+};
+
+// How many of keys[count], in shared memory, are better than one.
+DEVICE int count_better(const Key* keys, int count, Key than) {
+    int better = 0;
+#pragma unroll 8
+    for (int i = 0; i < count; i++) better += keys[i] > than;
+    return better;
+}
+
+// Writes the k best of the block's slice, sorted: as keys, or, when this is the row's only slice, as ids and
+// logits. Where there are fewer than k the rest is none: -1 and -infinity.
+//
+// Of best[n, k, slices] the best of all slices come first, and then all second ones: so the threads of the
+// next launch are dealt good and bad ones alike. Blocks have k threads or more.
+template <class Slice>
+DEVICE void write_best(const Slice& slice, int row, int k, Key* best, int* ids, float* values) {
+    __shared__ __align__(16) Key keys[MOST_KEPT];  // first the best of each thread, then those that are kept
+    __shared__ Key least;
+    __shared__ int kept;
+    const Key mine = best_of(slice);
+    keys[threadIdx.x] = mine;
+    if (threadIdx.x == 0) {
+        least = 1;  // every key, if there are not k threads that have one
+        kept = 0;
     }
     __syncthreads();
-}
-
-// Sorts the block's `count` keys of a row, and writes the first k: as keys, or, when this is the row's only
-// slice, as ids and logits. Where there are fewer than k the rest is none: -1 and -infinity.
-DEVICE void write_best(Key* keys, int count, int row, int k, Key* best, int* ids, float* values) {
-    int size = 2;
-    while (size < count) size *= 2;
-    for (int i = count + threadIdx.x; i < size; i += blockDim.x) keys[i] = 0;
-    sort_keys(keys, size);
-    const int64_t to = (int64_t(row) * gridDim.x + blockIdx.x) * k;
-    for (int i = threadIdx.x; i < k; i += blockDim.x) {
-        const Key key = i < size ? keys[i] : 0;
+    if (mine > 0 && count_better(keys, blockDim.x, mine) == k - 1) least = mine;
+    __syncthreads();
+    const Key good = least;
+    if (mine >= good) {
+        int count = 0;
+        slice.each([&](Key key) { count += key >= good; });
+        int to = atomicAdd(&kept, count);  // in any order: their places do not depend on it
+        slice.each([&](Key key) {
+            if (key >= good) keys[to++] = key;
+        });
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < max(kept, k); i += blockDim.x) {
+        const Key key = i < kept ? keys[i] : 0;
+        const int place = i < kept ? count_better(keys, kept, key) : i;
+        if (place >= k) continue;
         if (gridDim.x > 1) {
-            best[to + i] = key;
+            best[(int64_t(row) * k + place) * gridDim.x + blockIdx.x] = key;
         } else {
-            ids[to + i] = id_of(key);
-            values[to + i] = logit_of(key);
+            ids[int64_t(row) * k + place] = id_of(key);
+            values[int64_t(row) * k + place] = logit_of(key);
         }
     }
 }
 
-// best[n, slices, k]: the k best of each slice, sorted; or ids and values [n, k], when there is one slice.
-extern "C" __global__ void __launch_bounds__(SLICE / 2)
+// best[n, k, slices]: the k best of each slice; or ids and values [n, k], when there is one slice.
+extern "C" __global__ void __launch_bounds__(1024)
 top_k(const float* logits, Key* best, int* ids, float* values, int n, int width, int stride, int k) {
     wait_for_previous();
-    __shared__ Key keys[SLICE];
     const int row = blockIdx.y;
     if (row >= n) return;
-    logits += int64_t(row) * stride;
-    const int begin = blockIdx.x * SLICE;
-    each_logit(logits, width, stride, [&](float logit, int id) { keys[id - begin] = key_of(logit, id); });
-    write_best(keys, min(SLICE, width - begin), row, k, best, ids, values);
+    write_best(Logits{logits + int64_t(row) * stride, width, stride}, row, k, best, ids, values);
 }
 
-// The same of found[n, count], which are keys that an earlier launch has left.
-extern "C" __global__ void __launch_bounds__(SLICE / 2)
-top_k_of_slices(const Key* found, Key* best, int* ids, float* values, int n, int count, int k) {
+// The same of found[n, count], which are keys that an earlier launch has left, in slices of so many.
+extern "C" __global__ void __launch_bounds__(1024)
+top_k_of_slices(const Key* found, Key* best, int* ids, float* values, int n, int count, int slice, int k) {
     wait_for_previous();
-    __shared__ Key keys[SLICE];
-    const int row = blockIdx.y;
+    const int row = blockIdx.y, begin = blockIdx.x * slice;
     if (row >= n) return;
-    found += int64_t(row) * count;
-    const int begin = blockIdx.x * SLICE, mine = min(SLICE, count - begin);
-    for (int i = threadIdx.x; i < mine; i += blockDim.x) keys[i] = found[begin + i];
-    write_best(keys, mine, row, k, best, ids, values);
+    const Found keys{found + int64_t(row) * count, begin, min(begin + slice, count)};
+    write_best(keys, row, k, best, ids, values);
 }

@@ -1,5 +1,6 @@
 """sample.cu: the best token, the k best and log-sum-exp of rows, against numpy, with ties everywhere."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from ggrun.devices.cuda import grids
 
 GARBAGE = -12345
 # One token, less than a slice, a slice and one more, an odd row, several slices, and a big vocabulary.
-WIDTHS = [1, 5, 1000, 2048, 2049, 4097, 10_000]
+WIDTHS = [1, 6, 1000, 4096, 4097, 8193, 20_000]
 BIG = 151_936
 
 
@@ -35,12 +36,11 @@ def top_k(card: Any, logits: np.ndarray, k: int, words: int | None = None) -> tu
     n, stride = logits.shape
     x, ids = card.array(logits), card.array(np.full((n, k), GARBAGE, np.int32))
     values = card.array(np.full((n, k), np.nan, np.float32))
-    for i, count in enumerate(grids.top_k_counts(stride if words is None else words, k)):
-        launch = grids.top_k(n, count)
-        best = card.array(np.full((n, launch.grid[0], k), GARBAGE, np.int64))
-        sizes = np.int32(n), np.int32(count), *([] if i else [np.int32(stride)]), np.int32(k)
-        name = "top_k_of_slices" if i else "top_k"
-        card.run("sample.cu", name, *launch, (x, best, ids, values, *sizes))
+    for i, (given, size, shape) in enumerate(grids.top_k(n, stride if words is None else words, k)):
+        best = card.array(np.full((n, k, shape.grid[0]), GARBAGE, np.int64))
+        name, third = ("top_k_of_slices", size) if i else ("top_k", stride)
+        sizes = np.int32(n), np.int32(given), np.int32(third), np.int32(k)
+        card.run("sample.cu", name, *shape, (x, best, ids, values, *sizes))
         x = best
     return card.read(ids), card.read(values)
 
@@ -92,6 +92,43 @@ def test_top_k_of_a_large_vocabulary(card: Any, k: int) -> None:
     np.testing.assert_array_equal(values, np.take_along_axis(logits, best_ids(logits, k), 1))
 
 
+@pytest.mark.parametrize("card", ["800-random"], indirect=True)
+@pytest.mark.parametrize("order", [1, -1, 0])
+def test_wherever_the_best_are(card: Any, order: int) -> None:
+    """All in the last slice or in the first: then nearly as many are kept as there is room for."""
+    logits = order * np.arange(262_144, dtype=np.float32)[None]
+    np.testing.assert_array_equal(top_k(card, logits, 128)[0], best_ids(logits, 128))
+
+
+def test_candidates_that_are_none(card: Any) -> None:
+    """Zeros: the end of a list of the best of a slice that had fewer."""
+    ids = np.array([[9, 5, 6]], np.uint64)
+    found = np.zeros((1, 200), np.uint64)
+    found[:, [3, 77, 150]] = np.uint64(0xBF800000 << 32) | (0xFFFFFFFF - ids)  # of logits that are 1
+    x, best, values = (
+        card.array(found),
+        card.array(np.zeros((1, 5), np.int32)),
+        card.zeros((1, 5), np.float32),
+    )
+    [(given, size, shape)] = grids.top_k(1, 200, 5)
+    sizes = np.int32(1), np.int32(given), np.int32(size), np.int32(5)
+    card.run("sample.cu", "top_k_of_slices", *shape, (x, x, best, values, *sizes))
+    np.testing.assert_array_equal(card.read(best), [[5, 6, 9, -1, -1]])
+    np.testing.assert_array_equal(card.read(values), [[1, 1, 1, -np.inf, -np.inf]])
+
+
+@pytest.mark.parametrize("k", [1, 64, 128, 700, grids.MOST_OF_SLICE])
+def test_passes(k: int) -> None:
+    passes = grids.top_k(3, 262_144, k)
+    assert len(passes) == 2 or k > 128
+    for before, after in pairwise(passes):
+        assert after.given == k * before.shape.grid[0] < before.given
+    for each in passes:
+        assert each.shape.grid == (-(-each.given // each.slice), 3)
+        assert k <= each.shape.block[0] <= 1024
+    assert passes[-1].shape.grid[0] == 1
+
+
 def test_the_largest_k(card: Any) -> None:
     logits = normal(1, 5000)
     ids, _ = top_k(card, logits, grids.MOST_OF_SLICE)
@@ -101,11 +138,11 @@ def test_the_largest_k(card: Any) -> None:
 @pytest.mark.parametrize("k", [0, grids.MOST_OF_SLICE + 1])
 def test_no_other_k(k: int) -> None:
     with pytest.raises(ValueError, match=f"k is {k}"):
-        grids.top_k_counts(BIG, k)
+        grids.top_k(1, BIG, k)
 
 
-@pytest.mark.parametrize("words", [0, 1, 700, 2048, 2999])
-@pytest.mark.parametrize("stride", [3000, 3001])
+@pytest.mark.parametrize("words", [0, 1, 700, 4096, 4999])
+@pytest.mark.parametrize("stride", [5000, 5001])
 def test_logits_that_are_of_no_words(card: Any, stride: int, words: int) -> None:
     """However good, they are not looked at; nor is what is no number among them."""
     logits = coarse(2, stride)
@@ -147,9 +184,9 @@ def test_what_is_no_number_is_seen(card: Any, bad: float, width: int) -> None:
 
 
 def test_impossible_tokens(card: Any) -> None:
-    logits = np.full((2, 4100), -np.inf, np.float32)
-    logits[1, 4099] = 2.0
-    np.testing.assert_array_equal(argmax(card, logits), [0, 4099])
+    logits = np.full((2, 8200), -np.inf, np.float32)
+    logits[1, 8199] = 2.0
+    np.testing.assert_array_equal(argmax(card, logits), [0, 8199])
 
 
 def test_no_rows(card: Any) -> None:
@@ -159,6 +196,7 @@ def test_no_rows(card: Any) -> None:
     card.run("sample.cu", "argmax", *slices, (nothing, nothing, zero, width, width))
     card.run("sample.cu", "argmax_of_slices", *of_slices, (nothing, nothing, nothing, zero, one))
     four = nothing, nothing, nothing, nothing
-    card.run("sample.cu", "top_k", *grids.top_k(0, 4), (*four, zero, width, width, k))
-    card.run("sample.cu", "top_k_of_slices", *grids.top_k(0, 4), (*four, zero, width, k))
+    [(_, _, shape)] = grids.top_k(0, 4, 2)
+    for name in ("top_k", "top_k_of_slices"):
+        card.run("sample.cu", name, *shape, (*four, zero, width, width, k))
     assert (card.read(nothing) == 7).all()

@@ -27,6 +27,7 @@ from tests.engine.test_outputs import (
     OPTIONS,
     ROWS,
     SAMPLING,
+    VOCAB,
     WORDS,
     Shares,
     check,
@@ -44,12 +45,12 @@ def _many(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module", params=[1, 2])
 def shares(request: pytest.FixtureRequest) -> Shares:
-    cuts = {1: [0, 3000], 2: [0, 900, 3000]}
+    cuts = {1: [0, VOCAB], 2: [0, 900, VOCAB]}
     return Shares(list(cards(request.param).values()), cuts[request.param])
 
 
 @settings(deadline=None, max_examples=40)
-@given(logits=ROWS, words=st.integers(1, 3000), options=OPTIONS)
+@given(logits=ROWS, words=st.integers(1, VOCAB), options=OPTIONS)
 def test_the_best_are_enough(
     shares: Shares, logits: list[float], words: int, options: dict[str, Any]
 ) -> None:
@@ -63,8 +64,8 @@ def test_several_outputs(shares: Shares) -> None:
 @pytest.mark.parametrize("card", ["800-forward", "800-reverse"], indirect=True)
 def test_candidates_of_candidates(card: Card) -> None:
     """So many that a launch is given what two before it have left; in any order of blocks."""
-    logits = np.random.default_rng(3).integers(0, 9000, (2, 60_000)).astype(np.float32)
-    got, ids = Shares([Cuda(card.driver, "cuda:0")], [0, 60_000]).scores(logits, TopK(128, 59_999))
+    logits = np.random.default_rng(3).integers(0, 9000, (2, 270_000)).astype(np.float32)
+    got, ids = Shares([Cuda(card.driver, "cuda:0")], [0, 270_000]).scores(logits, TopK(128, 269_999))
     want = np.argsort(-logits[:, :-1], axis=1, kind="stable")[:, :128]
     np.testing.assert_array_equal(ids, want)
     np.testing.assert_array_equal(got, np.take_along_axis(logits, want, 1))
@@ -120,10 +121,10 @@ def test_little_comes_to_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for top in wanted * 2:
         model.evaluate([1], top=top)
     assert launched == []
-    assert downloaded == [4 * 3000, 2 * 4 * 1, 2 * 4 * 64] * 2
+    assert downloaded == [4 * VOCAB, 2 * 4 * 1, 2 * 4 * 64] * 2
 
 
-@pytest.mark.parametrize("vocab", [2000, 2049, 40_000])
+@pytest.mark.parametrize("vocab", [2000, 4097, 40_000])
 def test_no_more_memory_is_taken_than_planned(vocab: int, tmp_path: Path) -> None:
     """Of a vocabulary that is large beside the rest of the model."""
     path = Tiny(layers=1, vocab=vocab, width=32, kv_heads=1, heads=1).write(tmp_path / "model.gguf")

@@ -99,10 +99,11 @@ def check(shares: Shares, logits: np.ndarray, words: int, options: dict[str, Any
 
 def check_several(shares: Shares) -> None:
     """Several outputs, with equals, by their definition."""
-    logits = np.random.default_rng(2).integers(0, 900, (2, 3000)).astype(np.float32)
+    logits = np.random.default_rng(2).integers(0, 900, (2, shares._vocab)).astype(np.float32)
+    words = shares._vocab - 200
     for k in (1, 4, 64):
-        got, ids = shares.scores(logits, TopK(k, 2800))
-        want = np.argsort(-logits[:, :2800], axis=1, kind="stable")[:, :k]
+        got, ids = shares.scores(logits, TopK(k, words))
+        want = np.argsort(-logits[:, :words], axis=1, kind="stable")[:, :k]
         assert ids is not None
         np.testing.assert_array_equal(ids[:, :k], want)
         np.testing.assert_array_equal(got[:, :k], np.take_along_axis(logits, want, 1))
@@ -184,7 +185,7 @@ def test_what_a_sampler_needs(options: dict[str, Any], needs: int) -> None:
 # ---------------------------------------------------------------- texts of models
 
 SAMPLING = [{"temp": 0.0}, {"temp": 1.5, "seed": 3}, {"top_k": 5, "typical": 0.7, "temp": 2.0, "seed": 4}]
-VOCAB, WORDS = 3000, 2100
+VOCAB, WORDS = 5000, 4200
 
 
 def with_equals(path: Path) -> Path:

@@ -9,10 +9,12 @@ from typing import NamedTuple
 WARP = 32
 KEPT = 4
 """Vectors of four floats that a thread of norm.cu keeps of its row."""
-SLICE = 2048
-"""Logits, or candidates, that a block of sample.cu looks at."""
-MOST_OF_SLICE = SLICE // 2
-"""The largest k of sample.cu's top_k: a launch must leave fewer candidates than it was given."""
+SLICE = 4096
+"""Logits that a block of sample.cu looks at."""
+MOST_OF_SLICE = 1024
+"""The largest k of sample.cu's top_k: a block has as many threads."""
+_MOST_KEPT = 4096
+"""sample.cu's MOST_KEPT: candidates that a block of top_k has room for."""
 MOST_EXPERTS = 16 * WARP
 """The most experts that moe.cu can choose from."""
 PLACES = 8
@@ -110,7 +112,7 @@ def sort(experts: int) -> Shape:
 
 def slices(n: int, width: int) -> Shape:
     """argmax: a block a slice."""
-    return Shape((_ceil(width, SLICE), max(1, n)), (256,))
+    return Shape((_ceil(width, SLICE), max(1, n)), (512,))
 
 
 def of_slices(n: int, width: int) -> Shape:
@@ -118,17 +120,30 @@ def of_slices(n: int, width: int) -> Shape:
     return Shape((max(1, n),), (_threads(_ceil(width, SLICE), 256),))
 
 
-def top_k(n: int, count: int) -> Shape:
-    """top_k, top_k_of_slices: a block a slice, half as many threads as the power of two of keys it sorts."""
-    size = 1 << (min(count, SLICE) - 1).bit_length()
-    return Shape((_ceil(count, SLICE), max(1, n)), (max(WARP, size // 2),))
+class Pass(NamedTuple):
+    """A launch of top_k or top_k_of_slices.
+
+    given  logits, or candidates, of a row
+    slice  as many of these are a block's
+    """
+
+    given: int
+    slice: int
+    shape: Shape
 
 
-def top_k_counts(width: int, k: int) -> list[int]:
-    """How many logits, and then candidates, of a row each launch is given: top_k, then top_k_of_slices."""
+def top_k(n: int, width: int, k: int) -> list[Pass]:
+    """top_k, then top_k_of_slices until there is one slice: two threads, if there may be, for each of the k.
+
+    ValueError for a k that there is no block for.
+    """
     if not 0 < k <= MOST_OF_SLICE:
         raise ValueError(f"k is {k}: it must be between 1 and {MOST_OF_SLICE}")
-    counts = [width]
-    while counts[-1] > SLICE:
-        counts.append(_ceil(counts[-1], SLICE) * k)
-    return counts
+    threads = max(128, _threads(2 * k, MOST_OF_SLICE))
+    passes: list[Pass] = []
+    given, size = width, SLICE
+    while not passes or passes[-1].shape.grid[0] > 1:
+        slices = _ceil(given, size)
+        passes.append(Pass(given, size, Shape((slices, max(1, n)), (threads,))))
+        given, size = slices * k, _MOST_KEPT // k * threads
+    return passes

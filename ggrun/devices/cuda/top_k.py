@@ -19,9 +19,8 @@ _KEY = 8
 
 def scratch_bytes(width: int) -> int:
     """What the candidates of a row of so many logits take, between launches."""
-    counts = grids.top_k_counts(width, MOST_K)[:-1]  # the last launch leaves none
-    of_slices = MOST_K * sum(grids.top_k(1, count).grid[0] for count in counts)
-    return _KEY * max(of_slices, grids.slices(1, width).grid[0])
+    passes = grids.top_k(1, width, MOST_K)[1:]  # each is given what the one before it has left
+    return _KEY * max(sum(each.given for each in passes), grids.slices(1, width).grid[0])
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,9 @@ class BestLogits:
 
     def _k_best(self, n: int, width: int, k: int, out: tuple[int, int]) -> list[Launch]:
         found, room, launches = self.logits, self.scratch, []
-        for i, count in enumerate(grids.top_k_counts(width, k)):
-            shape = grids.top_k(n, count)
-            sizes = np.int32(n), np.int32(count), *(() if i else (np.int32(self.stride),)), np.int32(k)
-            name = "top_k_of_slices" if i else "top_k"
+        for i, (given, size, shape) in enumerate(grids.top_k(n, width, k)):
+            name, third = ("top_k_of_slices", size) if i else ("top_k", self.stride)
+            sizes = np.int32(n), np.int32(given), np.int32(third), np.int32(k)
             launches.append(self._launch(name, shape, found, room, *out, *sizes))
             found, room = room, room + _KEY * n * k * shape.grid[0]
         return launches
