@@ -47,7 +47,8 @@ rms_norm_quantize(const float* x, const float* weight, float* normed, uint8_t* c
     for (int i = NOT_KEPT + 4 * threadIdx.x; i < k; i += STRIDE) squares += sum_of_squares(four(x, i));
     const float scale = rsqrtf(block_reduce(squares, Sum(), 0.0f) / float(k) + eps);
     const auto finish = [&](const float4& a, const float4& w, int i) {
-        const float4 v = make_float4(a.x * scale * w.x, a.y * scale * w.y, a.z * scale * w.z, a.w * scale * w.w);
+        const float4 b = make_float4(a.x * scale, a.y * scale, a.z * scale, a.w * scale);
+        const float4 v = make_float4(b.x * w.x, b.y * w.y, b.z * w.z, b.w * w.w);
         if (normed && i < k) *reinterpret_cast<float4*>(normed + i) = v;
         quantize_four(v, columns, k, i, i < k);
     };

@@ -44,7 +44,7 @@ DEVICE void add_unit(const Unpacked<F> (&w)[ROWS], const Column& x, int chunk, f
     }
 }
 
-// Ask for the first bytes of each row that this lane takes, before the kernel that writes the columns is done.
+// Ask for the first bytes of each row that this lane takes: columns may still have to be written.
 DEVICE void prefetch_rows(const uint8_t* const (&rows)[ROWS], int64_t offset) {
 #pragma unroll
     for (int r = 0; r < ROWS; r++) prefetch_l2(rows[r] + offset);

@@ -23,10 +23,11 @@ static_assert(ROWS % 2 == 0, "of two matrices a warp has half of the rows each")
 
 constexpr int MOST_WARPS = 8;  // of a block
 
-// So many blocks want to be on a multiprocessor at once, to hide how long memory takes: fewer where a lane asks
-// for more at once. Left to itself the compiler saves registers for more, and loads one after the other to that
-// end.
-constexpr int RESIDENT = COLUMNS == 1 ? (ROWS * unit_bytes<Weights>() < 190 ? 3 : 2) : COLUMNS == 4 ? 2 : 1;
+// So many blocks want to be on a multiprocessor at once, to hide how long memory takes: fewer where a lane
+// asks for much at once. Left to itself the compiler saves registers for more, and loads one after the other
+// to that end.
+constexpr bool MUCH = ROWS * unit_bytes<Weights>() >= 192;
+constexpr int RESIDENT = COLUMNS == 1 ? (MUCH ? 2 : 3) : COLUMNS == 4 ? 2 : 1;
 #define DECODE_KERNEL extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP, RESIDENT)
 
 // The sum of lane row * COLUMNS + column; that of all other lanes, and of warps behind a team's first, is
@@ -107,8 +108,8 @@ matvec(const uint8_t* w, const uint8_t* x, float* y, int rows, int k, int n, flo
     });
 }
 
-// The same of two or three matrices, without residuals: rows2 is 0 where there are two. A team has rows of one
-// of them.
+// The same of two or three matrices, without residuals: rows2 is 0 where there are two. A team has rows of
+// one of them.
 DECODE_KERNEL
 matvec_merged(const uint8_t* w0, const uint8_t* w1, const uint8_t* w2, const uint8_t* x, float* y0, float* y1,
               float* y2, int rows0, int rows1, int rows2, int k, int n, float scale0, float scale1,
@@ -163,7 +164,8 @@ matvec_experts(const uint8_t* w, const uint8_t* x, float* y, const int* starts, 
     w += int64_t(expert) * rows * row_bytes<Weights>(k);
     x += (tokens ? tokens[pair] : pair) * column_stride<Weights>(k);
     const float scale = scales ? scales[expert] : 1.0f;
-    product(w, x, team() * ROWS, rows, k, 1, [=](int row, int, float sum) { y[int64_t(pair) * rows + row] = sum * scale; });
+    product(w, x, team() * ROWS, rows, k, 1,
+            [=](int row, int, float sum) { y[int64_t(pair) * rows + row] = sum * scale; });
 }
 
 // y[pair] = silu(gate) * up, each as in matvec_experts.

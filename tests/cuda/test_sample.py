@@ -36,10 +36,10 @@ def top_k(card: Any, logits: np.ndarray, k: int, words: int | None = None) -> tu
     n, stride = logits.shape
     x, ids = card.array(logits), card.array(np.full((n, k), GARBAGE, np.int32))
     values = card.array(np.full((n, k), np.nan, np.float32))
-    for i, (given, size, shape) in enumerate(grids.top_k(n, stride if words is None else words, k)):
+    for i, (count, size, shape) in enumerate(grids.top_k(n, stride if words is None else words, k)):
         best = card.array(np.full((n, k, shape.grid[0]), GARBAGE, np.int64))
         name, third = ("top_k_of_slices", size) if i else ("top_k", stride)
-        sizes = np.int32(n), np.int32(given), np.int32(third), np.int32(k)
+        sizes = np.int32(n), np.int32(count), np.int32(third), np.int32(k)
         card.run("sample.cu", name, *shape, (x, best, ids, values, *sizes))
         x = best
     return card.read(ids), card.read(values)

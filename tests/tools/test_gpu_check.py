@@ -150,7 +150,7 @@ def test_tests_go_on_behind_one_that_crashes(tmp_path: Path) -> None:
     assert (summary.what, summary.value) == ("tests passed, of 6", 2)
     assert summary.error == "2 failed; 1 crashed their process, or were running when the time was up"
     lines = {figure.what.rpartition("::")[2]: figure.error or figure.how for figure in rest}
-    assert lines["test_fails"].startswith("AssertionError: a|b")
+    assert lines["test_fails"].startswith("test_some.py:5: AssertionError: a|b")
     assert "an illegal memory access" in lines["test_loses_the_card"]
     assert "its process crashed" in lines["test_crashes"]
     assert lines["skipped tests"] == "not here"

@@ -179,7 +179,7 @@ def test_the_switch_over_is_told(cupy: TimedCupy, tmp_path: Path, monkeypatch: p
     cupy.cuda.library = None
     gpu_kernels.run(step)
     found, none = figures(tmp_path / "results")
-    assert found.more == {"quantized": 512, "two_scales": 256, "floats": 64}
+    assert found.more == {"quantized": 512, "two_scales": 256, "floats": 64, "piece": 32 << 20}
     assert none.error == "there is no cuBLAS"
 
 

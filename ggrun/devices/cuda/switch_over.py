@@ -27,7 +27,7 @@ _PROMPT = 512
 """Rows that pieces are chosen for: as many as a micro-batch has where nothing else is said."""
 _MATRIX = 8192
 _KINDS = {"quantized": "Q4_K", "two_scales": "Q6_K", "floats": "F16"}
-"""A format for each field of GemmFrom: the one that most models have."""
+"""A format for each of the numbers of GemmFrom, in their order: the one that most models have."""
 _TILES, _GEMM = GemmFrom(), GemmFrom(FEW + 1, FEW + 1, FEW + 1)
 _PRODUCTS, _TIMES = 4, 5  # one after the other, and how often that is timed
 _BYTES = 64
@@ -39,7 +39,8 @@ def measured_gemm(device: Cuda) -> GemmFrom:
     product = _Product(device, _KINDS["quantized"])
     piece = min(PIECES, key=lambda nbytes: product.seconds(_PROMPT, replace(_GEMM, piece=nbytes)))
     by = replace(_GEMM, piece=piece)
-    return replace(by, **{field: _switch_over(_Product(device, kind), by) for field, kind in _KINDS.items()})
+    quantized, two_scales, floats = (_switch_over(_Product(device, kind), by) for kind in _KINDS.values())
+    return GemmFrom(quantized, two_scales, floats, piece)
 
 
 def kept_gemm(driver: Driver) -> GemmFrom | None:
@@ -59,10 +60,11 @@ def _key(driver: Driver) -> str:
 def _read(text: str) -> GemmFrom:
     """One of kept.NONSENSE for what was not kept here."""
     known = json.loads(text)
-    piece, *found = known["piece"], *(known[field] for field in _KINDS)
-    if not all(type(n) is int and (n == 0 or n > FEW) for n in found) or piece not in PIECES:
+    found = GemmFrom(*(known[field] for field in (*_KINDS, "piece")))
+    rows = found.quantized, found.two_scales, found.floats
+    if not all(type(n) is int and (n == 0 or n > FEW) for n in rows) or found.piece not in PIECES:
         raise ValueError("these are no numbers of rows, or bytes")
-    return GemmFrom(*found, piece=piece)
+    return found
 
 
 _KEPT = Kept("gemm", _read)

@@ -55,8 +55,8 @@ template <int N> struct Words {
     }
 };
 
-// The words of 16 bytes at any address, in two loads of 16 aligned bytes: where the lanes of a warp are far from
-// each other, a load takes as long as it touches cache lines, however little of each.
+// The words of 16 bytes at any address, in two loads of 16 aligned bytes: where the lanes of a warp are far
+// from each other, a load takes as long as it touches cache lines, however little of each.
 struct Wide {
     uint32_t words[8];
 

@@ -24,9 +24,10 @@ struct Q6_K {
         const uint8_t* block = row + u / 4 * BYTES;
         const int half = u % 4 / 2, at = u % 2 * 16;
         const uint8_t *low = block + half * 64 + at, *high = block + 128 + half * 32 + at;
-        const uint32_t before = reinterpret_cast<uint64_t>(block) % 16;
-        return {Wide(low, before), Wide(low + 32, before), Wide(high, before), Words<3>(block + 192 + half * 8),
-                load_16(block + 208), before};
+        const uint32_t before = reinterpret_cast<uint64_t>(block) % 16;  // of all three: 16 divides the rest
+        const Words<3> scales(block + 192 + half * 8);
+        return {Wide(low, before), Wide(low + 32, before),   Wide(high, before),
+                scales,            load_16(block + 208), before};
     }
 
     // Four values, of a word's nibbles and pairs of bits that begin at these bits of their bytes.
