@@ -1,8 +1,7 @@
 """A stream of a card, and its events."""
 
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 from ggrun.devices.streams import Event, Work
@@ -20,17 +19,18 @@ def cuda_errors(cupy: Any) -> tuple[type[Exception], ...]:
 
 
 class _Errors:
-    """What becomes of errors where streams and events of a card are used. name: the card's."""
+    """Where streams and events of a card are used, errors of CUDA become GgrunErrors. name: the card's.
+
+    A card that has failed once fails in every call from then on.
+    """
 
     def __init__(self, cupy: Any, name: str) -> None:
         self._kinds, self._name = cuda_errors(cupy), name
 
-    @contextmanager
-    def told(self) -> Iterator[None]:
-        """They become GgrunErrors. A card that has failed once fails in every call from then on."""
-        try:
-            yield
-        except self._kinds as failed:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, failed: BaseException | None, trace: object) -> None:
+        if isinstance(failed, self._kinds):
             raise GgrunError(f"{self._name}: {str(failed).splitlines()[0]}: {_FAILED}") from None
 
 
@@ -49,7 +49,7 @@ class CudaEvent:
 
     def block(self) -> None:
         """Let the calling thread sleep until the stream has come there."""
-        with self._errors.told():
+        with self._errors:
             self.raw.synchronize()
 
 
@@ -61,7 +61,7 @@ class CudaMark:
 
     def since(self, earlier: "CudaMark") -> float:
         """The seconds from an earlier one."""
-        with self._errors.told():
+        with self._errors:
             return float(self._cupy.cuda.get_elapsed_time(earlier._raw, self._raw)) / 1e3
 
 
@@ -86,7 +86,7 @@ class CudaStream:
                     self._error = error
 
         self._open()
-        with self._errors.told():
+        with self._errors:
             self.raw.launch_host_func(attempt, None)
 
     def record(self) -> CudaEvent:
@@ -101,7 +101,7 @@ class CudaStream:
         """Of another card's event, without the host; for another kind of device, the host waits."""
         self._open()
         if isinstance(event, CudaEvent):
-            with self._errors.told():
+            with self._errors:
                 self.raw.wait_event(event.raw)
             return
         event.block()
@@ -120,7 +120,7 @@ class CudaStream:
 
     def synchronize(self) -> None:
         """Wait until all is done; raises the first error."""
-        with self._errors.told():
+        with self._errors:
             self.raw.synchronize()
         self._kept.clear()
         error, self._error = self._error, None
@@ -144,7 +144,7 @@ class CudaStream:
     def _recorded(self, timed: bool) -> Any:
         """CuPy's event behind all that was enqueued before."""
         self._open()
-        with self._errors.told(), self._cupy.cuda.Device(self._device):
+        with self._errors, self._cupy.cuda.Device(self._device):
             event = self._cupy.cuda.Event(block=True, disable_timing=not timed)
             event.record(self.raw)
         return event
