@@ -8,19 +8,21 @@ from statistics import median
 from typing import Any
 
 from tools.gpu_bars import DECODE, LOSS, PREFILL
-from tools.gpu_models import EIGHT_BITS, LARGE, SMALL, Model, ready, shape_of
+from tools.gpu_models import EIGHT_BITS, LARGE, SMALL, Model, is_made, ready, shape_of
 from tools.gpu_pace import paced
 from tools.gpu_step import COPY, MATRIX, Figure, Step, spread
 from tools.gpu_work import prefill_operations
 
 _PROMPT, _GENERATED, _REPETITIONS = 2048, 128, 3
 _LOGICAL = "two logical devices of 24 GB"
+_AT_MOST = 40.0  # seconds
 _BATCHES = {SMALL.title: "512,2048"}
 """Tokens of a prompt that are computed together; 512 for other models."""
 
 
 def run(step: Step) -> None:
     """The smaller models first."""
+    _wait_for_models(step)
     for model in (SMALL, EIGHT_BITS):
         step.attempt(f"ggrun bench {model.title}", partial(_bench, step, model))
     step.attempt(f"{LOSS}, {SMALL.title}", partial(_logical, step, SMALL))
@@ -29,6 +31,12 @@ def run(step: Step) -> None:
     for mode in ("layer", "row"):
         what = f"{_LOGICAL}, -sm {mode}"
         step.attempt(f"{what}, {LARGE.title}", partial(_bench, step, LARGE, what, mode))
+
+
+def _wait_for_models(step: Step) -> None:
+    """Who writes them takes cores and memory of the host, which launches of small models would feel."""
+    if (end := step.left - _AT_MOST) > _AT_MOST:
+        step.wait_for(lambda: step.left < end or is_made(step, LARGE), "the last model")
 
 
 def _sizes(step: Step) -> tuple[int, int, int]:

@@ -52,6 +52,11 @@ def _found(step: Step, name: str) -> Path | None:
     return next((path for folder in _folders(step) if (path := folder / name).exists()), None)
 
 
+def _failed(model: Model) -> str:
+    """The name of a file that says why it was not made."""
+    return f"{model.name}.failed"
+
+
 def _require_card(step: Step, model: Model) -> None:
     """RuntimeError when the model does not fit the card."""
     card = step.settings["card_bytes"]
@@ -74,12 +79,16 @@ def shape_of(step: Step, model: Model) -> Shape:
     return resized(SHAPES[model.shape], **_TINY) if step.emulated else SHAPES[model.shape]
 
 
+def is_made(step: Step, model: Model) -> bool:
+    """Whether its file is whole, or will never be."""
+    return bool(_found(step, model.name) or _found(step, _failed(model)))
+
+
 def ready(step: Step, model: Model) -> Path:
     """The model's file, as soon as it is whole; RuntimeError when it will never be."""
     _require_card(step, model)
-    failed = f"{model.name}.failed"
-    step.wait_for(lambda: bool(_found(step, model.name) or _found(step, failed)), f"the model {model.title}")
-    if why := _found(step, failed):
+    step.wait_for(lambda: is_made(step, model), f"the model {model.title}")
+    if why := _found(step, _failed(model)):
         raise RuntimeError(f"the model was not made: {why.read_text()}")
     path = _found(step, model.name)
     assert path
@@ -87,12 +96,12 @@ def ready(step: Step, model: Model) -> Path:
 
 
 def _make(step: Step, model: Model) -> None:
-    _require_card(step, model)
     try:
+        _require_card(step, model)
         path = _room(step, model) / model.name
         said = _made(step, model, path)
     except RuntimeError as error:  # those who wait for it must hear of it
-        (_folders(step)[0] / f"{model.name}.failed").write_text(str(error))
+        (_folders(step)[0] / _failed(model)).write_text(str(error))
         raise
     how = f"tools/make_model.py {model.shape} {model.mix}: {said}"
     step.tell(Figure(f"made {model.title}", path.stat().st_size / 1e9, "GB", how=how))
