@@ -6,12 +6,12 @@ from ggrun.devices.base import Device
 from ggrun.devices.cpu import Cpu
 from ggrun.devices.local import remember
 from ggrun.devices.names import DeviceName
-from ggrun.errors import GgrunError
+from ggrun.errors import GgrunError, Interrupted
 from ggrun.plan import Plan, host_of
 from ggrun.rpc.placed import Placed
 
-_BACKENDS = {"cuda": "CUDA", "emulated": "CUDA", "cpu": "CPU"}
-_ORDER = ("CUDA", "RPC", "CPU")
+_BACKENDS = {"cuda": "CUDA", "emulated": "EMULATED", "cpu": "CPU"}
+_ORDER = ("CUDA", "EMULATED", "RPC", "CPU")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ def _bandwidth(name: str, device: Device, threads: int, measured: Measured) -> f
     if key not in measured:
         try:
             measured[key] = device.bandwidth()
+        except Interrupted:
+            raise
         except GgrunError:  # the model has left too little to measure with
             return None
         if name == "cpu":

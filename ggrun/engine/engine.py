@@ -17,7 +17,7 @@ from ggrun.engine.meter import Meter
 from ggrun.engine.outputs import Scores, joined
 from ggrun.engine.pipeline import Pipeline
 from ggrun.engine.runner import CacheSpec
-from ggrun.errors import GgrunError, UsageError
+from ggrun.errors import GgrunError, Interrupted, UsageError
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan, host_of
 from ggrun.plan.offload import NONE, Offloads
@@ -51,6 +51,7 @@ class Engine:
         plan.check(config)
         self.config, self._sizes = config, sizes
         self._devices = tuple(devices.values())
+        self._interrupted = False
         self.most_outputs = sizes.outputs(config.vocab)
         """The most tokens of one run whose logits are all wanted."""
         # Through a network few are always sooner here.
@@ -102,6 +103,8 @@ class Engine:
                 ],
                 logits,
             )
+            if self._interrupted:  # when all was enqueued: a card finishes what it has got
+                raise Interrupted("the computation was interrupted")
         except BaseException:
             self.cache.truncate(sequence, begin)
             raise
@@ -109,12 +112,14 @@ class Engine:
 
     def interrupt(self) -> None:
         """Make `decode` end with Interrupted, now and until `resume`; from any thread."""
+        self._interrupted = True
         for device in self._devices:
             device.interrupt()
         self._pipeline.interrupt()
 
     def resume(self) -> None:
         """Let `decode` work again."""
+        self._interrupted = False
         for device in self._devices:
             device.resume()
         self._pipeline.resume()

@@ -100,8 +100,8 @@ def working(facts: ModelFacts, member: Member, sizes: Sizes, peers: int) -> int:
         total += rows * 4 * (c.experts + 3 * c.experts_used + c.width)
         total += pairs * (4 + (c.width + ff) * 4 * 2 + _column(c.width) + _column(ff))
     if _on_card(member):
-        # No matrix is larger than the output's, or the feed-forward's.
-        total += _CARD_SCRATCH + min(_CARD_WEIGHTS, 2 * c.width * max(c.vocab, ff))
+        widest = max(c.vocab, ff, c.heads * c.key_dim, c.heads * c.value_dim)
+        total += _CARD_SCRATCH + min(_CARD_WEIGHTS, 2 * c.width * widest)
     return total + 32 * rows + 4 * sizes.sequences * sizes.pages + _SLACK
 
 

@@ -318,7 +318,7 @@ attention_decode(const float* q, float* y, float* sums, float2* states, const in
     const int token = blockIdx.y, warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
     if (token >= n) return wait_for_previous();
     const HeadTile<HEADS> tile(a);
-    // These are the host's, and what earlier tokens have stored no kernel of this pass writes.
+    // These are the host's. Pages are only asked for: keys and values of these tokens are still to come.
     const int position = positions[token], *const table = a.table(sequences[token]);
     const Span seen = {a.oldest(position), position + 1};
     const Span pages = part_of({seen.begin / PAGE, position / PAGE + 1}, blockIdx.z, gridDim.z);

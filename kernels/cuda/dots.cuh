@@ -46,8 +46,10 @@ DEVICE void add_unit(const Unpacked<F> (&w)[ROWS], const Column& x, int chunk, f
 
 // Ask for the first bytes of each row that this lane takes: columns may still have to be written.
 DEVICE void prefetch_rows(const uint8_t* const (&rows)[ROWS], int64_t offset) {
+#if __CUDA_ARCH__ >= 900  // others have nothing to wait for
 #pragma unroll
     for (int r = 0; r < ROWS; r++) prefetch_l2(rows[r] + offset);
+#endif
 }
 
 // This lane's share of rows[ROWS] times n <= COLUMNS quantized columns: units first, first + step...

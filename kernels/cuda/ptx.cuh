@@ -102,8 +102,10 @@ using ptx::prefetch_l2;
 
 // What every block of every kernel does before it touches what other kernels write or read. From Hopper on a
 // kernel may be launched while the one before it still runs (programmatic dependent launch): it waits here
-// for all of it to be done, and lets the one behind it begin. Weights, which no kernel writes, may be read
-// before. A block that left without would let the kernel end before the one in front of it.
+// for all of it to be done, and lets the one behind it begin. What no kernel writes, weights and the host's
+// inputs, may be read before, and anything may be asked for into the cache. A block that left without waiting
+// would let the kernel end before the one in front of it. What kernels write must not be read by __ldg or by
+// const __restrict__ pointers in kernels that are in graphs: such loads may be moved to before the wait.
 DEVICE void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
     ptx::griddepcontrol_wait();

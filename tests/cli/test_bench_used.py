@@ -37,7 +37,7 @@ Run = Callable[..., list[dict[str, Any]]]
         ("cpu:0 2, cpu:1 4", "CPU", ""),
         ("cuda:0 4", "CUDA", "cuda:0"),
         ("cpu 0, cuda:0 4", "CUDA", "cuda:0"),  # which only embeds
-        ("emulated:0:1GB 4", "CUDA", "emulated:0:1GB"),
+        ("emulated:0:1GB 4", "EMULATED", "emulated:0:1GB"),
         ("cuda:0 4, cpu 4", "CUDA,CPU", ""),  # which has the output
         ("cpu 1, cuda:0 2, cpu 3, cuda:0 4", "CUDA,CPU", ""),
         ("cuda:0 2, cuda:1 4", "CUDA", ""),
@@ -102,7 +102,7 @@ def test_where_all_is_on_one_card(more: str, run: Run, monkeypatch: pytest.Monke
     """With a CPU beside it, that embeds."""
     cpus, cards = measuring(Cpu, monkeypatch, 5e9), measuring(Emulated, monkeypatch, 7e9)
     for r in run("--devices", f"emulated:0:1GB{more}", "-ngl", "all"):
-        assert (r["backends"], r["mean_threads"], r["memory_bandwidth"]) == ("CUDA", None, 7e9)
+        assert (r["backends"], r["mean_threads"], r["memory_bandwidth"]) == ("EMULATED", None, 7e9)
     assert len(cards) == 1
     assert cpus == []
 
@@ -110,9 +110,9 @@ def test_where_all_is_on_one_card(more: str, run: Run, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("flags", "names", "threads"),
     [
-        ("--devices emulated:0:1GB,emulated:1:1GB -sm row -ts 1,1", "CUDA", None),
-        ("--devices emulated:0:1GB,cpu -ngl 2 --no-op-offload", "CUDA,CPU", 1),
-        ("--devices emulated:0:1GB,cpu -ngl all -nkvo", "CUDA", None),
+        ("--devices emulated:0:1GB,emulated:1:1GB -sm row -ts 1,1", "EMULATED", None),
+        ("--devices emulated:0:1GB,cpu -ngl 2 --no-op-offload", "EMULATED,CPU", 1),
+        ("--devices emulated:0:1GB,cpu -ngl all -nkvo", "EMULATED", None),
         ("--devices cpu:0:1GB,cpu:1:1GB -ts 1,1 -t 2", "CPU", 2),
     ],
 )

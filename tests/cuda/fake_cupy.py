@@ -99,6 +99,7 @@ class _Stream:
 
     def end_capture(self) -> Any:
         steps, self.captured = self.captured, None
+        self._cuda._fail("end_capture")
         assert steps is not None
 
         def launch(stream: "_Stream") -> None:
@@ -127,7 +128,7 @@ class _Function:
 
     def __init__(self, cuda: "FakeCupy", kernel: Any) -> None:
         self._cuda, self._kernel = cuda, kernel
-        self.signature = kernel.signature
+        self.name, self.signature = kernel.name, kernel.signature
         self.kernel = SimpleNamespace(ptr=1000 + len(cuda.functions))
         cuda.functions[self.kernel.ptr] = self
 

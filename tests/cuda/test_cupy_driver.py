@@ -4,6 +4,7 @@ import builtins
 import gc
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,30 @@ def test_without_cublas_products_are_our_own(missing: bool, cupy: FakeCupy, tmp_
         device.close()
         cupy.cuda.library = Cublas(cupy)
     np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("first", [None, KeyError("what is told")])
+def test_a_card_that_fails_when_it_is_left(
+    first: Exception | None, cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told like any other error, after what was told before."""
+    driver = CupyDriver(0)
+
+    @contextmanager
+    def device(index: int) -> Iterator[None]:
+        yield
+        raise CUDARuntimeError(700, "cudaErrorIllegalAddress: an illegal memory access")
+
+    monkeypatch.setattr(cupy.cuda, "Device", device)
+    told = "what is told" if first else "cudaErrorIllegalAddress"
+
+    def work() -> None:
+        with driver.on("a fill"):
+            if first:
+                raise first
+
+    with pytest.raises(GgrunError, match=rf"^cuda:0 \(Fake\): a fill: .*{told}"):
+        work()
 
 
 def test_uploads_go_in_pieces_through_pinned_memory(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ from ggrun.devices.base import Inputs, Limits
 from ggrun.devices.cuda import grids
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.driver import Gemm
-from ggrun.devices.cuda.gemm import GemmFrom, halves_bytes
+from ggrun.devices.cuda.gemm import GemmFrom, halves_bytes, pieces, scratch_bytes
 from ggrun.devices.cuda.matvec import FLOATS
+from ggrun.devices.cuda.memory import CudaWeight
 from ggrun.gguf import FORMATS as KNOWN
 from ggrun.gguf import Tensor
 from tests.cuda.conftest import Card
@@ -100,6 +101,26 @@ def test_odd_widths(card: Card, k: int) -> None:
 def test_pieces_of_the_weights(card: Card, piece: int) -> None:
     case = Product("Q6_K", 300, 256, 12)
     assert error(case.run(card, replace(ALWAYS, piece=piece)), case.right) <= 4e-4
+
+
+@pytest.mark.parametrize(
+    ("rows", "piece", "sizes"),
+    [
+        (300, 300 * 512, [300]),  # as large as the piece
+        (300, 299 * 512, [256, 44]),  # whole tiles
+        (1000, 512 * 512, [512, 488]),
+        (1000, 500 * 512, [384, 384, 232]),  # about equally many
+        (300, 100 * 512, [100, 100, 100]),  # less than a tile
+        (3, 1, [1, 1, 1]),
+    ],
+)
+def test_how_weights_are_cut(rows: int, piece: int, sizes: list[int]) -> None:
+    memory = Cuda(EmulatedDriver(), "card").working_memory(16)
+    w = CudaWeight("Q6_K", memory, memory.address, rows, 256, 210)
+    found = list(pieces(w, piece))
+    assert [part.rows for part, _ in found] == sizes
+    assert [first for _, first in found] == [sum(sizes[:i]) for i in range(len(sizes))]
+    assert max(sizes) * 512 <= scratch_bytes(w, piece)
 
 
 @ONE_CARD

@@ -1,5 +1,6 @@
 """sample.cu: the best token, the k best and log-sum-exp of rows, against numpy, with ties everywhere."""
 
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ggrun.devices.cuda import grids
+from ggrun.kernels import cuda_source
 
 GARBAGE = -12345
 # One token, less than a slice, a slice and one more, an odd row, several slices, and a big vocabulary.
@@ -117,6 +119,12 @@ def test_candidates_that_are_none(card: Any) -> None:
     np.testing.assert_array_equal(card.read(values), [[1, 1, 1, -np.inf, -np.inf]])
 
 
+def most_kept() -> int:
+    """The room of a block."""
+    (found,) = re.findall(r"MOST_KEPT = (\d+)", cuda_source("sample.cu").read_text())
+    return int(found)
+
+
 @pytest.mark.parametrize("k", [1, 64, 128, 700, grids.MOST_OF_SLICE])
 def test_passes(k: int) -> None:
     passes = grids.top_k(3, 262_144, k)
@@ -124,6 +132,8 @@ def test_passes(k: int) -> None:
     for before, after in pairwise(passes):
         assert after.given == k * before.shape.grid[0] < before.given
     for each in passes:
+        # The best may all be those of k threads: so many keys are kept.
+        assert k * -(-min(each.given, each.slice) // each.shape.block[0]) <= most_kept()
         assert each.shape.grid == (-(-each.given // each.slice), 3)
         assert k <= each.shape.block[0] <= 1024
     assert passes[-1].shape.grid[0] == 1

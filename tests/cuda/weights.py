@@ -37,8 +37,8 @@ def extreme_rows(name: str, k: int) -> np.ndarray:
 
 
 def whole_words(data: np.ndarray) -> np.ndarray:
-    """The bytes, and some more to make them whole words: kernels load those, see formats/loads.cuh."""
-    return np.pad(data.view(np.uint8).ravel(), (0, -data.nbytes % 4))
+    """The bytes, and some more to make them what kernels load at once: see formats/loads.cuh."""
+    return np.pad(data.view(np.uint8).ravel(), (0, -data.nbytes % 16))
 
 
 def column_bytes(k: int) -> int:

@@ -56,15 +56,18 @@ class _On:
     def __enter__(self) -> None:
         try:
             self._device.__enter__()
+            if self._stream:
+                self._stream.raw.__enter__()
         except self._driver.errors as error:
             self._driver.refuse(self._what, error)
-        if self._stream:
-            self._stream.raw.__enter__()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if self._stream:
-            self._stream.raw.__exit__(kind, error, trace)
-        self._device.__exit__(kind, error, trace)
+        try:
+            if self._stream:
+                self._stream.raw.__exit__(kind, error, trace)
+            self._device.__exit__(kind, error, trace)
+        except self._driver.errors as leaving:  # a card that has failed fails in every call
+            error = error or leaving
         if isinstance(error, self._driver.errors):
             self._driver.refuse(self._what, error)
 
@@ -167,15 +170,28 @@ class CupyDriver:
 
     def graph(self, record: Callable[[], None]) -> _Graph:
         """Launches, captured: none of them is done now. In a graph, kernels begin while others end."""
+        try:
+            return self._captured(record)
+        except GgrunError:
+            if not self._dependent:
+                raise
+            self._dependent = None  # there may be drivers that know of it and refuse it
+            return self._captured(record)
+
+    def _captured(self, record: Callable[[], None]) -> _Graph:
+        raw = self.stream.raw
         with self.on("a graph"):
-            self.stream.raw.begin_capture()
             self._capturing = True
             try:
+                raw.begin_capture()
                 record()
+            except BaseException:
+                with suppress(*self.errors):  # it is worth nothing; but the stream must take work again
+                    raw.end_capture()
+                raise
             finally:
                 self._capturing = False
-                graph = self.stream.raw.end_capture()
-            return _Graph(self, graph)
+            return _Graph(self, raw.end_capture())
 
     def fill(self, address: int, byte: int, nbytes: int) -> None:
         """By cudaMemsetAsync."""

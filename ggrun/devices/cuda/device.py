@@ -23,6 +23,7 @@ from ggrun.devices.wire import DTYPES
 from ggrun.errors import Interrupted
 from ggrun.gguf import Tensor
 
+_WHOLE = 16  # bytes: kernels load so many at once, see kernels/cuda/formats/loads.cuh
 _PROBED, _PASSES = 1 << 30, 7  # bytes that the bandwidth is measured on, and how often
 _L2S = 2  # and at least so many second-level caches
 _DRAWN = 16 << 20  # bytes of what is copied then: zeros may be faster than what is random
@@ -222,7 +223,7 @@ class Cuda:
     def _take(self, nbytes: int, what: str) -> CudaMemory:
         self._budget.check(nbytes, what)
         try:
-            allocation = self.driver.allocate(nbytes)
+            allocation = self.driver.allocate(-(-nbytes // _WHOLE) * _WHOLE)
         except OutOfMemory as error:
             raise OutOfMemory(f"{self.name}: no memory for {what}: {error}") from None
         memory = CudaMemory(allocation.address, nbytes, allocation)

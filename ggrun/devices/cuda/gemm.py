@@ -120,8 +120,8 @@ class ByGemm:
 def pieces(w: CudaWeight, piece: int) -> Iterator[tuple[CudaWeight, int]]:
     """The rows that are multiplied at once, about equally many, and the first one's number."""
     size = w.rows
-    if nbytes := scratch_bytes(w, piece):
-        most = nbytes // (2 * w.columns)
+    if 2 * w.rows * w.columns > piece and w.format != "F16":
+        most = scratch_bytes(w, piece) // (2 * w.columns)
         most = most // _WHOLE * _WHOLE or most
         even = -(-w.rows // -(-w.rows // most))
         size = min(most, -(-even // _WHOLE) * _WHOLE)

@@ -10,7 +10,10 @@ from ggrun.devices.best import TopK
 from ggrun.devices.cuda.driver import Driver, Gemm, Graph, Kernel
 
 FEW = 8
-"""As many tokens are a decode: products take kernels of their own, and what was launched twice is a graph."""
+"""As many tokens are a decode: products take kernels of their own, and what was launched twice is a graph.
+
+Kernels for more tokens are not made for graphs: see wait_for_previous in kernels/cuda/ptx.cuh.
+"""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,6 @@ class CudaProgram:
     """Steps, and all memory that they point to. See base.Program.
 
     counts    what the program runs over, when it runs
-    begin     called before anything is enqueued: ends what was interrupted. What a card has got it finishes
     """
 
     def __init__(
@@ -76,17 +78,15 @@ class CudaProgram:
         driver: Driver,
         steps: Sequence[Step],
         counts: Callable[[], Counts],
-        begin: Callable[[], None],
         keep: Sequence[Any],
     ) -> None:
-        self._driver, self._steps, self._counts, self._begin = driver, tuple(steps), counts, begin
+        self._driver, self._steps, self._counts = driver, tuple(steps), counts
         self._keep = keep
         self._launches: dict[Counts, list[Work]] = {}
         self._graphs: dict[Counts, Graph | None] = {}
 
     def run(self) -> None:
         """Enqueue all launches."""
-        self._begin()
         counts = self._counts()
         if counts.tokens > FEW:
             for step in self._steps:  # the card begins with the first while the host goes through the others

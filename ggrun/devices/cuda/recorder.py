@@ -165,7 +165,7 @@ class CudaRecorder:
         new = merged(self._steps[self._begun :])
         self._begun = len(self._steps)
         keep = [self._keep, self._memory.all]
-        return CudaProgram(self._driver, new, lambda: self._counts, self._check, keep)
+        return CudaProgram(self._driver, new, lambda: self._counts, keep)
 
     def place(self, x: CudaBuffer) -> CudaPlace:
         """Where a buffer's rows lie."""

@@ -36,10 +36,10 @@ _BYTES = 64
 
 def measured_gemm(device: Cuda) -> GemmFrom:
     """Of a card that has cuBLAS. A few seconds, as kernels have to be compiled."""
-    product = _Product(device, _KINDS["quantized"])
-    piece = min(PIECES, key=lambda nbytes: product.seconds(_PROMPT, replace(_GEMM, piece=nbytes)))
+    products = [_Product(device, kind) for kind in _KINDS.values()]
+    piece = min(PIECES, key=lambda nbytes: products[0].seconds(_PROMPT, replace(_GEMM, piece=nbytes)))
     by = replace(_GEMM, piece=piece)
-    quantized, two_scales, floats = (_switch_over(_Product(device, kind), by) for kind in _KINDS.values())
+    quantized, two_scales, floats = (_switch_over(product, by) for product in products)
     return GemmFrom(quantized, two_scales, floats, piece)
 
 

@@ -17,7 +17,7 @@ DEVICE uint32_t negate_bytes(uint32_t bytes, uint32_t bits) {
 struct Table {
     uint32_t words[4];
 
-    // A selector of __byte_perm is four nibbles, whose top bit must be clear: eight entries at a time.
+    // A selector of __byte_perm is four nibbles, of which three bits count: eight entries at a time.
     DEVICE uint32_t four(uint32_t nibbles) const {
         const uint32_t index = nibbles & 0x7777, upper = (nibbles & 0x8888) >> 1;
         const uint32_t first = __byte_perm(words[0], words[1], index);

@@ -1,7 +1,7 @@
 // How bytes of blocks come into registers. Blocks lie as in the file, and many formats align theirs to 2
 // bytes, or to none: what is loaded then are the whole aligned words of 4 bytes around them, which are put
-// together in registers. So a load may take up to 3 bytes before and behind a row, but never a word that has
-// none of its own: a matrix must begin at a multiple of 16 bytes, and its memory end at one of 4.
+// together in registers. So a load may take some bytes before and behind a row, but never a word, or 16
+// aligned bytes, that has none of its own: a matrix must begin and its memory end at a multiple of 16 bytes.
 #pragma once
 #include "../common.cuh"
 
