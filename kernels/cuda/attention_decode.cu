@@ -30,7 +30,6 @@ typedef cells::KEY_KIND Key;
 typedef cells::VALUE_KIND Value;
 
 constexpr int WARPS = 4, HEADS = 8, KEYS = PAGE / WARPS;
-constexpr int PREFETCHED = 2;  // pages
 constexpr int KEY_WIDTH = padded(KEY_DIM), KEY_BLOCKS = KEY_WIDTH / BLOCK;
 constexpr int VALUE_WIDTH = padded(VALUE_DIM), VALUE_BLOCKS = VALUE_WIDTH / BLOCK;
 
@@ -247,6 +246,26 @@ DEVICE void attend_page(const Attention& a, const Queries& queries, float factor
     }
 }
 
+// The pages of a block.
+DEVICE Span pages_of(Span seen) {
+    return part_of({seen.begin / PAGE, (seen.end - 1) / PAGE + 1}, blockIdx.z, gridDim.z);
+}
+
+// Ask for the first pages of a block. Their numbers are the host's, and may be read before other kernels are
+// done; what is in them may still have to be written.
+DEVICE void prefetch_pages(const Attention& a, int token, int kv_head) {
+#if __CUDA_ARCH__ >= 900  // others have nothing to wait for
+    constexpr int PREFETCHED = 2;
+    const int position = a.positions[token], *const table = a.table(a.sequences[token]);
+    const int first = threadIdx.x / WARP * KEYS;
+    const Span pages = pages_of({a.oldest(position), position + 1});
+    for (int i = pages.begin; i < min(pages.begin + PREFETCHED, pages.end); i++) {
+        KeyTile(a.keys, table[i], a.kv_heads, kv_head).prefetch(first, KEYS);
+        ValueTile(a.values, table[i], a.kv_heads, kv_head).prefetch(first, KEYS);
+    }
+#endif
+}
+
 typedef float WarpSums[WARPS][HEADS][VALUE_WIDTH];
 typedef float2 WarpStates[HEADS][WARPS];
 
@@ -318,17 +337,13 @@ attention_decode(const float* q, float* y, float* sums, float2* states, const in
     const int token = blockIdx.y, warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
     if (token >= n) return wait_for_previous();
     const HeadTile<HEADS> tile(a);
-    // These are the host's. Pages are only asked for: keys and values of these tokens are still to come.
-    const int position = positions[token], *const table = a.table(sequences[token]);
-    const Span seen = {a.oldest(position), position + 1};
-    const Span pages = part_of({seen.begin / PAGE, position / PAGE + 1}, blockIdx.z, gridDim.z);
-    for (int i = pages.begin; i < min(pages.begin + PREFETCHED, pages.end); i++) {
-        KeyTile(a.keys, table[i], kv_heads, tile.kv_head).prefetch(warp * KEYS, KEYS);
-        ValueTile(a.values, table[i], kv_heads, tile.kv_head).prefetch(warp * KEYS, KEYS);
-    }
+    prefetch_pages(a, token, tile.kv_head);
     wait_for_previous();
     const int64_t row = int64_t(token) * heads + tile.first;
     const float factor = write_queries(q + (row + min(g, tile.count - 1)) * KEY_DIM, scale, queries);
+    const int position = positions[token], *const table = a.table(sequences[token]);
+    const Span seen = {a.oldest(position), position + 1};
+    const Span pages = pages_of(seen);
     State state;
     __syncthreads();
     for (int page = pages.begin; page < pages.end; page++) {

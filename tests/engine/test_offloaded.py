@@ -16,7 +16,7 @@ from ggrun.devices.base import Device
 from ggrun.devices.cpu import Cpu
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.emulated import COPY, LAUNCH, LOAD, Emulated, EmulatedSlot
-from ggrun.devices.late import Late, Schedule
+from ggrun.devices.late import Schedule
 from ggrun.devices.streams import INLINE, Inline, Stream, Threaded, Work
 from ggrun.engine.engine import Engine
 from ggrun.engine.meter import Meter, Spent
@@ -26,7 +26,6 @@ from ggrun.plan.hardware import DeviceInfo
 from ggrun.plan.offload import NONE, SLOTS
 from ggrun.plan.usage import Sizes
 from tests.cuda.models import cards as cuda_cards
-from tests.engine.test_pipeline import caller
 from tests.offloads import (
     LAYERS,
     LEAST,
@@ -39,6 +38,7 @@ from tests.offloads import (
     offloads_of,
 )
 from tests.tiny import Tiny
+from tests.waits import left_out, lines_that_wait
 
 
 class Machine:
@@ -193,27 +193,15 @@ def cuda_logits(model: GGUF, seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("logits", [emulated_logits, cuda_logits])
-def test_a_missing_wait_is_seen(
-    logits: Callable[[GGUF, int], np.ndarray], dense: GGUF, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_wait_is_seen(logits: Callable[[GGUF, int], np.ndarray], dense: GGUF) -> None:
     """For each of the lines here that make a stream wait, some order gives wrong logits without it."""
-    found: set[tuple[str, int]] = set()
-    skipped: list[tuple[str, int]] = []
-    wait = Late.wait
-
-    def waits(self: Late, event: object) -> None:
-        found.add(line := caller())
-        if line not in skipped:
-            wait(self, event)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Late, "wait", waits)
     want = logits(dense, 0)
-    lines = [line for line in found if line[0] == "offloaded.py"]
+    lines = [line for line in lines_that_wait(lambda: logits(dense, 0)) if line[0] == "offloaded.py"]
     assert len(lines) == 2  # for weights, and for room
     assert all(np.array_equal(logits(dense, seed), want) for seed in range(1, 4))
     for line in lines:
-        skipped[:] = [line]
-        assert any(not np.array_equal(logits(dense, seed), want) for seed in range(30)), f"{line}"
+        with left_out(line):
+            assert any(not np.array_equal(logits(dense, seed), want) for seed in range(30)), f"{line}"
 
 
 # ---------------------------------------------------------------- memory, and the whole of it
