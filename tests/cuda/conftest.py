@@ -4,6 +4,7 @@ The emulator's cards differ in architecture and in the order of threads, and a t
 One that takes long names fewer: @pytest.mark.parametrize("card", ["800-random"], indirect=True).
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from shutil import which
 from typing import Any
@@ -13,7 +14,9 @@ import pytest
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from ggrun.devices.cuda.driver import Driver
+from ggrun.devices.cuda.found import Cards
 from tests.cuda import models
+from tests.cuda.fake_cupy import FakeCupy
 from tools.cuda_emulator.build import compiler
 from tools.cuda_emulator.driver import EmulatedDriver
 
@@ -119,3 +122,13 @@ def card(request: pytest.FixtureRequest) -> Iterator[Card]:
     emulated = Card(EmulatedDriver(int(arch) // 10, order=_ORDERS[order]))
     yield emulated
     emulated.check()
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCupy]:
+    """The module, which is the emulator; nothing was found before."""
+    fake = FakeCupy()
+    monkeypatch.setitem(sys.modules, "cupy", fake)  # type: ignore[arg-type]
+    Cards.found.cache_clear()
+    yield fake
+    Cards.found.cache_clear()

@@ -15,10 +15,20 @@ from typing import Any
 from weakref import finalize
 
 import numpy as np
+import pytest
 
+from ggrun.errors import GgrunError
 from ggrun.kernels import cuda_source
 from tools.cuda_emulator.kernels import load_kernel
 from tools.cuda_emulator.memory import Memory
+
+
+def told(work: Callable[[], Any], kind: type[GgrunError] = GgrunError) -> str:
+    """The one line that a user sees."""
+    with pytest.raises(kind) as error:
+        work()
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 class CUDARuntimeError(RuntimeError):

@@ -1,10 +1,6 @@
-"""The driver by CuPy, with a CuPy that is the emulator; and what users are told when CUDA cannot be used."""
+"""The driver by CuPy, with a CuPy that is the emulator."""
 
-import builtins
 import gc
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +8,18 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
-from ggrun import LLM, GgrunError, Interrupted, UsageError
+from ggrun import LLM, Interrupted
 from ggrun.arch.config import Config
-from ggrun.cli.commands import status_of
 from ggrun.devices import local, open_devices
-from ggrun.devices.cuda import found
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
-from ggrun.devices.cuda.found import Cards, usable_cards
 from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.cuda.staging import pieces
 from ggrun.engine.engine import Engine
 from ggrun.gguf import FORMATS, GGUF, Tensor
 from ggrun.plan.hardware import Speeds
 from ggrun.plan.usage import Sizes
-from tests.cuda import fake_cupy
-from tests.cuda.fake_cupy import Cublas, CUDARuntimeError, FakeCupy
+from tests.cuda.fake_cupy import Cublas, CUDARuntimeError, FakeCupy, told
 from tests.cuda.models import engine, logits
 from tests.engine.test_outputs import Shares, check_several
 from tests.engine.test_peer import distance
@@ -36,20 +28,6 @@ from tests.plans import Plans
 from tests.tiny import Tiny
 
 TOKENS = [i * 7 % 36 for i in range(30)]
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    Cards.found.cache_clear()
-    yield
-    Cards.found.cache_clear()
-
-
-@pytest.fixture
-def cupy(monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
-    fake = FakeCupy()
-    monkeypatch.setitem(sys.modules, "cupy", fake)  # type: ignore[arg-type]
-    return fake
 
 
 @pytest.mark.parametrize("p2p", ["on", "off"])
@@ -134,30 +112,6 @@ def test_without_cublas_products_are_our_own(missing: bool, cupy: FakeCupy, tmp_
         device.close()
         cupy.cuda.library = Cublas(cupy)
     np.testing.assert_array_equal(*found)
-
-
-@pytest.mark.parametrize("first", [None, KeyError("what is told")])
-def test_a_card_that_fails_when_it_is_left(
-    first: Exception | None, cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is told like any other error, after what was told before."""
-    driver = CupyDriver(0)
-
-    @contextmanager
-    def device(index: int) -> Iterator[None]:
-        yield
-        raise CUDARuntimeError(700, "cudaErrorIllegalAddress: an illegal memory access")
-
-    monkeypatch.setattr(cupy.cuda, "Device", device)
-    told = "what is told" if first else "cudaErrorIllegalAddress"
-
-    def work() -> None:
-        with driver.on("a fill"):
-            if first:
-                raise first
-
-    with pytest.raises(GgrunError, match=rf"^cuda:0 \(Fake\): a fill: .*{told}"):
-        work()
 
 
 def test_uploads_go_in_pieces_through_pinned_memory(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,161 +212,3 @@ def test_pieces() -> None:
         parts = list(pieces(data, size))
         assert all(part.nbytes <= size for part in parts)
         np.testing.assert_array_equal(np.concatenate([part.ravel() for part in parts]), data.ravel())
-
-
-def told(work: Callable[[], Any], kind: type[GgrunError] = GgrunError) -> str:
-    """The one line that a user sees."""
-    with pytest.raises(kind) as error:
-        work()
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def test_errors_name_the_device_and_what_it_was_for(cupy: FakeCupy, tmp_path: Path) -> None:
-    path = Tiny(layers=2).write(tmp_path / "model.gguf")
-    driver = CupyDriver(1, "cuda:1")
-    line = told(lambda: engine(path, {"cuda:1": Cuda(driver, "cuda:1", 200_000)}))
-    assert "cuda:1: no memory for " in line
-    cupy._memory = cupy._used + 200_000
-    line = told(lambda: engine(path, {"cuda:1": Cuda(driver, "cuda:1")}))
-    assert line.startswith("cuda:1: no memory for ")
-    assert "bytes of memory: cudaErrorMemoryAllocation" in line
-    cupy.failing["RawModule"] = CUDARuntimeError(1, "nvrtc: error: no\nmore")
-    line = told(lambda: CupyDriver(0).kernel("rows.cu", "add"))
-    assert line == "cuda:0 (Fake): the kernel add: nvrtc: error: no"
-
-
-LOST = CUDARuntimeError(700, "cudaErrorIllegalAddress: an illegal memory access\nor whatever")
-TOLD = "cuda:0: cudaErrorIllegalAddress: an illegal memory access: the card has lost what it had: start again"
-
-
-def lose(cupy: FakeCupy, patch: pytest.MonkeyPatch) -> None:
-    """From now on, whatever CUDA is asked for fails."""
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise LOST
-
-    for owner in (fake_cupy._Stream, fake_cupy._Event):
-        for name in ("synchronize", "record", "wait_event", "launch_host_func"):
-            patch.setattr(owner, name, fail, raising=False)
-    for name in ("free", "malloc", "memcpyAsync", "memcpy2DAsync", "memsetAsync"):
-        patch.setattr(cupy, name, fail)
-    patch.setattr(cupy.cuda, "get_elapsed_time", fail)
-
-
-def test_a_card_that_disappears(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever that is seen, the line says which, and how to go on; what it had goes without a word."""
-    driver = CupyDriver(0)
-    stream, memory = driver.stream, [driver.allocate(64) for _ in range(2)]
-    event, mark = stream.record(), stream.mark()
-    lose(cupy, monkeypatch)
-    uses: list[Callable[[], Any]] = [
-        stream.synchronize, stream.record, stream.mark, event.block, lambda: stream.wait(event),
-        lambda: stream.enqueue(print), lambda: mark.since(mark),
-    ]  # fmt: skip
-    for use in uses:
-        line = told(use)
-        assert line.startswith(TOLD)
-        assert "-dev" in line
-    Cuda(driver, "cuda:0").close()
-    del driver, memory
-    gc.collect()  # an error in a finalizer would be a warning, and warnings are errors
-
-
-def test_a_card_whose_memory_ends_in_a_run(
-    cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Which one, what for and what to do; what is begun later works again."""
-    devices = open_devices(["cuda:0", "cuda:1"])
-    path = Tiny(layers=2).write(tmp_path / "model.gguf")
-    split = engine(path, devices, Plans(GGUF(path), ("cuda:0", "cuda:1") * 2)["layer 2"])
-    want = logits(split, TOKENS)
-
-    def short(*_: object, **__: object) -> None:
-        raise CUDARuntimeError(2, "cudaErrorMemoryAllocation: out of memory")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fake_cupy._Function, "__call__", short)
-        line = told(lambda: logits(split, TOKENS))
-    assert line.startswith("cuda:0 (Fake): the kernel ")
-    assert "out of memory: who else has taken memory of it? -fitt" in line
-    np.testing.assert_array_equal(logits(split, TOKENS), want)
-    for device in devices.values():
-        device.close()
-
-
-def test_a_card_that_disappears_in_a_run(
-    cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One line, and not what closing the model would say."""
-    monkeypatch.setattr(local, "_card_speeds", lambda *_: Speeds(1e9, 1e10, 1e10, 1e9))
-    generate = LLM.generate
-
-    def lost(self: LLM, *args: Any, **options: Any) -> Any:
-        lose(cupy, monkeypatch)
-        return generate(self, *args, **options)
-
-    monkeypatch.setattr(LLM, "generate", lost)
-    small = ["-fitt", "0", "-ub", "16", "-c", "64", "-n", "3"]
-    assert status_of(["run", "--devices", "cuda:0", *small, "-p", "Once"]) == 1
-    gc.collect()
-    err = capsys.readouterr().err
-    assert err.splitlines()[-1].startswith("ggrun: cuda:0")
-    assert "cudaErrorIllegalAddress: an illegal memory access" in err
-    assert "internal error" not in err
-    assert "Traceback" not in err
-
-
-def test_there_is_no_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "cupy", raising=False)
-    real = builtins.__import__
-
-    def none(name: str, *rest: Any) -> Any:
-        if name == "cupy":
-            raise ModuleNotFoundError("No module named 'cupy'", name="cupy")
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", none)
-    assert "not installed: pip install 'ggrun[cuda13]'" in told(lambda: CupyDriver(0))
-
-
-def test_cupy_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "cupy.py").write_text("raise ImportError('libcudart.so.13: cannot open\\nshared object')")
-    monkeypatch.delitem(sys.modules, "cupy", raising=False)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert told(lambda: CupyDriver(0)).startswith("CuPy cannot be used: libcudart.so.13: cannot open: pip")
-    assert usable_cards() == []
-
-
-@pytest.mark.parametrize(
-    ("status", "driver", "words"),
-    [
-        (35, False, "no NVIDIA driver is loaded"),
-        (35, True, "the driver is for CUDA 12.2, this CuPy needs 13.1: update the driver, or take"),
-        (999, True, "CUDA: something else"),
-    ],
-)
-def test_cuda_cannot_be_used(status: int, driver: bool, words: str, cupy: FakeCupy) -> None:
-    cupy.failing["getDeviceCount"] = CUDARuntimeError(status, "something else\nand more")
-    if not driver:
-        cupy.failing["driver"] = CUDARuntimeError(0, "")
-    assert words in told(lambda: CupyDriver(0))
-    assert usable_cards() == []
-
-
-def test_cards_that_there_are_not_or_that_are_too_old(
-    cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(found, "find_spec", lambda name: object())
-    assert "cuda:2: there are 2 CUDA cards" in told(lambda: CupyDriver(2), UsageError)
-    assert usable_cards() == [0, 1]
-    cupy._major = 6
-    assert "compute capability is 6.0, ggrun needs 7.5" in told(lambda: CupyDriver(0))
-    assert usable_cards() == []
-    cupy._major, cupy.lost = 8, {0}
-    lost = "cuda:0: cudaErrorInvalidDevice: the GPU is lost: nvidia-smi must list it"
-    assert told(lambda: CupyDriver(0)) == lost
-    assert local.everything() == "cuda:1,cpu"  # it has the number that CUDA gives it
-    cupy.failing["getDeviceCount"] = CUDARuntimeError(100, "cudaErrorNoDevice")
-    Cards.found.cache_clear()
-    assert "there are 0 CUDA cards" in told(lambda: CupyDriver(0), UsageError)
