@@ -54,6 +54,6 @@ extern "C" __global__ void copies(const uint4* x, uint4* y) {
 }
 
 extern "C" __global__ void prefetch(const float* x, float* y) {
-    prefetch_l2(x + 32);
+    prefetch_l2(x + 31 - threadIdx.x);
     y[threadIdx.x] = x[threadIdx.x];
 }
