@@ -23,7 +23,7 @@ _BUSY = 32
 """Warps that keep a multiprocessor busy: rows are shared for as long as there are fewer. Half as many do
 where each asks for more at once."""
 _FOUR_ROWS = ("Q4_K", "Q5_K")
-"""Formats of which a warp takes four rows with one column, too, as few registers as a unit takes."""
+"""Formats of which a warp takes four rows with one column, too: their units leave registers for that."""
 _QUANTIZED = 1024
 """Values that a block of `quantize` takes."""
 _NORM_THREADS = 512
