@@ -79,9 +79,10 @@ def test_an_error_ends_what_depends_on_it(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS[1:4])
 def test_what_is_given_up_is_skipped(kind: str) -> None:
     a, b = two(kind)
-    go, done = threading.Event(), []
+    begun, go, done = threading.Event(), threading.Event(), []
     if isinstance(a, Threaded):
-        a.enqueue(lambda: go.wait(PATIENCE))
+        a.enqueue(lambda: (begun.set(), go.wait(PATIENCE)))
+        assert begun.wait(PATIENCE)  # what has not begun is skipped, and then nobody would wait for `go`
         threading.Thread(target=lambda: (until(lambda: a._worker.error), go.set()), daemon=True).start()
     a.enqueue(lambda: done.append("a"))
     b.wait(a.record())
