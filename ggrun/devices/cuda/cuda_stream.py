@@ -34,13 +34,23 @@ class _Errors:
             raise GgrunError(f"{self._name}: {str(failed).splitlines()[0]}: {_FAILED}") from None
 
 
+class Capture:
+    """A graph that is being recorded, and the streams that take part."""
+
+    def __init__(self) -> None:
+        self.streams: list[CudaStream] = []
+
+
 class CudaEvent:
-    """A place in a stream of a card. Errors show where the host waits: cards tell them no earlier."""
+    """A place in a stream of a card. Errors show where the host waits: cards tell them no earlier.
+
+    capture    what it is a part of: then streams alone may wait for it
+    """
 
     error: BaseException | None = None
 
-    def __init__(self, raw: Any, errors: _Errors) -> None:
-        self.raw, self._errors = raw, errors
+    def __init__(self, raw: Any, errors: _Errors, capture: Capture | None = None) -> None:
+        self.raw, self._errors, self.capture = raw, errors, capture
 
     @property
     def done(self) -> bool:
@@ -66,12 +76,18 @@ class CudaMark:
 
 
 class CudaStream:
-    """See Stream: what is launched while `raw` is current goes here. device: its number, name: for errors."""
+    """See Stream: what is launched while `raw` is current goes here. device: its number, name: for errors.
+
+    capture          the graph that all of it goes into now
+    behind_kernel    whether a kernel is all that the next one comes after
+    """
 
     def __init__(self, cupy: Any, name: str, device: int) -> None:
         self._cupy, self._device, self._closed = cupy, device, False
         self._errors = _Errors(cupy, name)
         self.raw = cupy.cuda.Stream(non_blocking=True)
+        self.capture: Capture | None = None
+        self.behind_kernel = False
         self._kept: deque[tuple[CudaEvent, Any]] = deque()
         self._error: BaseException | None = None
 
@@ -91,7 +107,7 @@ class CudaStream:
 
     def record(self) -> CudaEvent:
         """An event behind all that was enqueued before."""
-        return CudaEvent(self._recorded(timed=False), self._errors)
+        return CudaEvent(self._recorded(timed=False), self._errors, self.capture)
 
     def mark(self) -> CudaMark:
         """An event that has a time."""
@@ -100,13 +116,29 @@ class CudaStream:
     def wait(self, event: Event) -> None:
         """Of another card's event, without the host; for another kind of device, the host waits."""
         self._open()
+        self.behind_kernel = False
         if isinstance(event, CudaEvent):
             with self._errors:
                 self.raw.wait_event(event.raw)
+            if event.capture and not self.capture:
+                self._join(event.capture)
             return
         event.block()
         if event.error:
             raise event.error
+
+    def begin_capture(self) -> None:
+        """What is enqueued from now on is noted for a graph; so is that of streams that wait for it."""
+        self.raw.begin_capture()
+        self.behind_kernel = False
+        self._join(Capture())
+
+    def end_capture(self) -> Any:
+        """CuPy's graph of all that was noted. After an error too, which is CuPy's, streams take work again."""
+        assert self.capture
+        for stream in self.capture.streams:
+            stream.capture, stream.behind_kernel = None, False
+        return self.raw.end_capture()
 
     def keep(self, data: Any) -> None:
         """Keep something alive until all is done that was enqueued before."""
@@ -140,6 +172,10 @@ class CudaStream:
             self._closed = True
             with suppress(*cuda_errors(self._cupy)):
                 self.raw.synchronize()
+
+    def _join(self, capture: Capture) -> None:
+        self.capture = capture
+        capture.streams.append(self)
 
     def _recorded(self, timed: bool) -> Any:
         """CuPy's event behind all that was enqueued before."""
