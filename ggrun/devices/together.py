@@ -1,4 +1,4 @@
-"""How the work of devices that share rows is enqueued: piece by piece, or, for cards and few tokens, as one graph."""
+"""How the work of devices that share rows is enqueued: piece by piece, or as one graph of several cards."""
 
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from ggrun.devices.streams import Work
 
 
 class Together(Protocol):
-    """Enqueues what some devices do for the batch that they were fed with: programs, and sums between them."""
+    """Enqueues what devices do for the batch that they were fed with: programs, and sums between them."""
 
     def run(self, enqueue: Work) -> None:
         """Enqueue it; `enqueue` does so piece by piece."""

@@ -110,7 +110,7 @@ def test_two_sums_a_layer_and_no_host_between_them(
     for token in range(3):
         split.decode([token])
     drivers = [device.driver for device in devices.values()]
-    added = {driver: 3 * 2 * LAYERS for driver in drivers}
+    added = dict.fromkeys(drivers, 3 * 2 * LAYERS)
     if n == 2:  # all of the feed-forward is the first one's
         added[drivers[0]] //= 2
     assert Counter(sums) == added

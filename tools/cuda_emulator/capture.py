@@ -1,8 +1,8 @@
 """Graphs of emulated cards: what streams are given is noted, and enqueued later as often as one likes.
 
-The rules are CUDA's. A stream takes part in a capture from when it waits for an event of it; nothing inside waits
-for an event of outside, nor the other way; at the end, the stream that began it has waited for all others. A
-graph is ordered with the work of that one stream alone.
+The rules are CUDA's. A stream takes part in a capture from when it waits for an event of it; nothing inside
+waits for an event of outside, nor the other way; at the end, the stream that began it has waited for all
+others. A graph is ordered with the work of that one stream alone.
 """
 
 from collections import Counter

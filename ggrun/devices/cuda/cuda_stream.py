@@ -12,6 +12,9 @@ _FAILED = (
     "ggrun doctor says whether it can still be used"
 )
 
+_CAPTURE_ERRORS = range(900, 910)
+"""Of CUDA, for what cannot be in a graph: the card is as good as before."""
+
 
 def cuda_errors(cupy: Any) -> tuple[type[Exception], ...]:
     """What CuPy raises for errors of CUDA."""
@@ -31,13 +34,16 @@ class _Errors:
 
     def __exit__(self, kind: object, failed: BaseException | None, trace: object) -> None:
         if isinstance(failed, self._kinds):
-            raise GgrunError(f"{self._name}: {str(failed).splitlines()[0]}: {_FAILED}") from None
+            line = f"{self._name}: {str(failed).splitlines()[0]}"
+            refused = getattr(failed, "status", 0) in _CAPTURE_ERRORS
+            raise GgrunError(line if refused else f"{line}: {_FAILED}") from None
 
 
 class Capture:
-    """A graph that is being recorded, and the streams that take part."""
+    """A graph that is being recorded, and its streams. early: whether kernels may begin early in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, early: bool) -> None:
+        self.early = early
         self.streams: list[CudaStream] = []
 
 
@@ -127,14 +133,14 @@ class CudaStream:
         if event.error:
             raise event.error
 
-    def begin_capture(self) -> None:
+    def begin_capture(self, early: bool) -> None:
         """What is enqueued from now on is noted for a graph; so is that of streams that wait for it."""
         self.raw.begin_capture()
         self.behind_kernel = False
-        self._join(Capture())
+        self._join(Capture(early))
 
     def end_capture(self) -> Any:
-        """CuPy's graph of all that was noted. After an error too, which is CuPy's, streams take work again."""
+        """CuPy's graph of all that was noted. Streams take work again, even when CuPy raises an error."""
         assert self.capture
         for stream in self.capture.streams:
             stream.capture, stream.behind_kernel = None, False

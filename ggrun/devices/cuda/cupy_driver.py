@@ -91,7 +91,7 @@ class CupyDriver:
         self.arch, self.multiprocessors, self.l2_bytes = card.arch, card.multiprocessors, card.l2_bytes
         self._modules: dict[tuple[Any, ...], Any] = {}
         self._kernels: dict[tuple[Any, ...], _Kernel] = {}
-        self._dependent = DependentLaunch.of(self._cupy, card.arch)
+        self._dependent, self._early = DependentLaunch.of(self._cupy, card.arch), True
         self.stream, self._writes = self._new_stream(), self._new_stream()
 
     def on(self, what: str) -> "_On":
@@ -150,7 +150,8 @@ class CupyDriver:
         with self.on(f"the kernel {kernel.name}"):
             if shared > _STATIC_SHARED:
                 kernel.function.max_dynamic_shared_size_bytes = shared
-            if self._dependent and self.capturing and self.stream.behind_kernel:
+            capture = self.stream.capture
+            if self._dependent and capture and capture.early and self.stream.behind_kernel:
                 function, stream = kernel.function.kernel.ptr, self.stream.raw.ptr
                 self._dependent(function, grid, block, args, shared, stream)
             else:
@@ -178,14 +179,14 @@ class CupyDriver:
         try:
             return self._captured(record)
         except GgrunError:
-            if not self._dependent:
+            if not self._early:
                 raise
-            self._dependent = None  # there may be drivers that know of it and refuse it
+            self._early = False  # there may be drivers of NVIDIA's that know of it and refuse it
             return self._captured(record)
 
     def _captured(self, record: Callable[[], None]) -> _Graph:
         with self.on("a graph"):
-            self.stream.begin_capture()
+            self.stream.begin_capture(self._early)
             try:
                 record()
             except BaseException:

@@ -114,8 +114,8 @@ class Driver(Protocol):
     def graph(self, record: Callable[[], None]) -> Graph:
         """What `record` enqueues, as one thing to enqueue; nothing of it is done now.
 
-        Other cards take part: what their streams are given, from when they wait for an event of this one until this
-        one waits for theirs. Nothing inside can wait for an event of outside, nor the other way.
+        Other cards take part: what their streams are given, from when they wait for an event of this one
+        until this one waits for theirs. Nothing inside can wait for an event of outside, nor the other way.
         """
 
     def fill(self, address: int, byte: int, nbytes: int) -> None:

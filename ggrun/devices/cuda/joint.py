@@ -53,17 +53,17 @@ class JointGraphs:
 
     def _recorded(self, enqueue: Work) -> Graph:
         def record() -> None:
+            self._sums.forget()  # events of before
             self._fork()
             enqueue()
             self._join()
 
         self._join()
-        self._fork()
-        self._sums.forget()  # events of before: all that comes now is behind them
+        self._fork()  # all that comes now is behind what sums would wait for
         try:
             return self._first.graph(record)
         finally:
-            self._sums.forget()  # events of the recording, which were not yet
+            self._sums.forget()  # events of the recording, which never come
 
     def _fork(self) -> None:
         """The other cards' streams go on from here."""
