@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(not which(compiler()), reason=f"the emulator nee
 HOUR = 3600.0
 
 
-class Event(fake_cupy._Event):
+class Event(fake_cupy.Event):
     """With a time, or without one as the driver's."""
 
     clock = time.perf_counter

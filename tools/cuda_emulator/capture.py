@@ -5,7 +5,7 @@ waits for an event of outside, nor the other way; at the end, the stream that be
 others. A graph is ordered with the work of that one stream alone.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from weakref import WeakKeyDictionary
 
 from ggrun.devices.late import Late, LateEvent, Step
@@ -21,15 +21,16 @@ class Capture:
     def __init__(self) -> None:
         self.steps: list[tuple[CardStream, Step]] = []
         self.open = True
-        self._known: dict[object, Counter[CardStream]] = {}  # of each stream's steps; by streams and events
+        self._known = defaultdict[object, Counter[CardStream]](
+            Counter
+        )  # of each stream's steps; by streams and events
 
     def add(self, stream: "CardStream", step: Step) -> None:
         """Note a step, and whose steps are before it."""
-        known = self._known.setdefault(stream, Counter())
+        known = self._known[stream]
         if isinstance(step.awaited, LateEvent):
             known |= self._known[step.awaited]
         known[stream] += 1
-        self._known[stream] = known
         if step.passed:
             self._known[step.passed] = known.copy()
             _captures[step.passed] = self
@@ -38,10 +39,10 @@ class Capture:
     def end(self, origin: "CardStream") -> None:
         """KernelError where a stream does what nobody waits for."""
         self.open = False
-        streams = {stream for stream, _ in self.steps}
+        streams = {origin, *(stream for stream, _ in self.steps)}
         for stream in streams:
             stream.capture = None
-        behind = self._known.get(origin, Counter())
+        behind = self._known[origin]
         if any(behind[stream] < self._known[stream][stream] for stream in streams):
             raise KernelError("a capture ends, and not all streams that are in it were waited for")
 
