@@ -21,9 +21,8 @@ class Capture:
     def __init__(self) -> None:
         self.steps: list[tuple[CardStream, Step]] = []
         self.open = True
-        self._known = defaultdict[object, Counter[CardStream]](
-            Counter
-        )  # of each stream's steps; by streams and events
+        # How many steps of each stream are before a stream's next one, or before an event.
+        self._known = defaultdict[object, Counter[CardStream]](Counter)
 
     def add(self, stream: "CardStream", step: Step) -> None:
         """Note a step, and whose steps are before it."""
