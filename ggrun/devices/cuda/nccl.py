@@ -24,7 +24,7 @@ _SHARED_CARD = 23000
 _ALLOW_SHARED = "NCCL_MULTI_RANK_GPU_ENABLE"
 _P2P_DISABLE = "NCCL_P2P_DISABLE"
 _INSTEAD = "--all-reduce copy sums without it"
-START = 8.0
+START = 7.0
 """Seconds that NCCL may take to connect the cards."""
 
 
