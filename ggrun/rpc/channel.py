@@ -22,6 +22,8 @@ OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),
+    # Proxies for the web (http_proxy and its kin) do not know the way to workers.
+    ("grpc.enable_http_proxy", 0),
     ("grpc.http2.lookahead_bytes", 4 << 20),
     # A machine that is switched off says nothing: its connections end so.
     ("grpc.keepalive_time_ms", 30_000),

@@ -82,6 +82,24 @@ def test_a_slow_network_is_no_silence(start: Start, tmp_path: Path, monkeypatch:
             assert told == []
 
 
+@pytest.mark.parametrize("flags", [["--insecure"], []])
+def test_proxies_for_the_web_are_not_asked(
+    start: Start, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither on the way to a worker, nor from one to the next."""
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    a, b = start(*flags, name="a"), start(*flags, name="b")
+    plan = plan_of(MODEL, (a.device(), 8), (b.device(), HALVES))
+    rpc = RpcOptions(f"{a.address},{b.address}", insecure=len(flags))
+    with LLM(MODEL, n_ctx=64, threads=1, plan=plan, rpc=rpc) as llm:
+        first, second = llm._engine._pipeline._stages
+        assert first.pushes_to is second
+        assert "".join(llm.generate("The king", temp=0.0, max_tokens=8))
+
+
 def test_a_load_that_never_ends(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     worker, told = start("--insecure"), []
     plan = plan_of(MODEL, ("cpu", 4), (worker.device(), HALVES))
