@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,8 +47,9 @@ class _Pinned(ctypes.Array):  # type: ignore[type-arg]
 
 
 class _Event:
-    def __init__(self, block: bool, disable_timing: bool) -> None:
+    def __init__(self, cuda: "FakeCupy", block: bool, disable_timing: bool) -> None:
         assert block
+        self._card = cuda.devices[-1]
         self.timed, self.time = not disable_timing, 0.0
         self._held: threading.Event | None = None
 
@@ -57,6 +59,7 @@ class _Event:
 
     def record(self, stream: "_Stream") -> None:
         assert stream.captured is None
+        assert stream.card == self._card
         self._held, self.time = stream.held, time.perf_counter()
 
     def synchronize(self) -> None:
@@ -75,6 +78,7 @@ class _Stream:
         self.landing: list[Callable[[], None]] = []
 
     def __enter__(self) -> "_Stream":
+        assert self._cuda.devices[-1] == self.card
         self._cuda.streams.append(self)
         return self
 
@@ -234,7 +238,7 @@ class FakeCupy:
         self.cuda = _Cuda(
             library=Cublas(self), runtime=self, driver=SimpleNamespace(CUDADriverError=ZeroDivisionError),
             compiler=SimpleNamespace(CompileException=KeyError),
-            memory=SimpleNamespace(OutOfMemoryError=MemoryError), Device=self._device, Event=_Event,
+            memory=SimpleNamespace(OutOfMemoryError=MemoryError), Device=self._device, Event=partial(_Event, self),
             Stream=lambda non_blocking: _Stream(self, non_blocking),
             alloc_pinned_memory=lambda nbytes: self._pinned(nbytes),
             get_elapsed_time=self._elapsed,

@@ -23,8 +23,10 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     monkeypatch.setenv("GGRUN_CONFIG", str(tmp_path / "client"))
     started: list[WorkerProcess] = []
 
-    def make(*flags: str, name: str = "worker", join: bool = True) -> WorkerProcess:
-        process = WorkerProcess(tmp_path / name, *flags)
+    def make(
+        *flags: str, name: str = "worker", join: bool = True, module: str = "ggrun"
+    ) -> WorkerProcess:
+        process = WorkerProcess(tmp_path / name, *flags, module=module)
         started.append(process)
         if join and process.key:
             process.join()
