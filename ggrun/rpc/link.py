@@ -13,7 +13,7 @@ from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError
 from ggrun.rpc import PROTOCOL
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc.channel import TIMEOUT, Certificates, check_certificate, open_channel
+from ggrun.rpc.channel import TIMEOUT, Certificates, check_certificates, open_channel
 from ggrun.rpc.keys import Key
 from ggrun.rpc.server import TOKEN
 from ggrun.rpc.wire import ProtocolError, parsed, shown
@@ -34,7 +34,7 @@ class Link:
     """
 
     def __init__(self, host: str, key: Key | None, own: Certificates | None = None) -> None:
-        self.host, self.key = host, key
+        self.host, self.key, self._own = host, key, own
         self.error: GgrunError | None = None
         self.in_use = False
         """A model is loaded there: whatever ends the session, but for `close`, is the worker's loss now."""
@@ -128,7 +128,7 @@ class Link:
         if self.key is None:
             return GgrunError(f"{why} (--insecure is for workers that were started with it)")
         try:
-            check_certificate(self.host)
+            check_certificates(self.host, self._own)
         except GgrunError as error:
             return error
         return why

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 
 from ggrun.devices.progress import Progress, silent
 from ggrun.engine.hosts import hops
@@ -63,7 +62,7 @@ def connect(
     """
     if form not in FORMS:
         raise UsageError(f"activations of form {form!r:.20}: there are {', '.join(FORMS)}")
-    own = None if certificate is None else Certificates(*map(_bytes, certificate))
+    own = None if certificate is None else Certificates.read(*certificate)
     remotes: list[Remote] = []
     try:
         for name, key in _named(addresses, insecure, needed=not without).items():
@@ -98,10 +97,3 @@ def _key(address: str, insecure: int) -> Key | None:
     if (key := known_workers().get(address)) is None:
         raise UsageError(f"{address}: was not joined: paste the join line that ggrun worker printed there")
     return key
-
-
-def _bytes(file: str) -> bytes:
-    try:
-        return Path(file).read_bytes()
-    except OSError as error:
-        raise GgrunError(f"{file}: {error.strerror}") from None
