@@ -53,7 +53,7 @@ class Certificates:
         """Of files. GgrunError when they do not go together, or the certificate is not valid now."""
         files = certificate, private_key
         try:
-            own = cls(*(Path(file).read_bytes() for file in files), files)
+            own = cls(Path(certificate).read_bytes(), Path(private_key).read_bytes(), files)
             own.show(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
         except ssl.SSLError:
             raise GgrunError(
@@ -130,7 +130,9 @@ def check_certificates(address: str, own: Certificates | None, timeout: float = 
             f"{address}: the worker does not take {own.files[0]}: those of its --client-ca have not signed it"
         )
     if not taken:
-        raise GgrunError(f"{address}: the worker takes nobody without a certificate: give one with --rpc-cert")
+        raise GgrunError(
+            f"{address}: the worker takes nobody without a certificate: give one with --rpc-cert"
+        )
 
 
 @contextmanager

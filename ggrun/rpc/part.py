@@ -91,8 +91,7 @@ class Work:
         )  # fmt: skip
         self.loaded.synchronize()
         self._stages = {i: stage for i, stage in self.loaded.stages.items() if isinstance(stage, LoadedStage)}
-        row = opening.config.width * (4 if opening.form == pb.F32 else 2)
-        self.inboxes = [Inbox(2 * opening.slots, row * opening.limits.tokens) for _ in opening.parts]
+        self.inboxes = [Inbox(2 * opening.slots, opening.activation_bytes) for _ in opening.parts]
         self._count, self._late = 0, 0
         self._outlet: SimpleQueue[Any] = SimpleQueue()
         self._lock = threading.Lock()

@@ -238,7 +238,8 @@ class FakeCupy:
         self.cuda = _Cuda(
             library=Cublas(self), runtime=self, driver=SimpleNamespace(CUDADriverError=ZeroDivisionError),
             compiler=SimpleNamespace(CompileException=KeyError),
-            memory=SimpleNamespace(OutOfMemoryError=MemoryError), Device=self._device, Event=partial(_Event, self),
+            memory=SimpleNamespace(OutOfMemoryError=MemoryError),
+            Device=self._device, Event=partial(_Event, self),
             Stream=lambda non_blocking: _Stream(self, non_blocking),
             alloc_pinned_memory=lambda nbytes: self._pinned(nbytes),
             get_elapsed_time=self._elapsed,

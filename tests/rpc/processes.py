@@ -24,9 +24,7 @@ class WorkerProcess:
     module    ggrun, or what stands for it
     """
 
-    def __init__(
-        self, folder: Path, *flags: str, inside: Sequence[str] = (), module: str = "ggrun"
-    ) -> None:
+    def __init__(self, folder: Path, *flags: str, inside: Sequence[str] = (), module: str = "ggrun") -> None:
         self.folder, self._inside, self._module = folder, inside, module
         self._flags = flags
         self.start("0")

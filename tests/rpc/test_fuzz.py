@@ -16,7 +16,7 @@ from ggrun.errors import GgrunError
 from ggrun.rpc import PROTOCOL, wire
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.remote import Remote
-from ggrun.rpc.session import Shop
+from ggrun.rpc.shop import Shop
 from tests.rpc.script import ROOM, Script, talk
 
 MANY = [2_000, pytest.param(100_000, marks=pytest.mark.slow)]

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ from ggrun import LLM, Interrupted
 from ggrun.bundled import demo_model
 from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError
+from ggrun.plan.hardware import DeviceInfo
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc import remote, upload
+from ggrun.rpc import remote, server, session, upload
 from ggrun.rpc.link import Link
 from ggrun.rpc.offered import devices_of
 from ggrun.rpc.placed import RpcOptions
+from ggrun.rpc.worker import WorkerOptions, open_worker
 from tests.rpc.conftest import Start
 from tests.rpc.processes import plan_of
 from tests.rpc.proxy import Proxy
@@ -73,6 +76,24 @@ def test_a_slow_network_is_no_silence(start: Start, tmp_path: Path, monkeypatch:
     path = Tiny(layers=2, width=1024, heads=8, context=1024).write(tmp_path / "model.gguf")
     worker, told = start("--insecure", "--models", str(tmp_path)), []
     with Proxy(worker.port, pace=0.04) as proxy:
+        plan = plan_of(path, ("cpu", 2), (f"{proxy.address}/cpu:0:1GB", 4))
+        rpc = RpcOptions(proxy.address, insecure=1, tell=told.append)
+        with LLM(path, n_ctx=1024, n_ubatch=1024, threads=1, plan=plan, rpc=rpc) as llm:
+            begun = time.monotonic()
+            next(llm.generate_tokens([1] * 1000, temp=0.0))
+            assert time.monotonic() - begun > 1.5
+            assert told == []
+
+
+def test_nor_is_it_one_to_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activations take longer to come than a client may be silent: it is not thrown out."""
+    monkeypatch.setattr(session, "SILENCE", 0.5)
+    monkeypatch.setattr(server, "_LOOK", 0.05)
+    path = Tiny(layers=2, width=1024, heads=8, context=1024).write(tmp_path / "model.gguf")
+    device = DeviceInfo("cpu:0:1GB", 1 << 30, 1 << 30, 1e10, 1e11, 1e10, shared=False)
+    options = WorkerOptions(port=0, threads=1, insecure=1, models=tmp_path, cache_dir=tmp_path)
+    there, told = open_worker(options, [device], None), []
+    with Proxy(there.port, pace=0.03) as proxy, closing(there):
         plan = plan_of(path, ("cpu", 2), (f"{proxy.address}/cpu:0:1GB", 4))
         rpc = RpcOptions(proxy.address, insecure=1, tell=told.append)
         with LLM(path, n_ctx=1024, n_ubatch=1024, threads=1, plan=plan, rpc=rpc) as llm:

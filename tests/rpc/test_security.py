@@ -28,7 +28,7 @@ from ggrun.rpc.ledger import Ledger
 from ggrun.rpc.link import Link
 from ggrun.rpc.placed import RpcOptions
 from ggrun.rpc.server import Server
-from ggrun.rpc.session import Shop
+from ggrun.rpc.shop import Shop
 from ggrun.rpc.store import Library, Store
 from ggrun.rpc.workers import Workers, connect
 from tests.rpc.conftest import Start
@@ -176,7 +176,9 @@ def test_mutual_tls(start: Start, tmp_path: Path) -> None:
     assert devices(connect(worker.address, certificate=pair)) == [worker.device()]
     assert "refused" not in worker.text
     foreign = written(tmp_path / "foreign", *self_made())
-    takes_none_but = f"^{worker.address}: the worker does not take {foreign[0]}: those of its --client-ca have"
+    takes_none_but = (
+        f"^{worker.address}: the worker does not take {foreign[0]}: those of its --client-ca have"
+    )
     with pytest.raises(GgrunError, match=takes_none_but):
         connect(worker.address, certificate=foreign)
     worker.wait_for("refused: the client's certificate is")
@@ -211,7 +213,7 @@ def test_files_that_are_no_certificate_and_its_key(tmp_path: Path) -> None:
     for pair in ((other, private), (private, certificate), (__file__, __file__)):
         with pytest.raises(GgrunError, match=f"^{pair[0]} and {pair[1]}: a certificate and its private key"):
             Certificates.read(*pair)
-    with pytest.raises(GgrunError, match="^nowhere.pem: No such file or directory$"):
+    with pytest.raises(GgrunError, match=r"^nowhere.pem: No such file or directory$"):
         Certificates.read("nowhere.pem", private)
 
 
@@ -222,9 +224,7 @@ def written(folder: Path, certificate: bytes, private: bytes) -> tuple[str, str]
     return str(folder / "c.pem"), str(folder / "k.pem")
 
 
-def self_made(
-    days: tuple[int, int] = (-1, 10), by: tuple[bytes, bytes] | None = None
-) -> tuple[bytes, bytes]:
+def self_made(days: tuple[int, int] = (-1, 10), by: tuple[bytes, bytes] | None = None) -> tuple[bytes, bytes]:
     """A certificate and its private key; by: those of who signs it instead."""
     private, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     serial = x509.random_serial_number()
