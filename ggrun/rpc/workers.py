@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from ggrun.devices.progress import Progress, silent
-from ggrun.engine.hosts import hops
+from ggrun.engine.hosts import HostLost, hops
 from ggrun.errors import GgrunError, UsageError
 from ggrun.plan import Plan
 from ggrun.plan.hardware import DeviceInfo
@@ -53,7 +53,7 @@ def connect(
     progress: Progress = silent,
     without: Sequence[str] = (),
 ) -> Workers:
-    """Connect to workers: "host:port,host:port", or "auto". GgrunError when one cannot be used.
+    """Connect to workers: "host:port,host:port", or "auto". HostLost when one cannot be used.
 
     insecure       1: plain text to this machine's own, 2: to any
     form           of activations on the wire: f32, f16 or bf16
@@ -67,11 +67,23 @@ def connect(
     try:
         for name, key in _named(addresses, insecure, needed=not without).items():
             if name not in without:
-                remotes.append(Remote(Link(name, key, own), FORMS[form], progress))
+                remotes.append(_remote(name, key, own, form, progress))
     except BaseException:
         Workers(remotes).close()
         raise
     return Workers(remotes)
+
+
+def _remote(name: str, key: Key | None, own: Certificates | None, form: str, progress: Progress) -> Remote:
+    """A worker, connected. HostLost, whatever the reason is: others may go on without it."""
+    link = None
+    try:
+        link = Link(name, key, own)
+        return Remote(link, FORMS[form], progress)
+    except GgrunError as error:
+        if link:
+            link.close()
+        raise HostLost(name, str(error).removeprefix(f"{name}: ")) from None
 
 
 def _named(addresses: str, insecure: int, needed: bool) -> dict[str, Key | None]:

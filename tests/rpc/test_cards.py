@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -31,6 +32,7 @@ from ggrun.plan.hardware import Speeds
 from ggrun.rpc.placed import RpcOptions
 from ggrun.rpc.server import Server
 from ggrun.rpc.worker import WorkerOptions, offered, open_worker
+from ggrun.rpc.workers import connect
 from tests.cuda.fake_cupy import FakeCupy
 from tests.engine.test_peer import distance
 from tests.kept import nothing_known
@@ -328,3 +330,22 @@ def test_ggrun_bench_with_a_worker_that_lends_a_card(start: Start, path: Path, t
     with LLM(path, n_ctx=64, threads=1, devices="cpu", n_gpu_layers=99, rpc=rpc) as llm:
         assert worker.device("cuda:0") in llm.plan.to_json()
         assert distance(llm.logits(PROMPT), want) <= 1e-6
+
+
+def test_who_comes_next_finds_its_memory(
+    serve: Serve, path: Path, cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the worker takes to free it: as when a client loads again without another worker."""
+    close = Cuda.close
+
+    def slowly(card: Cuda) -> None:
+        time.sleep(0.5)
+        close(card)
+
+    worker = serve("cuda:0")
+    free = cupy.memGetInfo()
+    with client(worker, path, devices="cpu", n_gpu_layers=99):
+        monkeypatch.setattr(Cuda, "close", slowly)
+    assert cupy.memGetInfo() == free
+    (device,) = connect(address(worker), insecure=1).devices
+    assert device.free == free[0]

@@ -4,6 +4,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,32 +151,83 @@ def test_a_worker_that_hangs_is_lost(stopped: WorkerProcess, want: str) -> None:
         assert "".join(got) == want
 
 
-def killed_at(worker: WorkerProcess, seconds: float) -> threading.Timer:
-    timer = threading.Timer(seconds, worker.kill)
-    timer.start()
-    return timer
+LONG = " ".join(["The king ordered the queen to send for the son of the old woman."] * 8)
+PHASES = {"load": 0.15, "prompt": 0.1, "answer": 0.1}
+"""What a worker can be killed in, and the seconds of it in which it is."""
 
 
-@pytest.mark.parametrize("tries", [4, pytest.param(50, marks=pytest.mark.slow)])
-def test_killed_at_any_moment(start: Start, want: str, tries: int) -> None:
-    """Of loading, of the prompt, of the answer."""
-    a, b = start("--insecure", name="a"), start("--insecure", name="b")
-    rng = random.Random(1)
-    plan = plan_of(MODEL, ("cpu", 4), (a.device(), 8), (b.device(), HALVES))
-    for _ in range(tries):
-        begun = time.monotonic()
-        timer = killed_at(b, rng.uniform(0.0, 0.3))
-        try:
-            llm = LLM(MODEL, n_ctx=256, threads=1, n_ubatch=2, plan=plan, rpc=options(a, b))
-        except GgrunError as error:  # it was not there when the model was loaded
-            assert b.address in str(error)  # noqa: PT017
-        else:
-            with llm:
+class Killer:
+    """Kills a worker at some moment of a phase, which begins when `in_phase` says so."""
+
+    def __init__(self, worker: WorkerProcess, wanted: str, seconds: float) -> None:
+        self._worker, self._wanted, self._seconds = worker, wanted, seconds
+        self._phase, self._begun = "", threading.Event()
+        self.killed_in, self.at = "", 0.0
+        self._thread = threading.Thread(target=self._kill)
+        self._thread.start()
+
+    def in_phase(self, phase: str) -> None:
+        """What is done from now on."""
+        self._phase = phase
+        if phase == self._wanted:
+            self._begun.set()
+
+    def loading(self, *_: object) -> None:
+        """The client is connected, and reads or sends weights."""
+        self.in_phase("load")
+
+    def end(self) -> None:
+        """Wait until it has killed."""
+        self._thread.join()
+
+    def _kill(self) -> None:
+        assert self._begun.wait(60)
+        time.sleep(self._seconds)
+        self.killed_in, self.at = self._phase, time.monotonic()
+        self._worker.kill()
+
+
+@pytest.fixture(scope="module")
+def long_want() -> str:
+    with LLM(MODEL, n_ctx=256, threads=1) as llm:
+        return "".join(llm.generate(LONG, **SAMPLING))
+
+
+@pytest.mark.parametrize(
+    "shares", [(1, 1, 1), pytest.param((17, 17, 16), marks=pytest.mark.slow)], ids=["few", "50"]
+)
+def test_killed_at_any_moment(start: Start, long_want: str, shares: tuple[int, int, int]) -> None:
+    """Of loading, of the prompt, of the answer: either of two workers, of which one pushes to the other."""
+    two = [start("--insecure", "--no-cache", name=name) for name in "ab"]  # so weights are always sent
+    rng, shown, longest, missed = random.Random(1), dict.fromkeys(PHASES, 0), 0.0, 0
+    plan = plan_of(MODEL, ("cpu", 4), (two[0].device(), 8), (two[1].device(), HALVES))
+    for phase, share in zip(PHASES, shares, strict=True):
+        while shown[phase] < share:
+            victim = rng.choice(two)
+            killer = Killer(victim, phase, rng.uniform(0, PHASES[phase]))
+            told: list[str] = []
+            rpc = replace(options(*two, told=told), progress=killer.loading)
+            with LLM(MODEL, n_ctx=256, threads=1, n_ubatch=2, plan=plan, rpc=rpc) as llm:
                 got = ""
-                for piece in llm.generate(PROMPT, **SAMPLING):
+                killer.in_phase("prompt")
+                for piece in llm.generate(LONG, **SAMPLING):
+                    killer.in_phase("answer")
                     got += piece
                     time.sleep(0.003)
-            assert got == want
-        timer.join()
-        assert time.monotonic() - begun < LIMIT
-        b.start(str(b.port))
+                killer.in_phase("end")
+                ended = time.monotonic()
+                killer.end()
+            assert got == long_want
+            if killer.killed_in == phase:  # and not when that was over
+                shown[phase] += 1
+                longest = max(longest, ended - killer.at)
+                assert [line.partition(": ")[0] for line in told] == [victim.address]
+                assert victim.address not in llm.plan.to_json()
+            else:
+                missed += 1
+                assert missed < 50
+            victim.start(str(victim.port))
+    print(
+        f"killed in {shown}, {missed} more came when the phase was over; at most {longest:.2f} s to the end"
+    )
+    assert longest < LIMIT
