@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -152,38 +153,42 @@ def test_a_worker_that_hangs_is_lost(stopped: WorkerProcess, want: str) -> None:
 
 
 LONG = " ".join(["The king ordered the queen to send for the son of the old woman."] * 8)
-PHASES = {"load": 0.15, "prompt": 0.1, "answer": 0.1}
-"""What a worker can be killed in, and the seconds of it in which it is."""
+PHASES = ("load", "prompt", "answer")
 
 
-class Killer:
-    """Kills a worker at some moment of a phase, which begins when `in_phase` says so."""
+class Phases:
+    """What a client is doing, and since when."""
 
-    def __init__(self, worker: WorkerProcess, wanted: str, seconds: float) -> None:
-        self._worker, self._wanted, self._seconds = worker, wanted, seconds
-        self._phase, self._begun = "", threading.Event()
+    def __init__(self) -> None:
+        self.now, self.since = "", dict[str, float]()
+        self._begun = {phase: threading.Event() for phase in (*PHASES, "end")}
+
+    def begin(self, phase: str) -> None:
+        self.now = phase
+        self.since.setdefault(phase, time.monotonic())
+        self._begun[phase].set()
+
+    def wait(self, phase: str) -> None:
+        assert self._begun[phase].wait(60)
+
+    def lengths(self) -> dict[str, float]:
+        """The seconds that each of them took."""
+        return {a: self.since[b] - self.since[a] for a, b in pairwise((*PHASES, "end"))}
+
+
+class Killer(threading.Thread):
+    """Kills a worker so many seconds after a phase has begun."""
+
+    def __init__(self, worker: WorkerProcess, phases: Phases, phase: str, seconds: float) -> None:
+        super().__init__(daemon=True)
+        self._worker, self._phases, self._phase, self._seconds = worker, phases, phase, seconds
         self.killed_in, self.at = "", 0.0
-        self._thread = threading.Thread(target=self._kill)
-        self._thread.start()
+        self.start()
 
-    def in_phase(self, phase: str) -> None:
-        """What is done from now on."""
-        self._phase = phase
-        if phase == self._wanted:
-            self._begun.set()
-
-    def loading(self, *_: object) -> None:
-        """The client is connected, and reads or sends weights."""
-        self.in_phase("load")
-
-    def end(self) -> None:
-        """Wait until it has killed."""
-        self._thread.join()
-
-    def _kill(self) -> None:
-        assert self._begun.wait(60)
+    def run(self) -> None:
+        self._phases.wait(self._phase)
         time.sleep(self._seconds)
-        self.killed_in, self.at = self._phase, time.monotonic()
+        self.killed_in, self.at = self._phases.now, time.monotonic()
         self._worker.kill()
 
 
@@ -193,41 +198,46 @@ def long_want() -> str:
         return "".join(llm.generate(LONG, **SAMPLING))
 
 
+def answered(two: list[WorkerProcess], phases: Phases, told: list[str]) -> tuple[str, str]:
+    """Load, read the long prompt and answer it: the answer, and the plan at the end."""
+    plan = plan_of(MODEL, ("cpu", 4), (two[0].device(), 8), (two[1].device(), HALVES))
+    # The first word of it comes when both workers are connected.
+    rpc = replace(options(*two, told=told), progress=lambda *_: phases.begin("load"))
+    got = ""
+    with LLM(MODEL, n_ctx=256, threads=1, n_ubatch=2, plan=plan, rpc=rpc) as llm:
+        phases.begin("prompt")
+        for piece in llm.generate(LONG, **SAMPLING):
+            phases.begin("answer")
+            got += piece
+            time.sleep(0.003)
+        phases.begin("end")
+        return got, llm.plan.to_json()
+
+
 @pytest.mark.parametrize(
     "shares", [(1, 1, 1), pytest.param((17, 17, 16), marks=pytest.mark.slow)], ids=["few", "50"]
 )
 def test_killed_at_any_moment(start: Start, long_want: str, shares: tuple[int, int, int]) -> None:
     """Of loading, of the prompt, of the answer: either of two workers, of which one pushes to the other."""
     two = [start("--insecure", "--no-cache", name=name) for name in "ab"]  # so weights are always sent
-    rng, shown, longest, missed = random.Random(1), dict.fromkeys(PHASES, 0), 0.0, 0
-    plan = plan_of(MODEL, ("cpu", 4), (two[0].device(), 8), (two[1].device(), HALVES))
+    undisturbed, rng = Phases(), random.Random(1)
+    assert answered(two, undisturbed, [])[0] == long_want
+    shown, missed, longest = dict.fromkeys(PHASES, 0), 0, 0.0
     for phase, share in zip(PHASES, shares, strict=True):
         while shown[phase] < share:
-            victim = rng.choice(two)
-            killer = Killer(victim, phase, rng.uniform(0, PHASES[phase]))
-            told: list[str] = []
-            rpc = replace(options(*two, told=told), progress=killer.loading)
-            with LLM(MODEL, n_ctx=256, threads=1, n_ubatch=2, plan=plan, rpc=rpc) as llm:
-                got = ""
-                killer.in_phase("prompt")
-                for piece in llm.generate(LONG, **SAMPLING):
-                    killer.in_phase("answer")
-                    got += piece
-                    time.sleep(0.003)
-                killer.in_phase("end")
-                ended = time.monotonic()
-                killer.end()
+            victim, phases, told = rng.choice(two), Phases(), list[str]()
+            killer = Killer(victim, phases, phase, rng.uniform(0, undisturbed.lengths()[phase]))
+            got, plan = answered(two, phases, told)
+            killer.join()
             assert got == long_want
-            if killer.killed_in == phase:  # and not when that was over
+            if killer.killed_in == phase:
                 shown[phase] += 1
-                longest = max(longest, ended - killer.at)
+                longest = max(longest, phases.since["end"] - killer.at)
                 assert [line.partition(": ")[0] for line in told] == [victim.address]
-                assert victim.address not in llm.plan.to_json()
-            else:
+                assert victim.address not in plan
+            else:  # it came when that was over
                 missed += 1
                 assert missed < 50
             victim.start(str(victim.port))
-    print(
-        f"killed in {shown}, {missed} more came when the phase was over; at most {longest:.2f} s to the end"
-    )
+    print(f"killed in {shown}, {missed} more too late for that; {longest:.2f} s to the end at most")
     assert longest < LIMIT
