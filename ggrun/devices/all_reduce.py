@@ -1,6 +1,7 @@
 """Which way a stage's devices sum what they have: by copies, by NCCL, or by the faster one for the size."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from itertools import combinations
 
 from ggrun.devices.base import Device
@@ -77,6 +78,10 @@ class BySize:
         """Enqueue that the first rows of each part become the sum of all parts."""
         way = self._nccl if not self._nccl.lost and self._by_nccl(rows) else self._copies
         way.all_reduce(parts, rows)
+
+    def watched(self) -> AbstractContextManager[None]:
+        """As NCCL wants it, while it is there."""
+        return self._copies.watched() if self._nccl.lost else self._nccl.watched()
 
     def forget(self) -> None:
         """Begin anew, when all devices are at rest after an error."""

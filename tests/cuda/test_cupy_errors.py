@@ -85,7 +85,7 @@ def lose(cupy: FakeCupy, patch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise LOST
 
-    for owner in (fake_cupy._Stream, fake_cupy._Event):
+    for owner in (fake_cupy.Stream, fake_cupy.Event):
         for name in ("synchronize", "record", "wait_event", "launch_host_func"):
             patch.setattr(owner, name, fail, raising=False)
     for name in ("free", "malloc", "memcpyAsync", "memcpy2DAsync", "memsetAsync"):

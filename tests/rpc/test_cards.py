@@ -252,7 +252,8 @@ def fails(*_: Any) -> None:
     raise GgrunError("this card does not")
 
 
-def test_clients_one_after_the_other(kind: str, serve: Serve, path: Path, cupy: FakeCupy) -> None:
+@pytest.mark.parametrize("mode", ["layer", "row"])
+def test_clients_one_after_the_other(mode: str, kind: str, serve: Serve, path: Path, cupy: FakeCupy) -> None:
     """The memory of the first one's model is there for the second: nobody waits for Python's collector."""
     worker = serve("cuda:0,cuda:1")
     free, want = cupy.memGetInfo(), None
@@ -260,7 +261,7 @@ def test_clients_one_after_the_other(kind: str, serve: Serve, path: Path, cupy: 
     gc.disable()
     try:
         for _ in range(3):
-            options = {"devices": "cpu", "n_gpu_layers": 99, "tensor_split": (1, 1)}
+            options = {"devices": "cpu", "n_gpu_layers": 99, "tensor_split": (1, 1), "split_mode": mode}
             with client(worker, path, **options) as llm:
                 got = tokens(llm)
                 assert want in (None, got)
