@@ -127,11 +127,11 @@ def check_certificates(address: str, own: Certificates | None, timeout: float = 
             taken = False
     if not taken and own:
         raise GgrunError(
-            f"{address}: the worker does not take {own.files[0]}: those of its --client-ca have not signed it"
+            f"{address}: the worker hangs up on {own.files[0]}: those of its --client-ca must have signed it"
         )
     if not taken:
         raise GgrunError(
-            f"{address}: the worker takes nobody without a certificate: give one with --rpc-cert"
+            f"{address}: the worker hangs up: if it wants a certificate of clients, give --rpc-cert"
         )
 
 

@@ -182,7 +182,9 @@ def test_mutual_tls(start: Start, tmp_path: Path) -> None:
     with pytest.raises(GgrunError, match=takes_none_but):
         connect(worker.address, certificate=foreign)
     worker.wait_for("refused: the client's certificate is")
-    with pytest.raises(GgrunError, match=f"^{worker.address}: the worker takes nobody without a certificate"):
+    with pytest.raises(
+        GgrunError, match=rf"^{worker.address}: the worker hangs up: if it wants a certificate"
+    ):
         connect(worker.address)
     worker.wait_for("refused: the client has no certificate")
     assert devices(connect(worker.address, certificate=pair)) == [worker.device()]
@@ -202,7 +204,7 @@ def test_a_clients_certificate_out_of_its_time(
         connect(worker.address, certificate=pair)
     assert "refused" not in worker.text
     monkeypatch.setattr(channel, "check_valid", lambda *_: None)
-    with pytest.raises(GgrunError, match=f"^{worker.address}: the worker does not take {pair[0]}"):
+    with pytest.raises(GgrunError, match=f"^{worker.address}: the worker hangs up on {pair[0]}"):
         connect(worker.address, certificate=pair)
     worker.wait_for("refused: the client's certificate is expired")
 
