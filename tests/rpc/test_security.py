@@ -176,15 +176,10 @@ def test_mutual_tls(start: Start, tmp_path: Path) -> None:
     assert devices(connect(worker.address, certificate=pair)) == [worker.device()]
     assert "refused" not in worker.text
     foreign = written(tmp_path / "foreign", *self_made())
-    takes_none_but = (
-        f"^{worker.address}: the worker does not take {foreign[0]}: those of its --client-ca have"
-    )
-    with pytest.raises(GgrunError, match=takes_none_but):
+    with pytest.raises(GgrunError, match=f"^{worker.address}: the worker hangs up on {foreign[0]}: those"):
         connect(worker.address, certificate=foreign)
     worker.wait_for("refused: the client's certificate is")
-    with pytest.raises(
-        GgrunError, match=rf"^{worker.address}: the worker hangs up: if it wants a certificate"
-    ):
+    with pytest.raises(GgrunError, match=f"^{worker.address}: the worker hangs up: if it wants a cert"):
         connect(worker.address)
     worker.wait_for("refused: the client has no certificate")
     assert devices(connect(worker.address, certificate=pair)) == [worker.device()]
