@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import cycle
 
 from ggrun.arch.config import Config
-from ggrun.devices.all_reduce import open_all_reduce, tested_sums
+from ggrun.devices.all_reduce import find_faster_sums, open_all_reduce
 from ggrun.devices.base import Device, Limits
 from ggrun.devices.exchange import AllReduce
 from ggrun.devices.together import Together, open_together
@@ -52,7 +52,7 @@ class Loaded:
         self._plan, self._config, self._cache, self._meter, self._how = plan, config, cache, meter, sums
         for i in which:
             if _shares_rows(stage := plan.stages[i]):
-                tested_sums([devices[member.device] for member in stage.members], *sums)
+                find_faster_sums([devices[member.device] for member in stage.members], *sums)
         used = dict.fromkeys(member.device for i in which for member in plan.stages[i].members)
         receiving = {member.device for i in which if i for member in plan.stages[i].members}
         receiving |= {offload.card for offload in offloads.values()}

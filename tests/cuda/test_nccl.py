@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 
 from ggrun import LLM, GgrunError
-from ggrun.devices import local
 from ggrun.devices.all_reduce import open_all_reduce
 from ggrun.devices.base import Device, Limits
 from ggrun.devices.cpu import Cpu
+from ggrun.devices.cuda import local, reductions, selftest, watch
 from ggrun.devices.cuda import nccl as module
-from ggrun.devices.cuda import reductions, selftest, watch
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.links import Numbers

@@ -5,8 +5,12 @@ Enqueued one by one, the copies, additions and events of a sum take the host lon
 
 from collections.abc import Hashable, Sequence
 
+from ggrun.devices.base import Device
+from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.driver import Driver, Graph
-from ggrun.devices.exchange import AllReduce
+from ggrun.devices.cuda.program import FEW
+from ggrun.devices.cuda.recorder import CudaRecorder
+from ggrun.devices.exchange import AllReduce, Members
 from ggrun.devices.kept import tell
 from ggrun.devices.streams import Work
 from ggrun.errors import GgrunError
@@ -75,3 +79,27 @@ class JointGraphs:
         """The first one's goes on when the others have come here."""
         for driver in self._others:
             self._first.stream.wait(driver.stream.record())
+
+
+class ByGraphs:
+    """Members of a stage that are cards, all of them. See Together. sums: what they sum with."""
+
+    def __init__(self, members: Members, sums: AllReduce) -> None:
+        self._graphs = JointGraphs([_card(device).driver for device, _ in members], sums)
+        (_, recorder), *_ = members
+        assert isinstance(recorder, CudaRecorder)
+        self._recorder = recorder  # all are fed alike
+
+    def run(self, enqueue: Work) -> None:
+        """Replay a graph of it, if there are few tokens, and have been as many before."""
+        counts = self._recorder.counts
+        self._graphs.run(counts if counts.tokens <= FEW else None, enqueue)
+
+    def forget(self) -> None:
+        """Record anew: there may be another way to sum now."""
+        self._graphs.forget()
+
+
+def _card(device: Device) -> Cuda:
+    assert isinstance(device, Cuda)
+    return device
