@@ -3,7 +3,7 @@
 import sys
 
 from ggrun.cli import main
-from ggrun.devices import local
+from ggrun.devices.cuda import local
 from ggrun.plan.hardware import Speeds
 from tests.cuda.fake_cupy import FakeCupy
 

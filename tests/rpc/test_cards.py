@@ -19,6 +19,7 @@ import pytest
 import ggrun.devices
 from ggrun import LLM, Interrupted
 from ggrun.devices import kept, local
+from ggrun.devices.cuda import local as local_cards
 from ggrun.devices.cuda import selftest
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import Cards
@@ -55,7 +56,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeCupy]:
         pytest.skip(f"the emulator needs {compiler()}")
     fake = FakeCupy()
     monkeypatch.setitem(sys.modules, "cupy", fake)  # type: ignore[arg-type]
-    monkeypatch.setattr(local, "_card_speeds", lambda *_: Speeds(1e12, 1e13, 1e13, 1e10))
+    monkeypatch.setattr(local_cards, "_card_speeds", lambda *_: Speeds(1e12, 1e13, 1e13, 1e10))
     monkeypatch.setattr(local, "measured_cpu", lambda *_: Speeds(1e10, 1e11, 1e11))
     monkeypatch.setattr(selftest, "run", known)
     monkeypatch.setattr(kept, "cache_home", lambda: tmp_path / "kept")
