@@ -8,6 +8,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -153,7 +154,8 @@ class FakeCupy:
         self.cuda = _Cuda(
             library=Cublas(self), runtime=self, driver=SimpleNamespace(CUDADriverError=ZeroDivisionError),
             compiler=SimpleNamespace(CompileException=KeyError),
-            memory=SimpleNamespace(OutOfMemoryError=MemoryError), Device=self._device, Event=Event,
+            memory=SimpleNamespace(OutOfMemoryError=MemoryError),
+            Device=self._device, Event=partial(Event, self),
             Stream=lambda non_blocking: Stream(self, non_blocking),
             alloc_pinned_memory=lambda nbytes: self._pinned(nbytes),
             get_elapsed_time=self._elapsed,

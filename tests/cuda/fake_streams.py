@@ -49,8 +49,9 @@ class Capture:
 
 
 class Event:
-    def __init__(self, block: bool, disable_timing: bool) -> None:
+    def __init__(self, cuda: "FakeCupy", block: bool, disable_timing: bool) -> None:
         assert block
+        self._card = cuda.devices[-1]
         self.timed, self.time = not disable_timing, 0.0
         self._held: threading.Event | None = None
         self.captured: Capture | None = None
@@ -60,6 +61,7 @@ class Event:
         return self._held is None or self._held.is_set()
 
     def record(self, stream: "Stream") -> None:
+        assert stream.card == self._card
         self.captured = stream.captured
         if self.captured:
             self.captured.record(stream, self)
@@ -84,6 +86,7 @@ class Stream:
         """What the next kernel comes after: "kernel", or something else."""
 
     def __enter__(self) -> "Stream":
+        assert self._cuda.devices[-1] == self.card
         self._cuda.streams.append(self)
         return self
 

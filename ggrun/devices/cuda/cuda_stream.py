@@ -4,7 +4,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
-from ggrun.devices.streams import Event, Work
+from ggrun.devices.streams import Attempts, Event, Work
 from ggrun.errors import GgrunError
 
 _FAILED = (
@@ -53,10 +53,13 @@ class CudaEvent:
     capture    what it is a part of: then streams alone may wait for it
     """
 
-    error: BaseException | None = None
+    def __init__(self, raw: Any, errors: _Errors, attempts: Attempts, capture: Capture | None = None) -> None:
+        self.raw, self._errors, self._attempts, self.capture = raw, errors, attempts, capture
 
-    def __init__(self, raw: Any, errors: _Errors, capture: Capture | None = None) -> None:
-        self.raw, self._errors, self.capture = raw, errors, capture
+    @property
+    def error(self) -> BaseException | None:
+        """Of the host's work, or what else the stream was told."""
+        return self._attempts.error
 
     @property
     def done(self) -> bool:
@@ -95,25 +98,17 @@ class CudaStream:
         self.capture: Capture | None = None
         self.behind_kernel = False
         self._kept: deque[tuple[CudaEvent, Any]] = deque()
-        self._error: BaseException | None = None
+        self._attempts = Attempts()
 
     def enqueue(self, work: Work) -> None:
         """Host's work, done by a thread of the driver's: it must not call CUDA."""
-
-        def attempt(_: Any) -> None:
-            if self._error is None:
-                try:
-                    work()
-                except BaseException as error:  # whatever it is, the thread that synchronizes gets it
-                    self._error = error
-
         self._open()
         with self._errors:
-            self.raw.launch_host_func(attempt, None)
+            self.raw.launch_host_func(lambda _: self._attempts.attempt(work), None)
 
     def record(self) -> CudaEvent:
         """An event behind all that was enqueued before."""
-        return CudaEvent(self._recorded(timed=False), self._errors, self.capture)
+        return CudaEvent(self._recorded(timed=False), self._errors, self._attempts, self.capture)
 
     def mark(self) -> CudaMark:
         """An event that has a time."""
@@ -154,14 +149,14 @@ class CudaStream:
 
     def fail(self, error: Exception) -> None:
         """Let `synchronize` raise an error, unless it has another one; from any thread."""
-        self._error = self._error or error
+        self._attempts.error = self._attempts.error or error
 
     def synchronize(self) -> None:
         """Wait until all is done; raises the first error."""
         with self._errors:
             self.raw.synchronize()
         self._kept.clear()
-        error, self._error = self._error, None
+        error, self._attempts.error = self._attempts.error, None
         if error:
             raise error
 
@@ -170,7 +165,7 @@ class CudaStream:
         try:
             self.synchronize()
         except Exception:  # whatever it was, it has been told
-            self._error = None
+            self._attempts.error = None
 
     def close(self) -> None:
         """Finish what was enqueued, and take no more. A card that has failed has told it before."""
