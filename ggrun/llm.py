@@ -13,9 +13,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ggrun.devices.all_reduce import check_sums
-from ggrun.devices.cuda.links import check_p2p
 from ggrun.devices.progress import Progress, silent
+from ggrun.devices.ways import check_p2p, check_sums
 from ggrun.engine.engine import Engine
 from ggrun.engine.generate import Context, StopStrings, Timings, generate
 from ggrun.engine.grammar import Grammar, GrammarVocabulary

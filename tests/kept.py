@@ -14,6 +14,11 @@ _ALL = [module._KEPT for module in (links, reductions, speeds, split_trial, swit
 def nothing_kept(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     """Until the test ends, a machine of which nothing was found out, with this cache folder."""
     monkeypatch.setenv("GGRUN_CACHE", str(cache))
+    nothing_known(monkeypatch)
+
+
+def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the test ends, a process that knows nothing yet but what is in files."""
     for kept in _ALL:
         monkeypatch.setattr(kept, "_found", {})
 

@@ -1,84 +1,37 @@
-"""Which way a stage's devices sum what they have: by copies, by NCCL, or by the faster one for the size."""
+"""How a stage's devices sum what they have, of what a user may say: see ways.ALL_REDUCE.
 
-from collections.abc import Callable, Sequence
-from itertools import combinations
+What only cards need is imported where there are some: others start sooner without it.
+"""
+
+from collections.abc import Sequence
 
 from ggrun.devices.base import Device
-from ggrun.devices.cuda.cupy_driver import CupyDriver
-from ggrun.devices.cuda.device import Cuda
-from ggrun.devices.cuda.nccl import NcclExchange
-from ggrun.devices.cuda.reductions import Reductions, reductions_of
-from ggrun.devices.exchange import AllReduce, Exchange, Members, Part
-from ggrun.devices.kept import tell
-from ggrun.devices.wire import DTYPES
-from ggrun.errors import GgrunError, UsageError
-
-WAYS = ("auto", "nccl", "copy")
-"""auto: NCCL for the sizes at which a self-test of these cards has found it right, and faster."""
+from ggrun.devices.exchange import AllReduce, Exchange, Members
+from ggrun.devices.names import all_cards
+from ggrun.devices.ways import check_sums
 
 
-def check_sums(way: str, wire: str) -> None:
-    """UsageError for what is no way, or cannot travel."""
-    if way not in WAYS:
-        raise UsageError(f"all_reduce {way!r:.40}: it must be one of {', '.join(WAYS)}")
-    if wire not in tuple(DTYPES):
-        raise UsageError(f"wire {wire!r:.40}: it must be one of {', '.join(DTYPES)}")
-    if way == "nccl" and wire == "bf16":
-        raise UsageError("all_reduce nccl sums float32: leave out wire bf16, which copies alone have")
+def find_faster_sums(devices: Sequence[Device], way: str, wire: str) -> None:
+    """Find out which way is the faster one, where that is asked and not known; before a model is loaded.
 
-
-def tested_sums(devices: Sequence[Device], way: str, wire: str) -> Reductions:
-    """What is known of sums over these devices, where the way depends on it: cards are tested, once.
-
-    Before a model is loaded there is room for that. GgrunError where cards cannot sum in any way.
-    Sums of bfloat16 always go by copies: NCCL would round them at each hop, which nobody has asked for.
+    GgrunError where cards cannot sum in any way.
     """
-    cards = {
-        device.driver.index: device
-        for device in devices
-        if isinstance(device, Cuda) and isinstance(device.driver, CupyDriver)
-    }
-    if way != "auto" or wire != "f32" or len(cards) < len(devices):
-        return Reductions()
-    numbers = sorted(cards)
-    return reductions_of(
-        numbers, [(i, j) for i, j in combinations(numbers, 2) if cards[i].is_direct(cards[j])]
-    )
+    if all_cards(device.name for device in devices):
+        from ggrun.devices.cuda.card_sums import tested_sums
+
+        tested_sums(devices, way, wire)
 
 
 def open_all_reduce(members: Members, width: int, way: str = "auto", wire: str = "f32") -> AllReduce:
     """Sums over the members' devices, of rows of `width`.
 
-    way     one of WAYS; nccl: GgrunError where it cannot be used
+    way     one of ALL_REDUCE; nccl: GgrunError where it cannot be used
     wire    what travels: f32, or bf16, which is half of it, rounds, and goes by copies
     """
     check_sums(way, wire)
     copies = Exchange(members, width, wire)
-    if way == "nccl":
-        return BySize(copies, NcclExchange(members), lambda rows: True)
-    found = tested_sums([device for device, _ in members], way, wire)
-    if not found.ever_by_nccl:
-        return copies
-    try:
-        nccl = NcclExchange(members)
-    except GgrunError as refused:
-        tell(f"sums over cards go by copies: {refused}")
-        return copies
-    return BySize(copies, nccl, lambda rows: found.by_nccl(4 * rows * width))
+    if way == "nccl" or (way == "auto" and all_cards(device.name for device, _ in members)):
+        from ggrun.devices.cuda.card_sums import with_nccl
 
-
-class BySize:
-    """Two ways, of which one is taken by the rows that there are; copies alone when NCCL was lost."""
-
-    def __init__(self, copies: AllReduce, nccl: NcclExchange, by_nccl: Callable[[int], bool]) -> None:
-        self._copies, self._nccl, self._by_nccl = copies, nccl, by_nccl
-
-    def all_reduce(self, parts: Sequence[Part], rows: int) -> None:
-        """Enqueue that the first rows of each part become the sum of all parts."""
-        way = self._nccl if not self._nccl.lost and self._by_nccl(rows) else self._copies
-        way.all_reduce(parts, rows)
-
-    def forget(self) -> None:
-        """Begin anew, when all devices are at rest after an error."""
-        self._copies.forget()
-        self._nccl.forget()
+        return with_nccl(copies, members, width, way, wire)
+    return copies

@@ -1,6 +1,7 @@
 """Sums over the devices of a stage, made of copies and additions: any kinds of devices can take part."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -34,7 +35,10 @@ class AllReduce(Protocol):
         """Enqueue that the first rows of each part become the sum of all parts."""
 
     def forget(self) -> None:
-        """Begin anew, when all devices are at rest after an error."""
+        """Begin anew, when all devices are at rest after an error, or wait for each other."""
+
+    def watched(self) -> AbstractContextManager[None]:
+        """What stands around the launch of a graph that has such sums in it."""
 
 
 class _Wire:
@@ -108,6 +112,10 @@ class Exchange:
         """Begin anew, when all devices are at rest after an error."""
         for rank in self._ranks:
             rank.free = None
+
+    def watched(self) -> AbstractContextManager[None]:
+        """Copies need nothing."""
+        return nullcontext()
 
     def _is_shared(self, rows: int) -> bool:
         """Whether shares are worth it: they are twice as many copies for each device, of fewer bytes."""

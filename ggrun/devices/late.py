@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 from ggrun.devices.streams import Event, Work
 from ggrun.errors import GgrunError
@@ -63,8 +64,8 @@ class LateEvent:
 
 
 @dataclass(frozen=True)
-class _Step:
-    """Work, or an event to wait for or to pass."""
+class Step:
+    """What a stream does at a time: work, or an event to wait for or to pass."""
 
     enqueued: float
     cost: float = 0.0
@@ -79,24 +80,24 @@ class Late:
     def __init__(self, schedule: Schedule) -> None:
         self.time = 0.0
         self.schedule, self._closed = schedule, False
-        self._queue: deque[_Step] = deque()
+        self._queue: deque[Step] = deque()
         self._error: BaseException | None = None
-        self._beside: list[Late] = []
+        self._beside: list[Self] = []
         schedule.streams.append(self)
 
-    def beside(self) -> "Late":
+    def beside(self) -> Self:
         """Another stream of the same device, which is abandoned and closed with this one."""
-        self._beside.append(Late(self.schedule))
+        self._beside.append(type(self)(self.schedule))
         return self._beside[-1]
 
     def enqueue(self, work: Work, cost: float = 0.0) -> None:
         """Do it some time; it takes `cost` of virtual time."""
-        self._put(_Step(self.schedule.now, cost, work=work))
+        self._put(Step(self.schedule.now, cost, work=work))
 
     def record(self) -> LateEvent:
         """An event behind all that was enqueued before."""
         event = LateEvent(self.schedule)
-        self._put(_Step(self.schedule.now, passed=event))
+        self._put(Step(self.schedule.now, passed=event))
         return event
 
     def mark(self) -> LateEvent:
@@ -105,7 +106,7 @@ class Late:
 
     def wait(self, event: Event) -> None:
         """Let what is enqueued from now on come after an event."""
-        self._put(_Step(self.schedule.now, awaited=event))
+        self._put(Step(self.schedule.now, awaited=event))
 
     def synchronize(self) -> None:
         """Run the streams until this one has nothing left; raises its first error."""
@@ -157,7 +158,7 @@ class Late:
             step.passed.done, step.passed.time, step.passed.error = True, self.time, self._error
         self._queue.popleft()
 
-    def _put(self, step: _Step) -> None:
+    def _put(self, step: Step) -> None:
         if self._closed:
             raise GgrunError("the model is closed")
         self._queue.append(step)

@@ -2,25 +2,19 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import closing, suppress
 from dataclasses import fields, replace
 from fractions import Fraction
 
-from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import usable_cards
-from ggrun.devices.cuda.links import known_pairs, pairs_of
-from ggrun.devices.cuda.switch_over import keep_gemm, kept_gemm, measured_gemm
 from ggrun.devices.host_memory import host_memory
 from ggrun.devices.names import DeviceName, refuse_twins
-from ggrun.devices.speeds import card_key, cpu_key, forget, keep, kept, measured_card, measured_cpu
-from ggrun.errors import GgrunError, UsageError
+from ggrun.devices.speeds import cpu_key, forget, keep, kept, measured_cpu
+from ggrun.errors import UsageError
 from ggrun.plan import Plan, host_of
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.hardware import (
     DeviceInfo,
-    Link,
     Speeds,
-    card_info,
     card_name,
     cpu_info,
     parse_devices,
@@ -75,15 +69,17 @@ def _found(text: str, threads: int | None, p2p: str) -> list[DeviceInfo]:
     here: set[int] = set()
 
     def card_here(index: int) -> DeviceInfo:
+        from ggrun.devices.cuda.local import local_card
+
         here.add(index)
         return local_card(index)
 
     devices = parse_devices(text, local_cpu(threads), card_here)
-    peers: dict[str, tuple[tuple[str, Link], ...]] = {}
-    for (one, other), pair in (pairs_of(here) if p2p == "auto" else known_pairs(here)).items():
-        for giver, taker, back in ((one, other, False), (other, one, True)):
-            known = peers.get(f"cuda:{giver}", ())
-            peers[f"cuda:{giver}"] = (*known, (f"cuda:{taker}", pair.link(p2p, back)))
+    if not here:
+        return devices
+    from ggrun.devices.cuda.local import peers_of
+
+    peers = peers_of(here, p2p)
     return [replace(device, peers=peers.get(card_name(device.name), ())) for device in devices]
 
 
@@ -183,30 +179,6 @@ def local_cpu(threads: int | None = None, measure: bool = False) -> DeviceInfo:
         known = measured_cpu(threads)
         keep(key, known)
     return cpu_info("cpu", memory.total, memory.available, known or Speeds(_BANDWIDTH))
-
-
-def local_card(index: int) -> DeviceInfo:
-    """A card of this machine. Its speeds are measured once, which takes some seconds."""
-    from ggrun.devices import open_devices
-
-    name = f"cuda:{index}"
-    with closing(open_devices([name])[name]) as device:
-        assert isinstance(device, Cuda)
-        free, total = device.driver.free_memory()
-        return card_info(name, device.driver.name, total, free, _card_speeds(device, index))
-
-
-def _card_speeds(device: Cuda, index: int) -> Speeds:
-    driver, key = device.driver, card_key(device.driver.name, index)
-    if kept_gemm(driver) is None and driver.has_gemm:
-        with suppress(GgrunError):  # what fails here is not taken
-            device.gemm_from = measured_gemm(device)
-            keep_gemm(driver, device.gemm_from)
-            forget(key)  # the rates of prompts are others with it
-    if (speeds := kept(key)) is None:
-        speeds = measured_card(device)
-        keep(key, speeds)
-    return speeds
 
 
 def here_is_known(threads: int | None) -> bool:

@@ -4,7 +4,7 @@ Those of other machines have a host before them: host:port/cuda:0.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ggrun.errors import UsageError
@@ -50,6 +50,11 @@ class DeviceName:
             raise UsageError(f"device {text!r:.60}: only cards have parts, as cuda:0.1")
         limit = None if size is None else int(float(size) * _UNITS[found["unit"]])
         return cls(found["kind"], _number(index), limit, _number(part))
+
+
+def all_cards(names: Iterable[str]) -> bool:
+    """Whether all of these are cards."""
+    return all(name.startswith("cuda") for name in names)
 
 
 def refuse_twins(names: Sequence[DeviceName]) -> None:

@@ -21,8 +21,9 @@ Work = Callable[[], None]
 class Event(Protocol):
     """A place in the work of a stream."""
 
-    error: BaseException | None
-    """Why the work before it was not done, once the stream has come there."""
+    @property
+    def error(self) -> BaseException | None:
+        """Why the work before it was not done, once the stream has come there."""
 
     @property
     def done(self) -> bool:

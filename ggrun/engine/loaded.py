@@ -6,9 +6,10 @@ from dataclasses import replace
 from itertools import cycle
 
 from ggrun.arch.config import Config
-from ggrun.devices.all_reduce import open_all_reduce, tested_sums
+from ggrun.devices.all_reduce import find_faster_sums, open_all_reduce
 from ggrun.devices.base import Device, Limits
 from ggrun.devices.exchange import AllReduce
+from ggrun.devices.together import Together, open_together
 from ggrun.engine.meter import Meter, MeteredStage, MeteredSums
 from ggrun.engine.offloaded import OffloadedStage, Turns, turns_of
 from ggrun.engine.runner import CacheSpec, Runner
@@ -51,7 +52,7 @@ class Loaded:
         self._plan, self._config, self._cache, self._meter, self._how = plan, config, cache, meter, sums
         for i in which:
             if _shares_rows(stage := plan.stages[i]):
-                tested_sums([devices[member.device] for member in stage.members], *sums)
+                find_faster_sums([devices[member.device] for member in stage.members], *sums)
         used = dict.fromkeys(member.device for i in which for member in plan.stages[i].members)
         receiving = {member.device for i in which if i for member in plan.stages[i].members}
         receiving |= {offload.card for offload in offloads.values()}
@@ -60,6 +61,7 @@ class Loaded:
             for name in used
         }
         self._sums: dict[tuple[str, ...], AllReduce] = {}
+        self._together: list[Together] = []
         self.stages = {i: self._load(plan.stages[i]) for i in which}
         self._turns: list[Turns] = []
         for card in dict.fromkeys(offload.card for offload in offloads.values()):
@@ -89,6 +91,8 @@ class Loaded:
             space.forget()
         for sums in self._sums.values():
             sums.forget()
+        for together in self._together:
+            together.forget()
         for turns in self._turns:
             turns.forget()
 
@@ -116,8 +120,13 @@ class Loaded:
         self._turns += turns
 
     def _hop(self, runners: Sequence[Runner], sums: AllReduce | None) -> Hop:
-        loaded = LoadedStage(runners, sums)
-        return MeteredStage(loaded, self._meter) if self._meter else loaded
+        if self._meter:  # marks in a graph would have no times
+            return MeteredStage(LoadedStage(runners, sums), self._meter)
+        if sums is None:
+            return LoadedStage(runners, sums)
+        members = [(runner.space.device, runner.space.ops) for runner in runners]
+        self._together.append(open_together(members, sums))
+        return LoadedStage(runners, sums, self._together[-1])
 
     def _all_reduce(self, stage: Stage) -> AllReduce:
         """Stages of the same devices share one: it has memory."""

@@ -1,7 +1,7 @@
 """Where the time of a model on several devices goes: what each spends on work, copies and sums."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -129,3 +129,7 @@ class MeteredSums:
     def forget(self) -> None:
         """Begin anew after an error."""
         self._sums.forget()
+
+    def watched(self) -> AbstractContextManager[None]:
+        """As what is measured wants it."""
+        return self._sums.watched()

@@ -1,9 +1,11 @@
 """What batches pass one after the other: stages whose runners are here, and what looks like one."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 from ggrun.devices.exchange import AllReduce
+from ggrun.devices.together import PIECE_BY_PIECE, Together
 from ggrun.engine.batch import Batch
 from ggrun.engine.outputs import Outputs
 from ggrun.engine.runner import Runner
@@ -32,22 +34,28 @@ class Hop(Protocol):
 class LoadedStage:
     """A stage whose members work together: after each half layer they sum what they have.
 
-    sums    how members sum; None where there is nothing to sum
+    sums        how members sum; None where there is nothing to sum
+    together    how what they do is enqueued
     """
 
-    def __init__(self, runners: Sequence[Runner], sums: AllReduce | None) -> None:
-        self.runners, self._sums = runners, sums
+    def __init__(
+        self, runners: Sequence[Runner], sums: AllReduce | None, together: Together = PIECE_BY_PIECE
+    ) -> None:
+        self.runners, self._sums, self._together = runners, sums, together
         self._steps = list(zip(*(runner.segments for runner in runners), strict=True))
 
     def run(self, batch: Batch) -> None:
         """Enqueue the programs and the sums between them."""
         for runner in self.runners:
             runner.space.feed(batch)
+        self._together.run(partial(self._enqueue, len(batch.tokens)))
+
+    def _enqueue(self, rows: int) -> None:
         for segments in self._steps:
             for segment in segments:
                 segment.program.run()
             if self._sums and (parts := [segment.part for segment in segments if segment.part]):
-                self._sums.all_reduce(parts, len(batch.tokens))
+                self._sums.all_reduce(parts, rows)
 
     def accept(self, senders: Sequence[Sender], batch: Batch, slot: int) -> None:
         """Enqueue the copies of the residual stream to all members, each from another sender."""

@@ -3,8 +3,11 @@
 import ipaddress
 import socket
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import grpc
 
@@ -22,6 +25,8 @@ OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),
+    # Proxies for the web (http_proxy and its kin) do not know the way to workers.
+    ("grpc.enable_http_proxy", 0),
     ("grpc.http2.lookahead_bytes", 4 << 20),
     # A machine that is switched off says nothing: its connections end so.
     ("grpc.keepalive_time_ms", 30_000),
@@ -37,10 +42,32 @@ class Unreachable(HostLost):
 
 @dataclass(frozen=True)
 class Certificates:
-    """A client's own, for workers that want one: PEM."""
+    """A client's own, for workers that want one: PEM, and the files that have it."""
 
     certificate: bytes
     private_key: bytes
+    files: tuple[str, str]
+
+    @classmethod
+    def read(cls, certificate: str, private_key: str) -> Self:
+        """Of files. GgrunError when they do not go together, or the certificate is not valid now."""
+        files = certificate, private_key
+        try:
+            own = cls(Path(certificate).read_bytes(), Path(private_key).read_bytes(), files)
+            own.show(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        except ssl.SSLError:
+            raise GgrunError(
+                f"{certificate} and {private_key}: a certificate and its private key, both PEM and the key "
+                "without a password, are needed"
+            ) from None
+        except OSError as error:
+            raise GgrunError(f"{error.filename}: {error.strerror}") from None
+        check_valid(own.certificate, certificate, "make a new one")
+        return own
+
+    def show(self, context: ssl.SSLContext) -> None:
+        """Let connections have it. ssl.SSLError."""
+        context.load_cert_chain(*self.files, password="")  # else it would ask the terminal for one
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -76,7 +103,8 @@ def open_channel(
         with _connected(address, timeout):
             pass
         return grpc.insecure_channel(address, OPTIONS)
-    certificate = _certificate(address, timeout)
+    with _secured(address, own, timeout) as connection:
+        certificate = _certificate(address, connection)
     if fingerprint(certificate) != expected:
         raise GgrunError(
             f"{address}: its certificate is not the one that was joined: somebody else answers there, or the "
@@ -87,26 +115,50 @@ def open_channel(
     return grpc.secure_channel(address, credentials, [*OPTIONS, ("grpc.ssl_target_name_override", NAME)])
 
 
-def check_certificate(address: str, timeout: float = TIMEOUT) -> None:
-    """GgrunError when what is shown there is not valid any more, or not yet: TLS says less clearly why."""
-    check_valid(_certificate(address, timeout), address)
+def check_certificates(address: str, own: Certificates | None, timeout: float = TIMEOUT) -> None:
+    """GgrunError when one side does not take the other's certificate: gRPC says less clearly why."""
+    with _secured(address, own, timeout) as connection:
+        check_valid(_certificate(address, connection), address)
+        try:
+            taken = bool(connection.recv(1))  # HTTP/2 begins with a word of the worker's
+        except TimeoutError:
+            return
+        except OSError:
+            taken = False
+    if not taken and own:
+        raise GgrunError(
+            f"{address}: the worker hangs up on {own.files[0]}: those of its --client-ca must have signed it"
+        )
+    if not taken:
+        raise GgrunError(
+            f"{address}: the worker hangs up: if it wants a certificate of clients, give --rpc-cert"
+        )
 
 
-def _certificate(address: str, timeout: float) -> bytes:
-    """The certificate that is shown there, as PEM. It is not trusted here: its fingerprint decides."""
+@contextmanager
+def _secured(address: str, own: Certificates | None, timeout: float) -> Iterator[ssl.SSLSocket]:
+    """A connection to whoever is there. Who that is, is not trusted here: the fingerprint decides."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
-    try:
-        with _connected(address, timeout) as raw, context.wrap_socket(raw) as secure:
-            der = secure.getpeercert(binary_form=True)
-    except ssl.SSLError:
-        raise GgrunError(
-            f"{address}: no TLS is spoken there: was the worker started with --insecure?"
-        ) from None
-    except OSError as error:
-        raise Unreachable(address, f"cannot be reached: {error.strerror or error}") from None
-    if der is None:
+    with _connected(address, timeout) as raw:
+        try:
+            if own:
+                own.show(context)
+            secure = context.wrap_socket(raw)
+        except ssl.SSLError:
+            raise GgrunError(
+                f"{address}: no TLS is spoken there: was the worker started with --insecure?"
+            ) from None
+        except OSError as error:
+            raise Unreachable(address, f"cannot be reached: {error.strerror or error}") from None
+        with secure:
+            yield secure
+
+
+def _certificate(address: str, connection: ssl.SSLSocket) -> bytes:
+    """The certificate that is shown there, as PEM."""
+    if (der := connection.getpeercert(binary_form=True)) is None:
         raise GgrunError(f"{address}: shows no certificate")
     return ssl.DER_cert_to_PEM_cert(der).encode()
 

@@ -133,14 +133,14 @@ def fingerprint(certificate: bytes) -> bytes:
     return sha256(PEM_cert_to_DER_cert(certificate.decode("ascii"))).digest()
 
 
-def check_valid(certificate: bytes, whose: str) -> None:
+def check_valid(certificate: bytes, whose: str, advice: str = "make the worker a new one") -> None:
     """GgrunError when a certificate's time is over or has not come; ValueError when it is none."""
     from cryptography import x509
 
     found, now = x509.load_pem_x509_certificate(certificate), datetime.now(UTC)
     if not found.not_valid_before_utc <= now <= found.not_valid_after_utc:
         span = f"{found.not_valid_before_utc:%Y-%m-%d} to {found.not_valid_after_utc:%Y-%m-%d}"
-        raise GgrunError(f"{whose}: the certificate is valid from {span}: make the worker a new one")
+        raise GgrunError(f"{whose}: the certificate is valid from {span}: {advice}")
 
 
 # ---------------------------------------------------------------- the client's side

@@ -13,7 +13,7 @@ from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError
 from ggrun.rpc import PROTOCOL
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc.channel import TIMEOUT, Certificates, check_certificate, open_channel
+from ggrun.rpc.channel import TIMEOUT, Certificates, check_certificates, open_channel
 from ggrun.rpc.keys import Key
 from ggrun.rpc.server import TOKEN
 from ggrun.rpc.wire import ProtocolError, parsed, shown
@@ -22,6 +22,8 @@ BEAT = 2.0
 """Seconds of silence after which the worker is asked whether it is there."""
 SILENCE = 10.0
 """Seconds of silence after which it is lost; see Link.busy."""
+_FAREWELL = 2.0
+"""Seconds that the worker has to end a session."""
 _BALLAST = 256 << 10
 _PINGS, _LOADED_PINGS = 8, 3
 
@@ -34,7 +36,7 @@ class Link:
     """
 
     def __init__(self, host: str, key: Key | None, own: Certificates | None = None) -> None:
-        self.host, self.key = host, key
+        self.host, self.key, self._own = host, key, own
         self.error: GgrunError | None = None
         self.in_use = False
         """A model is loaded there: whatever ends the session, but for `close`, is the worker's loss now."""
@@ -53,7 +55,8 @@ class Link:
             request_serializer=pb.Request.SerializeToString,
         )(iter(self._outgoing()), metadata=[(TOKEN, key.token)] if key else [])
         self.welcome = self._hello()
-        threading.Thread(target=self._read, daemon=True, name=f"ggrun-{host}").start()
+        self._reader = threading.Thread(target=self._read, daemon=True, name=f"ggrun-{host}")
+        self._reader.start()
         threading.Thread(target=self._watch, daemon=True, name=f"ggrun-{host}-beat").start()
 
     def send(self, **kind: Any) -> None:
@@ -85,24 +88,34 @@ class Link:
         return latency, _BALLAST / max(loaded - 2 * latency, 1e-6)
 
     def close(self) -> None:
-        """End it."""
-        self.fail(GgrunError(f"{self.host}: the connection is closed"))
+        """End it, when the worker has given back what this session had: who comes next finds it free."""
+        if self._stop(GgrunError(f"{self.host}: the connection is closed")):
+            self._reader.join(_FAREWELL)
+            self._hang_up()
 
     def fail(self, error: GgrunError) -> None:
         """End it for a reason; the first one counts."""
+        if self._stop(error):
+            self._hang_up()
+
+    # ---------------------------------------------------------------- inside
+
+    def _stop(self, error: GgrunError) -> bool:
+        """Say nothing more; whether it was not at its end before."""
         with self._lock:
             if self.error:
-                return
+                return False
             self.error = error
             told = list(self._ended)
         self._requests.put(None)
         self._ponged.set()
-        self._call.cancel()
-        self._channel.close()
         for tell in told:
             tell(error)
+        return True
 
-    # ---------------------------------------------------------------- inside
+    def _hang_up(self) -> None:
+        self._call.cancel()
+        self._channel.close()
 
     def _hello(self) -> "pb.Welcome":
         self.send(hello=pb.Hello(protocol=PROTOCOL, version=__version__))
@@ -128,7 +141,7 @@ class Link:
         if self.key is None:
             return GgrunError(f"{why} (--insecure is for workers that were started with it)")
         try:
-            check_certificate(self.host)
+            check_certificates(self.host, self._own)
         except GgrunError as error:
             return error
         return why

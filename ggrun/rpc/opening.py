@@ -20,7 +20,7 @@ from ggrun.plan.facts import EMBEDDING, PAGE, ModelFacts
 from ggrun.plan.options import CACHE_TYPES
 from ggrun.plan.usage import Sizes, plan_use
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc.wire import Bounds, ProtocolError
+from ggrun.rpc.wire import Bounds, ProtocolError, activation_bytes
 
 MOST_TENSORS = 1 << 16
 MOST_TEXT = 4 << 20
@@ -81,6 +81,11 @@ class Opening:
     def plan_devices(self) -> int:
         """How many the whole plan has, here and elsewhere."""
         return len({member.device for stage in self.plan.stages for member in stage.members})
+
+    @property
+    def activation_bytes(self) -> int:
+        """The most bytes of a batch's activations on the wire."""
+        return activation_bytes(self.limits.tokens, self.config.width, self.form)
 
     @property
     def bounds(self) -> Bounds:

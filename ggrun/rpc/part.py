@@ -91,12 +91,12 @@ class Work:
         )  # fmt: skip
         self.loaded.synchronize()
         self._stages = {i: stage for i, stage in self.loaded.stages.items() if isinstance(stage, LoadedStage)}
-        row = opening.config.width * (4 if opening.form == pb.F32 else 2)
-        self.inboxes = [Inbox(2 * opening.slots, row * opening.limits.tokens) for _ in opening.parts]
+        self.inboxes = [Inbox(2 * opening.slots, opening.activation_bytes) for _ in opening.parts]
         self._count, self._late = 0, 0
         self._outlet: SimpleQueue[Any] = SimpleQueue()
         self._lock = threading.Lock()
-        threading.Thread(target=self._await, daemon=True, name="ggrun-results").start()
+        self._results = threading.Thread(target=self._await, daemon=True, name="ggrun-results")
+        self._results.start()
 
     def check(self, message: "pb.Forward") -> Batch:
         """The batch of a message; ProtocolError for what no honest client sends."""
@@ -124,15 +124,16 @@ class Work:
             before.send(batch, stage, slot)
             stage.receive(batch, slot)
             stage.run(batch)
-        self._finish(message, batch, stages[-1], last=part.stop == len(self._opening.plan.stages))
+        self._finish(message, batch, stages, last=part.stop == len(self._opening.plan.stages))
 
     def reset(self) -> None:
         """Bring the devices to rest."""
         self.loaded.abandon()
 
     def close(self) -> None:
-        """End the thread; the devices are closed by who opened them."""
+        """End the thread, which holds memory; the devices are closed by who opened them."""
         self._outlet.put(None)
+        self._results.join()
 
     def _activations(
         self, message: "pb.Forward", batch: Batch, given_up: Callable[[], bool]
@@ -144,7 +145,8 @@ class Work:
             return None
         return wire.decode(data, self._opening.form, len(batch.tokens), self._opening.config.width)
 
-    def _finish(self, message: "pb.Forward", batch: Batch, stage: LoadedStage, last: bool) -> None:
+    def _finish(self, message: "pb.Forward", batch: Batch, stages: list[LoadedStage], last: bool) -> None:
+        stage = stages[-1]
         values: Outputs | NDArray[np.float32]
         if last:
             values = Outputs(batch, self._opening.config.vocab)
@@ -152,7 +154,9 @@ class Work:
         else:
             values = np.empty((len(batch.tokens), self._opening.config.width), np.float32)
             stage.runners[0].download(len(batch.tokens), values)
-        events = [runner.stream.record() for runner in stage.runners]
+        # Of all stages: cards do not tell each other of errors.
+        streams = dict.fromkeys(runner.stream for one in stages for runner in one.runners)
+        events = [stream.record() for stream in streams]
         with self._lock:
             late = self._late or not all(event.done for event in events)
             self._late += 1 if late else 0

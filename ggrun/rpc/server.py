@@ -14,7 +14,8 @@ from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.channel import OPTIONS
 from ggrun.rpc.handoff import KEY
 from ggrun.rpc.keys import Identity
-from ggrun.rpc.session import Session, Shop
+from ggrun.rpc.session import Session
+from ggrun.rpc.shop import Shop
 from ggrun.rpc.wire import ProtocolError, parsed
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -18,15 +17,14 @@ from ggrun.devices import open_devices
 from ggrun.devices.base import Device
 from ggrun.engine.batch import Batch
 from ggrun.errors import GgrunError, Interrupted
-from ggrun.plan.hardware import DeviceInfo
 from ggrun.rpc import PROTOCOL
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc.handoff import Doors, Handoff
+from ggrun.rpc.handoff import Handoff
 from ggrun.rpc.intake import Intake
-from ggrun.rpc.ledger import Ledger, NoRoom
+from ggrun.rpc.ledger import NoRoom
 from ggrun.rpc.opening import Opening, read
 from ggrun.rpc.part import Work, explained
-from ggrun.rpc.store import Library, Store
+from ggrun.rpc.shop import Shop
 from ggrun.rpc.wire import ProtocolError, encode, parsed, shown
 
 log = logging.getLogger(__name__)
@@ -34,6 +32,8 @@ FIRST_WORD = 10.0
 """Seconds that a client has to say Hello."""
 SILENCE = 30.0
 """Seconds after which a client that says nothing is gone: it sends a Ping every few seconds."""
+SLOWEST = 1 << 20
+"""Bytes a second that activations come at, at least: a client that sends some says nothing else meanwhile."""
 _MOST_BALLAST = 8 << 20
 _MOST_HELD = 256 << 20
 """Bytes that a client may have under way beside the activations of its batches: logits, tokens, positions."""
@@ -41,36 +41,6 @@ _MOST_REPLIES = 1024
 """Replies that a client has not read: more, and it does not want to."""
 _LAST_WORDS = 3.0
 """Seconds that a client has to read why its session is at its end."""
-
-
-@dataclass(frozen=True)
-class Shop:
-    """What a worker has for its clients."""
-
-    devices: tuple[DeviceInfo, ...]
-    threads: int | None
-    ledger: Ledger
-    store: Store
-    library: Library
-    doors: Doors
-    insecure: int = 0  # see WorkerOptions
-
-    def welcome(self) -> "pb.Reply":
-        """What there is, and how much of it is free."""
-        return pb.Reply(
-            welcome=pb.Welcome(
-                protocol=PROTOCOL,
-                version=__version__,
-                devices=[
-                    pb.Device(
-                        name=d.name, label=d.label, memory=d.memory, free=max(0, self.ledger.free(d.name)),
-                        bandwidth=d.bandwidth, operations=d.operations, link=d.link,
-                        float_operations=d.float_operations, unpacked=d.unpacked,
-                    )
-                    for d in self.devices
-                ],
-            )
-        )  # fmt: skip
 
 
 class Session:
@@ -84,6 +54,7 @@ class Session:
         self._replies: SimpleQueue[pb.Reply | None] = SimpleQueue()
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._heard, self._greeted = time.monotonic(), False
+        self._patience = FIRST_WORD  # seconds of silence
         self._opening: Opening | None = None
         self._reserved: dict[str, int] = {}  # bytes of devices
         self._intake: Intake | None = None
@@ -114,11 +85,11 @@ class Session:
 
         A client that does not read keeps the thread that writes to it, until its stream is broken off.
         """
-        now, allowed = time.monotonic(), SILENCE if self._greeted else FIRST_WORD
+        now = time.monotonic()
         if self._closed:
             if now - self._ended > _LAST_WORDS:
                 self._cancel()
-        elif (silent := now - self._heard) > allowed:
+        elif (silent := now - self._heard) > self._patience:
             log.warning("%s: silent for %.0f seconds: its session ends", self._peer, silent)
             self.close()
 
@@ -165,7 +136,7 @@ class Session:
                 f"the worker is ggrun {__version__} (protocol {PROTOCOL}), the client ggrun "
                 f"{shown(message.version)[:20]} (protocol {message.protocol}): update {older}"
             )
-        self._greeted = True
+        self._greeted, self._patience = True, SILENCE
         self._replies.put(self._shop.welcome())
 
     def _take_ping(self, message: "pb.Ping") -> None:
@@ -183,6 +154,7 @@ class Session:
                 return
             self._shop.ledger.take(needs)
             self._opening, self._reserved = opening, needs
+        self._patience = SILENCE + opening.activation_bytes / SLOWEST
         names = ", ".join(f"{name} {nbytes >> 20} MiB" for name, nbytes in needs.items())
         log.info("%s: loads stages %s (%s)", self._peer, opening.stages, names)
         self._jobs.put(self._look_for_weights)

@@ -57,6 +57,11 @@ def check_tokens(tokens: int, width: int, form: int) -> None:
         raise UsageError(f"-ub {tokens}: workers take up to {most} tokens of this model at a time")
 
 
+def activation_bytes(tokens: int, width: int, form: int) -> int:
+    """The bytes of activations in a form of the wire."""
+    return tokens * width * _size(form)
+
+
 def encode(values: NDArray[np.float32], form: int) -> bytes:
     """Float32 values in a form of the wire: infinite ones and NaN stay what they are.
 
@@ -74,9 +79,10 @@ def encode(values: NDArray[np.float32], form: int) -> bytes:
 
 def decode(data: bytes, form: int, rows: int, width: int) -> NDArray[np.float32]:
     """Such bytes as float32 [rows, width]; ProtocolError when there are not exactly so many."""
-    size = _size(form)
-    if len(data) != rows * width * size:
-        raise ProtocolError(f"{len(data)} bytes came where {rows} x {width} values of {size} bytes belong")
+    if len(data) != activation_bytes(rows, width, form):
+        raise ProtocolError(
+            f"{len(data)} bytes came where {rows} x {width} values of {_size(form)} bytes belong"
+        )
     if form == pb.F16:
         values = np.frombuffer(data, "<f2").astype(np.float32)
     elif form == pb.BF16:

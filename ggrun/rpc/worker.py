@@ -15,7 +15,7 @@ from ggrun.rpc.handoff import Doors
 from ggrun.rpc.keys import Identity
 from ggrun.rpc.ledger import Ledger
 from ggrun.rpc.server import Server
-from ggrun.rpc.session import Shop
+from ggrun.rpc.shop import Shop
 from ggrun.rpc.store import Library, Store
 
 

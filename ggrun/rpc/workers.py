@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 
 from ggrun.devices.progress import Progress, silent
-from ggrun.engine.hosts import hops
+from ggrun.engine.hosts import HostLost, hops
 from ggrun.errors import GgrunError, UsageError
 from ggrun.plan import Plan
 from ggrun.plan.hardware import DeviceInfo
@@ -54,7 +53,7 @@ def connect(
     progress: Progress = silent,
     without: Sequence[str] = (),
 ) -> Workers:
-    """Connect to workers: "host:port,host:port", or "auto". GgrunError when one cannot be used.
+    """Connect to workers: "host:port,host:port", or "auto". HostLost when one cannot be used.
 
     insecure       1: plain text to this machine's own, 2: to any
     form           of activations on the wire: f32, f16 or bf16
@@ -63,16 +62,28 @@ def connect(
     """
     if form not in FORMS:
         raise UsageError(f"activations of form {form!r:.20}: there are {', '.join(FORMS)}")
-    own = None if certificate is None else Certificates(*map(_bytes, certificate))
+    own = None if certificate is None else Certificates.read(*certificate)
     remotes: list[Remote] = []
     try:
         for name, key in _named(addresses, insecure, needed=not without).items():
             if name not in without:
-                remotes.append(Remote(Link(name, key, own), FORMS[form], progress))
+                remotes.append(_remote(name, key, own, form, progress))
     except BaseException:
         Workers(remotes).close()
         raise
     return Workers(remotes)
+
+
+def _remote(name: str, key: Key | None, own: Certificates | None, form: str, progress: Progress) -> Remote:
+    """A worker, connected. HostLost, whatever the reason is: others may go on without it."""
+    link = None
+    try:
+        link = Link(name, key, own)
+        return Remote(link, FORMS[form], progress)
+    except GgrunError as error:
+        if link:
+            link.close()
+        raise HostLost(name, str(error).removeprefix(f"{name}: ")) from None
 
 
 def _named(addresses: str, insecure: int, needed: bool) -> dict[str, Key | None]:
@@ -98,10 +109,3 @@ def _key(address: str, insecure: int) -> Key | None:
     if (key := known_workers().get(address)) is None:
         raise UsageError(f"{address}: was not joined: paste the join line that ggrun worker printed there")
     return key
-
-
-def _bytes(file: str) -> bytes:
-    try:
-        return Path(file).read_bytes()
-    except OSError as error:
-        raise GgrunError(f"{file}: {error.strerror}") from None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, InTreeCacheLocator
+from numba.core.runtime.nrt import rtsys
 
 
 class _Locator(InTreeCacheLocator):
@@ -54,9 +55,14 @@ class DiskCache(FunctionCache):
         return sig, codegen.magic_tuple(), (code, self._py_func.__qualname__)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The compiled function, or None."""
+        """The compiled function, or None.
+
+        As Numba's own, but that it does not import first what only compilers need: all that Numba knows of
+        numpy, a third of a start. Numba does that itself when it compiles.
+        """
         try:
-            return super().load_overload(sig, target_context)
+            rtsys.initialize(target_context)  # machine code is linked with Numba's runtime
+            return self._load_overload(sig, target_context)
         except Exception:  # unpickling what is damaged may raise anything
             # An empty index forgets the entry; the next one is written over its file.
             with suppress(OSError):

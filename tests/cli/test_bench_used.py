@@ -14,8 +14,8 @@ from ggrun.bundled import demo_model
 from ggrun.cli import bench_used
 from ggrun.cli.bench import bench
 from ggrun.cli.bench_used import backends, memory_of
-from ggrun.devices import local
 from ggrun.devices.cpu import Cpu
+from ggrun.devices.cuda import local
 from ggrun.devices.cuda.found import Cards
 from ggrun.devices.emulated import Emulated
 from ggrun.gguf import GGUF

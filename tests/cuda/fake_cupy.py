@@ -6,9 +6,9 @@ pageable memory of the host lands when its stream is waited for.
 
 import ctypes
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ import pytest
 
 from ggrun.errors import GgrunError
 from ggrun.kernels import cuda_source
+from tests.cuda.fake_streams import CUDARuntimeError, Event, Stream
 from tools.cuda_emulator.kernels import load_kernel
 from tools.cuda_emulator.memory import Memory
 
@@ -31,93 +32,12 @@ def told(work: Callable[[], Any], kind: type[GgrunError] = GgrunError) -> str:
     return str(error.value)
 
 
-class CUDARuntimeError(RuntimeError):
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-
-
 class _Pinned(ctypes.Array):  # type: ignore[type-arg]
     _type_, _length_ = ctypes.c_uint8, 32 << 20
 
     @property
     def ptr(self) -> int:
         return ctypes.addressof(self)
-
-
-class _Event:
-    def __init__(self, block: bool, disable_timing: bool) -> None:
-        assert block
-        self.timed, self.time = not disable_timing, 0.0
-        self._held: threading.Event | None = None
-
-    @property
-    def done(self) -> bool:
-        return self._held is None or self._held.is_set()
-
-    def record(self, stream: "_Stream") -> None:
-        assert stream.captured is None
-        self._held, self.time = stream.held, time.perf_counter()
-
-    def synchronize(self) -> None:
-        if self._held:
-            self._held.wait()
-
-
-class _Stream:
-    def __init__(self, cuda: "FakeCupy", non_blocking: bool) -> None:
-        assert non_blocking
-        self._cuda, self.card = cuda, cuda.devices[-1]
-        self.ptr = 7 + len(cuda.made)
-        cuda.made[self.ptr] = self
-        self.held: threading.Event | None = None
-        self.captured: list[Callable[[], None]] | None = None
-        self.landing: list[Callable[[], None]] = []
-
-    def __enter__(self) -> "_Stream":
-        self._cuda.streams.append(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._cuda.streams.pop() is self
-
-    def do(self, work: Callable[[], None]) -> None:
-        self._land()
-        if self.captured is None:
-            work()
-        else:
-            self.captured.append(work)
-
-    def launch_host_func(self, function: Callable[[Any], None], arg: Any) -> None:
-        function(arg)
-
-    def wait_event(self, event: _Event) -> None:
-        assert isinstance(event, _Event)
-
-    def synchronize(self) -> None:
-        if self.held:
-            self.held.wait()
-            self.held = None
-        self._land()
-
-    def _land(self) -> None:
-        while self.landing:
-            self.landing.pop(0)()
-
-    def begin_capture(self) -> None:
-        self.captured = []
-
-    def end_capture(self) -> Any:
-        steps, self.captured = self.captured, None
-        self._cuda._fail("end_capture")
-        assert steps is not None
-
-        def launch(stream: "_Stream") -> None:
-            assert stream is self
-            for step in steps:
-                step()
-
-        return SimpleNamespace(launch=launch)
 
 
 class _Module:
@@ -145,7 +65,7 @@ class _Function:
     def __call__(self, grid: Any, block: Any, args: Any, shared_mem: int) -> None:
         assert shared_mem <= self.max_dynamic_shared_size_bytes
         self._kernel.max_dynamic_shared = self.max_dynamic_shared_size_bytes
-        self._cuda.streams[-1].do(lambda: self._kernel(grid, block, args, shared_mem))
+        self._cuda.streams[-1].do(lambda: self._kernel(grid, block, args, shared_mem), "kernel")
 
 
 class Cublas:
@@ -210,23 +130,23 @@ class _Chosen(threading.local):
     """The devices and streams that a thread works on, the last one now: each thread has its own."""
 
     def __init__(self) -> None:
-        self.devices, self.streams = [0], list[_Stream]()
+        self.devices, self.streams = [0], list[Stream]()
 
 
 class FakeCupy:
     """The module `cupy`, with cards of so many bytes. `failing`: errors by the name of what is called.
 
     peers    whether cards have peer access; `reached`: pairs of cards that have enabled it
-    `lost`: cards that are counted and do not answer
+    `lost`: cards that are counted and do not answer; `launched`: graphs
     """
 
     def __init__(self, memory: int = 1 << 28, cards: int = 2, major: int = 8, peers: bool = True) -> None:
         self.failing: dict[str, CUDARuntimeError] = {}
-        self.compiled, self._chosen, self.made = 0, _Chosen(), dict[int, _Stream]()
+        self.compiled, self._chosen, self.made = 0, _Chosen(), dict[int, Stream]()
         self.functions, self.driver_version = dict[int, _Function](), 12020
         self._memory, self._used, self._held = memory, 0, dict[int, Memory]()
         self._cards, self._major, self._peers = cards, major, peers
-        self.lost = set[int]()
+        self.lost, self.launched = set[int](), list[object]()
         self._pinned_at = set[tuple[int, int]]()
         self.reached, self.copies = set[tuple[int, int]](), list[tuple[int, int]]()
         self.sent: list[int] = []
@@ -234,8 +154,9 @@ class FakeCupy:
         self.cuda = _Cuda(
             library=Cublas(self), runtime=self, driver=SimpleNamespace(CUDADriverError=ZeroDivisionError),
             compiler=SimpleNamespace(CompileException=KeyError),
-            memory=SimpleNamespace(OutOfMemoryError=MemoryError), Device=self._device, Event=_Event,
-            Stream=lambda non_blocking: _Stream(self, non_blocking),
+            memory=SimpleNamespace(OutOfMemoryError=MemoryError),
+            Device=self._device, Event=partial(Event, self),
+            Stream=lambda non_blocking: Stream(self, non_blocking),
             alloc_pinned_memory=lambda nbytes: self._pinned(nbytes),
             get_elapsed_time=self._elapsed,
         )  # fmt: skip
@@ -258,6 +179,14 @@ class FakeCupy:
         for number in streams:
             self.made[number].held = until
 
+    def enqueue(self, streams: list[int], work: Callable[[], None]) -> None:
+        """Do what streams do together, or note it where all of them are in a graph's capture."""
+        made = [self.made[number] for number in streams]
+        assert len({stream.captured for stream in made}) == 1
+        for stream in made[1:]:
+            stream.do(lambda: None)
+        made[0].do(work)
+
     @contextmanager
     def _device(self, index: int) -> Iterator[None]:
         assert 0 <= index < self._cards
@@ -272,10 +201,10 @@ class FakeCupy:
         return self._chosen.devices
 
     @property
-    def streams(self) -> list[_Stream]:
+    def streams(self) -> list[Stream]:
         return self._chosen.streams
 
-    def _elapsed(self, begin: _Event, end: _Event) -> float:
+    def _elapsed(self, begin: Event, end: Event) -> float:
         assert begin.timed
         assert end.timed
         return 1e3 * (end.time - begin.time)
@@ -347,8 +276,9 @@ class FakeCupy:
         if kind == self.memcpyHostToDevice:
             self.sent.append(stream)
         if kind == self.memcpyDefault or any(begin <= source < end for begin, end in self._pinned_at):
-            ctypes.memmove(target, source, nbytes)
+            self.made[stream].do(lambda: ctypes.memmove(target, source, nbytes))
         else:
+            assert not self.made[stream].captured
             staged = ctypes.string_at(source, nbytes)
             self.made[stream].landing.append(lambda: ctypes.memmove(target, staged, nbytes))
 
@@ -361,9 +291,10 @@ class FakeCupy:
         width: int,
         height: int,
         kind: int,
-        _: int,
+        stream: int,
     ) -> None:
         assert kind == self.memcpyDeviceToHost
+        assert not self.made[stream].captured
         for row in range(height):
             ctypes.memmove(target + row * pitch, source + row * source_pitch, width)
 
@@ -372,7 +303,7 @@ class FakeCupy:
     ) -> None:
         assert (card, to) in self.reached
         self.copies.append((card, to))
-        ctypes.memmove(target, source, nbytes)
+        self.made[stream].do(lambda: ctypes.memmove(target, source, nbytes))
 
     def memsetAsync(self, address: int, byte: int, nbytes: int, stream: int) -> None:  # noqa: N802
-        ctypes.memset(address, byte, nbytes)
+        self.made[stream].do(lambda: ctypes.memset(address, byte, nbytes))

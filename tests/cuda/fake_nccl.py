@@ -121,6 +121,11 @@ class FakeNccl:
         assert {call.count for call in calls} == {count}
         for call in calls:
             assert self.cupy.card_of(call.stream) == call.communicator.card, "each on its own card's stream"
+        self.cupy.enqueue([call.stream for call in calls], lambda: self._add(calls, fault))
+
+    def _add(self, calls: list[_Call], fault: str | None) -> None:
+        """In its turn: now, or whenever a graph comes to it."""
+        count = calls[0].count
         self.reductions.append(count)
         if fault == "hangs":
             self.cupy.hold([call.stream for call in calls], self.held)

@@ -65,7 +65,7 @@ class Layer:
 
     def launched(self, program: Any, context: int, tokens: int) -> list[str]:
         self.feed(context, tokens)
-        return [launch.name for launch in program.launches(self.ops._counts)]
+        return [launch.name for launch in program.launches(self.ops.counts)]
 
     def read(self, address: int, *shape: int, dtype: Any = np.float32) -> np.ndarray:
         out = np.empty(shape, dtype)

@@ -10,7 +10,8 @@ from gguf import GGMLQuantizationType
 
 from ggrun import LLM, Interrupted
 from ggrun.arch.config import Config
-from ggrun.devices import local, open_devices
+from ggrun.devices import open_devices
+from ggrun.devices.cuda import local
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.gemm import GemmFrom

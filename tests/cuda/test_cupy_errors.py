@@ -13,11 +13,12 @@ import pytest
 
 from ggrun import LLM, GgrunError, UsageError
 from ggrun.cli.commands import status_of
-from ggrun.devices import local, open_devices
-from ggrun.devices.cuda import found
+from ggrun.devices import open_devices
+from ggrun.devices.cuda import found, local
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import Cards, usable_cards
+from ggrun.devices.local import everything
 from ggrun.gguf import GGUF
 from ggrun.plan.hardware import Speeds
 from tests.cuda import fake_cupy
@@ -85,7 +86,7 @@ def lose(cupy: FakeCupy, patch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise LOST
 
-    for owner in (fake_cupy._Stream, fake_cupy._Event):
+    for owner in (fake_cupy.Stream, fake_cupy.Event):
         for name in ("synchronize", "record", "wait_event", "launch_host_func"):
             patch.setattr(owner, name, fail, raising=False)
     for name in ("free", "malloc", "memcpyAsync", "memcpy2DAsync", "memsetAsync"):
@@ -205,7 +206,7 @@ def test_cards_that_there_are_not_or_that_are_too_old(
     cupy._major, cupy.lost = 8, {0}
     lost = "cuda:0: cudaErrorInvalidDevice: the GPU is lost: nvidia-smi must list it"
     assert told(lambda: CupyDriver(0)) == lost
-    assert local.everything() == "cuda:1,cpu"  # it has the number that CUDA gives it
+    assert everything() == "cuda:1,cpu"  # it has the number that CUDA gives it
     cupy.failing["getDeviceCount"] = CUDARuntimeError(100, "cudaErrorNoDevice")
     Cards.found.cache_clear()
     assert "there are 0 CUDA cards" in told(lambda: CupyDriver(0), UsageError)

@@ -38,6 +38,7 @@ class Library:
         attribute = c.cast(at.attributes, c.POINTER(LaunchAttribute)).contents
         assert (at.count, attribute.id, attribute.allowed, extra) == (1, 6, 1, None)
         assert at.stream == self._cupy.streams[-1].ptr
+        assert self._cupy.streams[-1].last == "kernel", "nothing else can end early"
         kernel = self._cupy.functions[function.value]
         args = []
         for letter, pointer in zip(kernel.signature, pointers, strict=True):

@@ -155,7 +155,7 @@ def test_both_ways_in_one_recording(card: Card, never: list[str]) -> None:
     program = ops.finish()
     for n, kinds in ((9, "..."), (10, "g.."), (19, "g.."), (20, "gg."), (32, "gg.")):
         ops.feed(lambda inputs, n=n: inputs.counts.__setitem__(0, n))
-        launches = program.launches(ops._counts)
+        launches = program.launches(ops.counts)
         assert sum(launch.name == "gemm" for launch in launches) == kinds.count("g")
         assert sum(launch.name == "to_halves" for launch in launches) == ("g" in kinds)
         assert sum(launch.name == "quantize" for launch in launches) == (bool(never) or kinds[1] == ".")

@@ -10,11 +10,12 @@ import pytest
 
 from ggrun import LLM, GgrunError, UsageError
 from ggrun.bundled import demo_model
-from ggrun.devices import local, open_devices
-from ggrun.devices.cuda import found, links, selftest
+from ggrun.devices import open_devices
+from ggrun.devices.cuda import found, links, local, selftest
 from ggrun.devices.cuda.found import Cards
 from ggrun.devices.cuda.links import Pair, Way, known_pairs, pairs_of
 from ggrun.devices.cuda.selftest import Check, Outcome
+from ggrun.devices.local import local_devices, named_devices
 from ggrun.plan.hardware import Link, Speeds, card_info
 from tests.cuda.fake_cupy import FakeCupy
 from tests.cuda.limits import limit_checks
@@ -242,16 +243,16 @@ def test_the_planner_is_told(p2p: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(local, "local_card", card)
     monkeypatch.setattr(links._KEPT, "get", lambda key: PAIR)
-    devices = local.local_devices("cuda:2,cuda:0:500MB,cpu", p2p=p2p)
+    devices = local_devices("cuda:2,cuda:0:500MB,cpu", p2p=p2p)
     there, back = PAIR.link(p2p), PAIR.link(p2p, back=True)
     assert [device.peers for device in devices] == [(("cuda:0", back),), (("cuda:2", there),), ()]
     assert devices[0].link_to(devices[1]) == back
     assert devices[0].link_to(devices[2]) is None
-    (named, _) = local.named_devices(["cuda:0:500MB", "cuda:2"], p2p=p2p)
+    (named, _) = named_devices(["cuda:0:500MB", "cuda:2"], p2p=p2p)
     assert named.peers == (("cuda:2", there),)
 
 
 def test_cards_of_other_machines_have_no_links_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     made = answer(monkeypatch)
-    assert [device.peers for device in local.local_devices("2x rtx3090")] == [(), ()]
+    assert [device.peers for device in local_devices("2x rtx3090")] == [(), ()]
     assert made == []

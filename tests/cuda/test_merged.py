@@ -35,7 +35,7 @@ def launched(ops: CudaRecorder, program: CudaProgram, n: int) -> list[str]:
         inputs.counts[Rows.TOKENS] = n
 
     ops.feed(count)
-    return [work.name for work in program.launches(ops._counts) if work.name.startswith("mat")]
+    return [work.name for work in program.launches(ops.counts) if work.name.startswith("mat")]
 
 
 def recorded(device: Cuda, weights: Sequence[CudaWeight]) -> tuple[CudaRecorder, CudaProgram]:

@@ -120,7 +120,7 @@ class Recorded:
 
         program = self.ops.finish()
         self.ops.feed(write)
-        names = [launch.name for launch in program.launches(self.ops._counts)]
+        names = [launch.name for launch in program.launches(self.ops.counts)]
         program.run()
         return [name for name in names if name != "rope_table"]
 
@@ -238,7 +238,7 @@ def test_a_program_that_has_ended_is_not_changed(card: Card, after: int, names: 
         for call in part:
             call()
         programs.append(r.ops.finish())
-    launches = [x.name for program in programs for x in program.launches(r.ops._counts)]
+    launches = [x.name for program in programs for x in program.launches(r.ops.counts)]
     assert launches == ["rope_table", *names.split()]
 
 

@@ -1,5 +1,6 @@
 """Rows shared by emulated cards: the text of one card, two sums a layer, and no host between them."""
 
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from tests.cuda import models
 from tests.cuda.models import cards, engine, logits
 from tests.engine.test_peer import distance
 from tests.tiny import Tiny
+from tools.cuda_emulator.driver import EmulatedDriver
+from tools.cuda_emulator.kernels import Kernel
 
 TOKENS = [i * 7 % 36 for i in range(12)]
 LAYERS = 2
@@ -75,12 +78,19 @@ def test_two_sums_a_layer_and_no_host_between_them(
     devices = cards(n)
     split = engine(path, devices, row(Config.from_gguf(GGUF(path)), list(devices)))
     split.decode(TOKENS)
-    sums: list[int] = []
+    sums: list[EmulatedDriver] = []
+    enqueued: list[int] = []
     waits: list[str] = []
     all_reduce, run_until, enqueue = Exchange.all_reduce, Schedule.run_until, Pipeline._enqueue
+    run = EmulatedDriver._run
 
-    def counted(self: Exchange, parts: Any, rows: int) -> None:
-        sums.append(rows)
+    def counted(self: EmulatedDriver, kernel: Kernel, *launch: Any) -> None:
+        if kernel.name == "sum":
+            sums.append(self)
+        run(self, kernel, *launch)
+
+    def given(self: Exchange, parts: Any, rows: int) -> None:
+        enqueued.append(rows)
         all_reduce(self, parts, rows)
 
     def waited(self: Schedule, done: Any) -> None:
@@ -93,12 +103,18 @@ def test_two_sums_a_layer_and_no_host_between_them(
         enqueue(self, *args)
         waits.append("end")
 
-    monkeypatch.setattr(Exchange, "all_reduce", counted)
+    monkeypatch.setattr(EmulatedDriver, "_run", counted)
+    monkeypatch.setattr(Exchange, "all_reduce", given)
     monkeypatch.setattr(Schedule, "run_until", waited)
     monkeypatch.setattr(Pipeline, "_enqueue", noted)
     for token in range(3):
         split.decode([token])
-    assert sums == [1] * (3 * 2 * LAYERS)
+    drivers = [device.driver for device in devices.values()]
+    added = dict.fromkeys(drivers, 3 * 2 * LAYERS)
+    if n == 2:  # all of the feed-forward is the first one's
+        added[drivers[0]] //= 2
+    assert Counter(sums) == added
+    assert enqueued == [1] * (2 * 2 * LAYERS)  # the second token's in a graph, which the third one replays
     # The host waits when all of a token is enqueued: for its logits.
     assert [waits[i : i + 2] for i, what in enumerate(waits) if what == "begin"] == [["begin", "end"]] * 3
     assert 0 < waits.count("host") <= 3 * n

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from ggrun import GgrunError
-from ggrun.devices import local, open_devices
+from ggrun.devices import open_devices
 from ggrun.devices.base import Device
-from ggrun.devices.cuda import switch_over
+from ggrun.devices.cuda import local, switch_over
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import Cards
 from ggrun.devices.cuda.gemm import PIECES, GemmFrom
 from ggrun.devices.cuda.switch_over import measured_gemm
+from ggrun.devices.local import local_devices
 from ggrun.plan.hardware import Speeds
 from tests.cuda.fake_cupy import FakeCupy
 from tests.kept import another_process, nothing_kept
@@ -170,7 +171,7 @@ def test_what_was_kept_may_be_damaged(
 
 def test_a_cache_that_cannot_be_written(cupy: FakeCupy, measured: list[str], tmp_path: Path) -> None:
     (tmp_path / "hardware").write_text("a file")
-    local.local_devices("cuda:0,cpu", 1)
-    local.local_devices("cuda:0,cpu", 1)
+    local_devices("cuda:0,cpu", 1)
+    local_devices("cuda:0,cpu", 1)
     assert measured == ["gemm", "speeds with cuBLAS"]
     assert opened() == FOUND  # this process knows

@@ -135,7 +135,7 @@ def test_what_the_cpu_leaves_to_cards_is_not_guessed(tmp_path: Path, monkeypatch
     monkeypatch.setattr(local, "measured_cpu", measure)
     facts = ModelFacts.from_outline(outline("llama-3-8b", "Q4_K_M"))
     (card,) = parse_devices("rtx3090")
-    monkeypatch.setattr(local, "local_card", lambda index: card)
+    monkeypatch.setattr("ggrun.devices.cuda.local.local_card", lambda index: card)
     monkeypatch.setattr(local, "host_memory", lambda: HostMemory(64 << 30, 32 << 30))
     options = PlanOptions(n_ctx=512, n_cpu_ffn=8)
     planned_here(facts, "cuda:0,cpu", 1, replace(options, op_offload=False))

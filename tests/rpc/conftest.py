@@ -8,7 +8,7 @@ import pytest
 from ggrun.plan.hardware import DeviceInfo
 from ggrun.rpc.handoff import Doors
 from ggrun.rpc.ledger import Ledger
-from ggrun.rpc.session import Shop
+from ggrun.rpc.shop import Shop
 from ggrun.rpc.store import Library, Store
 from tests.rpc.processes import WorkerProcess
 from tests.rpc.script import ROOM
@@ -23,8 +23,8 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     monkeypatch.setenv("GGRUN_CONFIG", str(tmp_path / "client"))
     started: list[WorkerProcess] = []
 
-    def make(*flags: str, name: str = "worker", join: bool = True) -> WorkerProcess:
-        process = WorkerProcess(tmp_path / name, *flags)
+    def make(*flags: str, name: str = "worker", join: bool = True, module: str = "ggrun") -> WorkerProcess:
+        process = WorkerProcess(tmp_path / name, *flags, module=module)
         started.append(process)
         if join and process.key:
             process.join()

@@ -21,10 +21,11 @@ class WorkerProcess:
     """`ggrun worker` with flags; its secrets and its cache are in a folder of its own.
 
     inside    a command that runs it, as in a network of its own
+    module    ggrun, or what stands for it
     """
 
-    def __init__(self, folder: Path, *flags: str, inside: Sequence[str] = ()) -> None:
-        self.folder, self._inside = folder, inside
+    def __init__(self, folder: Path, *flags: str, inside: Sequence[str] = (), module: str = "ggrun") -> None:
+        self.folder, self._inside, self._module = folder, inside, module
         self._flags = flags
         self.start("0")
         joining = next((line for line in self.lines if "ggrun join" in line), None)
@@ -40,7 +41,7 @@ class WorkerProcess:
             *self._inside,
             sys.executable,
             "-m",
-            "ggrun",
+            self._module,
             "worker",
             "-p",
             port,

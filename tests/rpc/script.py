@@ -20,7 +20,8 @@ from ggrun.rpc import PROTOCOL, wire
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.hashes import hashes
 from ggrun.rpc.opening import opening, wanted
-from ggrun.rpc.session import Session, Shop
+from ggrun.rpc.session import Session
+from ggrun.rpc.shop import Shop
 from tests.rpc.processes import plan_of
 
 ROOM = 64 << 20

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ from ggrun import LLM, Interrupted
 from ggrun.bundled import demo_model
 from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError
+from ggrun.plan.hardware import DeviceInfo
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc import remote, upload
+from ggrun.rpc import remote, server, session, upload
 from ggrun.rpc.link import Link
 from ggrun.rpc.offered import devices_of
 from ggrun.rpc.placed import RpcOptions
+from ggrun.rpc.worker import WorkerOptions, open_worker
 from tests.rpc.conftest import Start
 from tests.rpc.processes import plan_of
 from tests.rpc.proxy import Proxy
@@ -80,6 +83,42 @@ def test_a_slow_network_is_no_silence(start: Start, tmp_path: Path, monkeypatch:
             next(llm.generate_tokens([1] * 1000, temp=0.0))
             assert time.monotonic() - begun > 1.5
             assert told == []
+
+
+def test_nor_is_it_one_to_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activations take longer to come than a client may be silent: it is not thrown out."""
+    monkeypatch.setattr(session, "SILENCE", 0.5)
+    monkeypatch.setattr(server, "_LOOK", 0.05)
+    path = Tiny(layers=2, width=1024, heads=8, context=1024).write(tmp_path / "model.gguf")
+    device = DeviceInfo("cpu:0:1GB", 1 << 30, 1 << 30, 1e10, 1e11, 1e10, shared=False)
+    options = WorkerOptions(port=0, threads=1, insecure=1, models=tmp_path, cache_dir=tmp_path)
+    there, told = open_worker(options, [device], None), []
+    with Proxy(there.port, pace=0.03) as proxy, closing(there):
+        plan = plan_of(path, ("cpu", 2), (f"{proxy.address}/cpu:0:1GB", 4))
+        rpc = RpcOptions(proxy.address, insecure=1, tell=told.append)
+        with LLM(path, n_ctx=1024, n_ubatch=1024, threads=1, plan=plan, rpc=rpc) as llm:
+            begun = time.monotonic()
+            next(llm.generate_tokens([1] * 1000, temp=0.0))
+            assert time.monotonic() - begun > 1.5
+            assert told == []
+
+
+@pytest.mark.parametrize("flags", [["--insecure"], []])
+def test_proxies_for_the_web_are_not_asked(
+    start: Start, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither on the way to a worker, nor from one to the next."""
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    a, b = start(*flags, name="a"), start(*flags, name="b")
+    plan = plan_of(MODEL, (a.device(), 8), (b.device(), HALVES))
+    rpc = RpcOptions(f"{a.address},{b.address}", insecure=len(flags))
+    with LLM(MODEL, n_ctx=64, threads=1, plan=plan, rpc=rpc) as llm:
+        first, second = llm._engine._pipeline._stages
+        assert first.pushes_to is second
+        assert "".join(llm.generate("The king", temp=0.0, max_tokens=8))
 
 
 def test_a_load_that_never_ends(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -150,32 +152,92 @@ def test_a_worker_that_hangs_is_lost(stopped: WorkerProcess, want: str) -> None:
         assert "".join(got) == want
 
 
-def killed_at(worker: WorkerProcess, seconds: float) -> threading.Timer:
-    timer = threading.Timer(seconds, worker.kill)
-    timer.start()
-    return timer
+LONG = " ".join(["The king ordered the queen to send for the son of the old woman."] * 8)
+PHASES = ("load", "prompt", "answer")
 
 
-@pytest.mark.parametrize("tries", [4, pytest.param(50, marks=pytest.mark.slow)])
-def test_killed_at_any_moment(start: Start, want: str, tries: int) -> None:
-    """Of loading, of the prompt, of the answer."""
-    a, b = start("--insecure", name="a"), start("--insecure", name="b")
-    rng = random.Random(1)
-    plan = plan_of(MODEL, ("cpu", 4), (a.device(), 8), (b.device(), HALVES))
-    for _ in range(tries):
-        begun = time.monotonic()
-        timer = killed_at(b, rng.uniform(0.0, 0.3))
-        try:
-            llm = LLM(MODEL, n_ctx=256, threads=1, n_ubatch=2, plan=plan, rpc=options(a, b))
-        except GgrunError as error:  # it was not there when the model was loaded
-            assert b.address in str(error)  # noqa: PT017
-        else:
-            with llm:
-                got = ""
-                for piece in llm.generate(PROMPT, **SAMPLING):
-                    got += piece
-                    time.sleep(0.003)
-            assert got == want
-        timer.join()
-        assert time.monotonic() - begun < LIMIT
-        b.start(str(b.port))
+class Phases:
+    """What a client is doing, and since when."""
+
+    def __init__(self) -> None:
+        self.now, self.since = "", dict[str, float]()
+        self._begun = {phase: threading.Event() for phase in (*PHASES, "end")}
+
+    def begin(self, phase: str) -> None:
+        self.now = phase
+        self.since.setdefault(phase, time.monotonic())
+        self._begun[phase].set()
+
+    def wait(self, phase: str) -> None:
+        assert self._begun[phase].wait(60)
+
+    def lengths(self) -> dict[str, float]:
+        """The seconds that each of them took."""
+        return {a: self.since[b] - self.since[a] for a, b in pairwise((*PHASES, "end"))}
+
+
+class Killer(threading.Thread):
+    """Kills a worker so many seconds after a phase has begun."""
+
+    def __init__(self, worker: WorkerProcess, phases: Phases, phase: str, seconds: float) -> None:
+        super().__init__(daemon=True)
+        self._worker, self._phases, self._phase, self._seconds = worker, phases, phase, seconds
+        self.killed_in, self.at = "", 0.0
+        self.start()
+
+    def run(self) -> None:
+        self._phases.wait(self._phase)
+        time.sleep(self._seconds)
+        self.killed_in, self.at = self._phases.now, time.monotonic()
+        self._worker.kill()
+
+
+@pytest.fixture(scope="module")
+def long_want() -> str:
+    with LLM(MODEL, n_ctx=256, threads=1) as llm:
+        return "".join(llm.generate(LONG, **SAMPLING))
+
+
+def answered(two: list[WorkerProcess], phases: Phases, told: list[str]) -> tuple[str, str]:
+    """Load, read the long prompt and answer it: the answer, and the plan at the end."""
+    plan = plan_of(MODEL, ("cpu", 4), (two[0].device(), 8), (two[1].device(), HALVES))
+    # The first word of it comes when both workers are connected.
+    rpc = replace(options(*two, told=told), progress=lambda *_: phases.begin("load"))
+    got = ""
+    with LLM(MODEL, n_ctx=256, threads=1, n_ubatch=2, plan=plan, rpc=rpc) as llm:
+        phases.begin("prompt")
+        for piece in llm.generate(LONG, **SAMPLING):
+            phases.begin("answer")
+            got += piece
+            time.sleep(0.003)
+        phases.begin("end")
+        return got, llm.plan.to_json()
+
+
+@pytest.mark.parametrize(
+    "shares", [(1, 1, 1), pytest.param((17, 17, 16), marks=pytest.mark.slow)], ids=["few", "50"]
+)
+def test_killed_at_any_moment(start: Start, long_want: str, shares: tuple[int, int, int]) -> None:
+    """Of loading, of the prompt, of the answer: either of two workers, of which one pushes to the other."""
+    two = [start("--insecure", "--no-cache", name=name) for name in "ab"]  # so weights are always sent
+    undisturbed, rng = Phases(), random.Random(1)
+    assert answered(two, undisturbed, [])[0] == long_want
+    shown, missed, longest = dict.fromkeys(PHASES, 0), 0, 0.0
+    for phase, share in zip(PHASES, shares, strict=True):
+        while shown[phase] < share:
+            victim, phases, told = rng.choice(two), Phases(), list[str]()
+            killer = Killer(victim, phases, phase, rng.uniform(0, undisturbed.lengths()[phase]))
+            got, plan = answered(two, phases, told)
+            killer.join()
+            assert got == long_want
+            if killer.killed_in == phase:
+                shown[phase] += 1
+                longest = max(longest, phases.since["end"] - killer.at)
+                assert [line.partition(": ")[0] for line in told] == [victim.address]
+                assert victim.address not in plan
+            else:  # it came when that was over
+                missed += 1
+                assert missed < 50
+            victim.start(str(victim.port))
+    print(f"killed in {shown}, {missed} more too late for that; {longest:.2f} s to the end at most")
+    assert longest < LIMIT

@@ -8,6 +8,7 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -19,14 +20,15 @@ from cryptography.x509.oid import NameOID
 from ggrun import LLM, __version__
 from ggrun.bundled import demo_model
 from ggrun.errors import GgrunError, UsageError
-from ggrun.rpc import PROTOCOL, keys
+from ggrun.rpc import PROTOCOL, channel, keys
 from ggrun.rpc import ggrun_pb2 as pb
+from ggrun.rpc.channel import Certificates
 from ggrun.rpc.handoff import Doors
 from ggrun.rpc.ledger import Ledger
 from ggrun.rpc.link import Link
 from ggrun.rpc.placed import RpcOptions
 from ggrun.rpc.server import Server
-from ggrun.rpc.session import Shop
+from ggrun.rpc.shop import Shop
 from ggrun.rpc.store import Library, Store
 from ggrun.rpc.workers import Workers, connect
 from tests.rpc.conftest import Start
@@ -165,19 +167,51 @@ def ggrun(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_mutual_tls(start: Start, tmp_path: Path) -> None:
-    """A client's certificate instead of a token."""
-    certificate, private = self_made()
-    foreign = self_made()
+    """A client's certificate instead of a token: one that an authority has signed, and no other."""
+    authority, signer = self_made()
     ca = tmp_path / "clients.pem"
-    ca.write_bytes(certificate)
+    ca.write_bytes(authority)
     worker = start("--client-ca", str(ca))
-    pair = written(tmp_path / "mine", certificate, private)
+    pair = written(tmp_path / "mine", *self_made(by=(authority, signer)))
     assert devices(connect(worker.address, certificate=pair)) == [worker.device()]
-    for wrong in (written(tmp_path / "foreign", *foreign), None):
-        with pytest.raises(GgrunError, match=f"^{worker.address}: "):
-            connect(worker.address, certificate=wrong)
+    assert "refused" not in worker.text
+    foreign = written(tmp_path / "foreign", *self_made())
+    with pytest.raises(GgrunError, match=f"^{worker.address}: the worker hangs up on {foreign[0]}: those"):
+        connect(worker.address, certificate=foreign)
     worker.wait_for("refused: the client's certificate is")
+    with pytest.raises(GgrunError, match=f"^{worker.address}: the worker hangs up: if it wants a cert"):
+        connect(worker.address)
     worker.wait_for("refused: the client has no certificate")
+    assert devices(connect(worker.address, certificate=pair)) == [worker.device()]
+
+
+@pytest.mark.parametrize("days", [(-20, -10), (5, 10)])
+def test_a_clients_certificate_out_of_its_time(
+    days: tuple[int, int], start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client does not even show it; a worker does not take it from one whose clock is wrong."""
+    authority, signer = self_made()
+    ca = tmp_path / "clients.pem"
+    ca.write_bytes(authority)
+    worker = start("--client-ca", str(ca))
+    pair = written(tmp_path / "mine", *self_made(days, by=(authority, signer)))
+    with pytest.raises(GgrunError, match=rf"^{pair[0]}: the certificate is valid from .*: make a new one$"):
+        connect(worker.address, certificate=pair)
+    assert "refused" not in worker.text
+    monkeypatch.setattr(channel, "check_valid", lambda *_: None)
+    with pytest.raises(GgrunError, match=f"^{worker.address}: the worker hangs up on {pair[0]}"):
+        connect(worker.address, certificate=pair)
+    worker.wait_for("refused: the client's certificate is expired")
+
+
+def test_files_that_are_no_certificate_and_its_key(tmp_path: Path) -> None:
+    certificate, private = written(tmp_path / "mine", *self_made())
+    other, _ = written(tmp_path / "other", *self_made())
+    for pair in ((other, private), (private, certificate), (__file__, __file__)):
+        with pytest.raises(GgrunError, match=f"^{pair[0]} and {pair[1]}: a certificate and its private key"):
+            Certificates.read(*pair)
+    with pytest.raises(GgrunError, match=r"^nowhere.pem: No such file or directory$"):
+        Certificates.read("nowhere.pem", private)
 
 
 def written(folder: Path, certificate: bytes, private: bytes) -> tuple[str, str]:
@@ -187,19 +221,25 @@ def written(folder: Path, certificate: bytes, private: bytes) -> tuple[str, str]
     return str(folder / "c.pem"), str(folder / "k.pem")
 
 
-def self_made(days: tuple[int, int] = (-1, 10)) -> tuple[bytes, bytes]:
+def self_made(days: tuple[int, int] = (-1, 10), by: tuple[bytes, bytes] | None = None) -> tuple[bytes, bytes]:
+    """A certificate and its private key; by: those of who signs it instead."""
     private, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "somebody")])
+    serial = x509.random_serial_number()
+    name = issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"somebody {serial}")])
+    signer: Any = private
+    if by:
+        issuer = x509.load_pem_x509_certificate(by[0]).subject
+        signer = serialization.load_pem_private_key(by[1], None)
     made = (
         x509.CertificateBuilder()
         .subject_name(name)
-        .issuer_name(name)
+        .issuer_name(issuer)
         .public_key(private.public_key())
-        .serial_number(x509.random_serial_number())
+        .serial_number(serial)
         .not_valid_before(now + timedelta(days=days[0]))
         .not_valid_after(now + timedelta(days=days[1]))
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(private, hashes.SHA256())
+        .sign(signer, hashes.SHA256())
     )
     pkcs8 = serialization.PrivateFormat.PKCS8
     return made.public_bytes(PEM), private.private_bytes(PEM, pkcs8, serialization.NoEncryption())

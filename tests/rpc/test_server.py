@@ -18,7 +18,7 @@ from ggrun.rpc.ledger import Ledger
 from ggrun.rpc.link import Link
 from ggrun.rpc.part import Inbox
 from ggrun.rpc.server import Server
-from ggrun.rpc.session import Shop
+from ggrun.rpc.shop import Shop
 from ggrun.rpc.store import Library, Store
 
 HELLO = pb.Request(hello=pb.Hello(protocol=PROTOCOL)).SerializeToString()

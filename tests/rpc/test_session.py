@@ -16,7 +16,8 @@ from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc import session
 from ggrun.rpc.hashes import Stop, check, never
 from ggrun.rpc.opening import Declared
-from ggrun.rpc.session import Session, Shop
+from ggrun.rpc.session import Session
+from ggrun.rpc.shop import Shop
 from ggrun.rpc.store import Bytes, Library
 from tests.rpc.script import ROOM, Script, await_kind, talk
 

@@ -32,7 +32,9 @@ def test_connects_and_disconnects_leave_nothing(start: Start, times: int) -> Non
     for _ in range(times - times // 3):
         once()
     settle(worker.lines, times)
-    assert process.memory_info().rss - before < 32 << 20
+    grown = process.memory_info().rss - before
+    print(f"{times} clients: {grown / 2**20:+.1f} MiB, {process.num_threads() - threads:+} threads")
+    assert grown < 32 << 20
     assert process.num_threads() <= threads + 8
     assert process.num_fds() <= files + 8
     (device,) = connect(worker.address).devices
@@ -57,7 +59,9 @@ def test_loaded_models_leave_nothing(start: Start, times: int) -> None:
     for _ in range(times - 2):
         once()
     settle(worker.lines, times)
-    assert process.memory_info().rss - before < 32 << 20
+    grown = process.memory_info().rss - before
+    print(f"{times} models: {grown / 2**20:+.1f} MiB, {process.num_threads() - threads:+} threads")
+    assert grown < 32 << 20
     assert process.num_threads() <= threads + 4
     assert process.num_fds() <= files + 4
     (device,) = connect(worker.address, insecure=1).devices

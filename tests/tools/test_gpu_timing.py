@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from shutil import which
 from types import ModuleType, SimpleNamespace
@@ -29,13 +30,13 @@ pytestmark = pytest.mark.skipif(not which(compiler()), reason=f"the emulator nee
 HOUR = 3600.0
 
 
-class Event(fake_cupy._Event):
+class Event(fake_cupy.Event):
     """With a time, or without one as the driver's."""
 
     clock = time.perf_counter
 
-    def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
-        super().__init__(True, disable_timing)
+    def __init__(self, cuda: "TimedCupy", block: bool = False, disable_timing: bool = False) -> None:
+        super().__init__(cuda, True, disable_timing)
 
     def record(self, stream: Any) -> None:
         assert stream.captured is None
@@ -50,7 +51,7 @@ class TimedCupy(fake_cupy.FakeCupy):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cuda.Event = Event
+        self.cuda.Event = partial(Event, self)
         self.cuda.get_elapsed_time = self._elapsed
         self.cuda.nvrtc = SimpleNamespace(getVersion=lambda: (13, 0))
 

@@ -8,6 +8,7 @@ without peer access, and what was freed for all.
 import ctypes
 from bisect import bisect_right, insort
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from enum import Enum
 from functools import cached_property, partial
 from itertools import count
@@ -18,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices.cuda.driver import Driver, Gemm, OutOfMemory
-from ggrun.devices.late import Late, LateEvent, Schedule
+from ggrun.devices.late import LateEvent, Schedule
 from ggrun.errors import GgrunError
+from tools.cuda_emulator.capture import CardStream, StreamGraph
 from tools.cuda_emulator.kernels import FORWARD, Kernel, KernelError, load_kernel
 from tools.cuda_emulator.memory import Memory
 
@@ -82,13 +84,12 @@ class EmulatedDriver:
     ) -> None:
         self.name, self.arch, self.order = name, arch, order
         self.identity = f"{name} {next(_numbers)}"
-        self.stream = Late(schedule or Schedule())
+        self.stream = CardStream(schedule or Schedule())
         self._limit, self._used, self._arrays = limit, 0, _Arrays()
         self._peers, self._reached, self._sent = peers, set[Driver](), 0
-        self._recorded: list[tuple[Callable[[], None], float]] | None = None  # for a graph
 
     @cached_property
-    def transfers(self) -> Late:
+    def transfers(self) -> CardStream:
         """A second stream, which is in the schedule once it is needed."""
         return self.stream.beside()
 
@@ -134,7 +135,7 @@ class EmulatedDriver:
 
     def gemm(self, product: Gemm) -> None:
         """Enqueue a product, which numpy makes; as with CuPy, cuBLAS is in no graph."""
-        if self._recorded is not None:
+        if self.capturing:
             raise KernelError("a matrix product cannot be in a graph")
         self.enqueue(partial(self._multiply, product), LAUNCH)
 
@@ -153,15 +154,21 @@ class EmulatedDriver:
         flat = np.frombuffer((ctypes.c_uint8 * (count * size)).from_address(address), kind)
         return np.lib.stride_tricks.as_strided(flat, (rows, width), (stride * size, size))
 
+    @property
+    def capturing(self) -> bool:
+        """Whether what is enqueued now goes into a graph."""
+        return self.stream.capture is not None
+
     def graph(self, record: Callable[[], None]) -> "_Graph":
         """What `record` enqueues now, to be enqueued again."""
-        steps: list[tuple[Callable[[], None], float]] = []
-        self._recorded = steps
+        self.stream.begin_capture()
         try:
             record()
-        finally:
-            self._recorded = None
-        return _Graph(self, steps)
+        except BaseException:
+            with suppress(KernelError):
+                self.stream.end_capture()
+            raise
+        return _Graph(self.stream.end_capture())
 
     def fill(self, address: int, byte: int, nbytes: int) -> None:
         """Enqueue that memory is full of one byte."""
@@ -241,11 +248,8 @@ class EmulatedDriver:
         """There is nothing to give back."""
 
     def enqueue(self, work: Callable[[], None], cost: float) -> None:
-        """Enqueue a piece of work, or note it for a graph."""
-        if self._recorded is None:
-            self.stream.enqueue(work, cost)
-        else:
-            self._recorded.append((work, cost))
+        """Enqueue a piece of work."""
+        self.stream.enqueue(work, cost)
 
     def _run(self, kernel: Kernel, *launch: Any) -> None:
         for i, value in enumerate(launch[2]):
@@ -266,9 +270,8 @@ class EmulatedDriver:
 class _Graph:
     """What was recorded: as one launch on the card's clock."""
 
-    def __init__(self, driver: EmulatedDriver, steps: list[tuple[Callable[[], None], float]]) -> None:
-        self._driver, self._steps = driver, steps
+    def __init__(self, graph: StreamGraph) -> None:
+        self._graph = graph
 
     def launch(self) -> None:
-        for work, _ in self._steps:
-            self._driver.enqueue(work, LAUNCH / len(self._steps))
+        self._graph.launch(LAUNCH)

@@ -4,13 +4,16 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
-from ggrun.devices.streams import Event, Work
+from ggrun.devices.streams import Attempts, Event, Work
 from ggrun.errors import GgrunError
 
 _FAILED = (
     "the card has lost what it had: start again, and without it (-dev) if that fails too; "
     "ggrun doctor says whether it can still be used"
 )
+
+_CAPTURE_ERRORS = range(900, 910)
+"""Of CUDA, for what cannot be in a graph: the card is as good as before."""
 
 
 def cuda_errors(cupy: Any) -> tuple[type[Exception], ...]:
@@ -31,16 +34,32 @@ class _Errors:
 
     def __exit__(self, kind: object, failed: BaseException | None, trace: object) -> None:
         if isinstance(failed, self._kinds):
-            raise GgrunError(f"{self._name}: {str(failed).splitlines()[0]}: {_FAILED}") from None
+            line = f"{self._name}: {str(failed).splitlines()[0]}"
+            refused = getattr(failed, "status", 0) in _CAPTURE_ERRORS
+            raise GgrunError(line if refused else f"{line}: {_FAILED}") from None
+
+
+class Capture:
+    """A graph that is being recorded, and its streams. early: whether kernels may begin early in it."""
+
+    def __init__(self, early: bool) -> None:
+        self.early = early
+        self.streams: list[CudaStream] = []
 
 
 class CudaEvent:
-    """A place in a stream of a card. Errors show where the host waits: cards tell them no earlier."""
+    """A place in a stream of a card. Errors show where the host waits: cards tell them no earlier.
 
-    error: BaseException | None = None
+    capture    what it is a part of: then streams alone may wait for it
+    """
 
-    def __init__(self, raw: Any, errors: _Errors) -> None:
-        self.raw, self._errors = raw, errors
+    def __init__(self, raw: Any, errors: _Errors, attempts: Attempts, capture: Capture | None = None) -> None:
+        self.raw, self._errors, self._attempts, self.capture = raw, errors, attempts, capture
+
+    @property
+    def error(self) -> BaseException | None:
+        """Of the host's work, or what else the stream was told."""
+        return self._attempts.error
 
     @property
     def done(self) -> bool:
@@ -66,32 +85,30 @@ class CudaMark:
 
 
 class CudaStream:
-    """See Stream: what is launched while `raw` is current goes here. device: its number, name: for errors."""
+    """See Stream: what is launched while `raw` is current goes here. device: its number, name: for errors.
+
+    capture          the graph that all of it goes into now
+    behind_kernel    whether a kernel is all that the next one comes after
+    """
 
     def __init__(self, cupy: Any, name: str, device: int) -> None:
         self._cupy, self._device, self._closed = cupy, device, False
         self._errors = _Errors(cupy, name)
         self.raw = cupy.cuda.Stream(non_blocking=True)
+        self.capture: Capture | None = None
+        self.behind_kernel = False
         self._kept: deque[tuple[CudaEvent, Any]] = deque()
-        self._error: BaseException | None = None
+        self._attempts = Attempts()
 
     def enqueue(self, work: Work) -> None:
         """Host's work, done by a thread of the driver's: it must not call CUDA."""
-
-        def attempt(_: Any) -> None:
-            if self._error is None:
-                try:
-                    work()
-                except BaseException as error:  # whatever it is, the thread that synchronizes gets it
-                    self._error = error
-
         self._open()
         with self._errors:
-            self.raw.launch_host_func(attempt, None)
+            self.raw.launch_host_func(lambda _: self._attempts.attempt(work), None)
 
     def record(self) -> CudaEvent:
         """An event behind all that was enqueued before."""
-        return CudaEvent(self._recorded(timed=False), self._errors)
+        return CudaEvent(self._recorded(timed=False), self._errors, self._attempts, self.capture)
 
     def mark(self) -> CudaMark:
         """An event that has a time."""
@@ -100,13 +117,29 @@ class CudaStream:
     def wait(self, event: Event) -> None:
         """Of another card's event, without the host; for another kind of device, the host waits."""
         self._open()
+        self.behind_kernel = False
         if isinstance(event, CudaEvent):
             with self._errors:
                 self.raw.wait_event(event.raw)
+            if event.capture and not self.capture:
+                self._join(event.capture)
             return
         event.block()
         if event.error:
             raise event.error
+
+    def begin_capture(self, early: bool) -> None:
+        """What is enqueued from now on is noted for a graph; so is that of streams that wait for it."""
+        self.raw.begin_capture()
+        self.behind_kernel = False
+        self._join(Capture(early))
+
+    def end_capture(self) -> Any:
+        """CuPy's graph of all that was noted. Streams take work again, even when CuPy raises an error."""
+        assert self.capture
+        for stream in self.capture.streams:
+            stream.capture, stream.behind_kernel = None, False
+        return self.raw.end_capture()
 
     def keep(self, data: Any) -> None:
         """Keep something alive until all is done that was enqueued before."""
@@ -116,14 +149,14 @@ class CudaStream:
 
     def fail(self, error: Exception) -> None:
         """Let `synchronize` raise an error, unless it has another one; from any thread."""
-        self._error = self._error or error
+        self._attempts.error = self._attempts.error or error
 
     def synchronize(self) -> None:
         """Wait until all is done; raises the first error."""
         with self._errors:
             self.raw.synchronize()
         self._kept.clear()
-        error, self._error = self._error, None
+        error, self._attempts.error = self._attempts.error, None
         if error:
             raise error
 
@@ -132,7 +165,7 @@ class CudaStream:
         try:
             self.synchronize()
         except Exception:  # whatever it was, it has been told
-            self._error = None
+            self._attempts.error = None
 
     def close(self) -> None:
         """Finish what was enqueued, and take no more. A card that has failed has told it before."""
@@ -140,6 +173,10 @@ class CudaStream:
             self._closed = True
             with suppress(*cuda_errors(self._cupy)):
                 self.raw.synchronize()
+
+    def _join(self, capture: Capture) -> None:
+        self.capture = capture
+        capture.streams.append(self)
 
     def _recorded(self, timed: bool) -> Any:
         """CuPy's event behind all that was enqueued before."""

@@ -91,8 +91,7 @@ class CupyDriver:
         self.arch, self.multiprocessors, self.l2_bytes = card.arch, card.multiprocessors, card.l2_bytes
         self._modules: dict[tuple[Any, ...], Any] = {}
         self._kernels: dict[tuple[Any, ...], _Kernel] = {}
-        self._dependent = DependentLaunch.of(self._cupy, card.arch)
-        self._capturing = False
+        self._dependent, self._early = DependentLaunch.of(self._cupy, card.arch), True
         self.stream, self._writes = self._new_stream(), self._new_stream()
 
     def on(self, what: str) -> "_On":
@@ -151,11 +150,13 @@ class CupyDriver:
         with self.on(f"the kernel {kernel.name}"):
             if shared > _STATIC_SHARED:
                 kernel.function.max_dynamic_shared_size_bytes = shared
-            if self._capturing and self._dependent:
+            capture = self.stream.capture
+            if self._dependent and capture and capture.early and self.stream.behind_kernel:
                 function, stream = kernel.function.kernel.ptr, self.stream.raw.ptr
                 self._dependent(function, grid, block, args, shared, stream)
             else:
                 kernel.function(grid, block, tuple(args), shared_mem=shared)
+            self.stream.behind_kernel = True
 
     @property
     def has_gemm(self) -> bool:
@@ -168,34 +169,36 @@ class CupyDriver:
         with self.on("a matrix product"):
             self._cublas.gemm(product)
 
+    @property
+    def capturing(self) -> bool:
+        """Whether what is enqueued now goes into a graph."""
+        return self.stream.capture is not None
+
     def graph(self, record: Callable[[], None]) -> _Graph:
         """Launches, captured: none of them is done now. In a graph, kernels begin while others end."""
         try:
             return self._captured(record)
         except GgrunError:
-            if not self._dependent:
+            if not self._early:
                 raise
-            self._dependent = None  # there may be drivers that know of it and refuse it
+            self._early = False  # there may be drivers of NVIDIA's that know of it and refuse it
             return self._captured(record)
 
     def _captured(self, record: Callable[[], None]) -> _Graph:
-        raw = self.stream.raw
         with self.on("a graph"):
-            self._capturing = True
+            self.stream.begin_capture(self._early)
             try:
-                raw.begin_capture()
                 record()
             except BaseException:
                 with suppress(*self.errors):  # it is worth nothing; but the stream must take work again
-                    raw.end_capture()
+                    self.stream.end_capture()
                 raise
-            finally:
-                self._capturing = False
-            return _Graph(self, raw.end_capture())
+            return _Graph(self, self.stream.end_capture())
 
     def fill(self, address: int, byte: int, nbytes: int) -> None:
         """By cudaMemsetAsync."""
         with self.on("a fill"):
+            self.stream.behind_kernel = False
             self._runtime.memsetAsync(address, byte, nbytes, self.stream.raw.ptr)
 
     def write(self, address: int, data: NDArray[Any]) -> None:
@@ -253,6 +256,7 @@ class CupyDriver:
         """By cudaMemcpyAsync and cudaMemcpyPeerAsync, on this card's stream."""
         runtime, stream = self._runtime, self.stream.raw.ptr
         with self.on("a copy"):
+            self.stream.behind_kernel = False
             if card is None or (to := _index(card)) == self.index:
                 runtime.memcpyAsync(target, source, nbytes, runtime.memcpyDefault, stream)
             else:

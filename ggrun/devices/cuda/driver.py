@@ -107,8 +107,16 @@ class Driver(Protocol):
     def gemm(self, product: Gemm) -> None:
         """Enqueue a product, summed up in float32. It cannot be in a graph."""
 
-    def graph(self, record: Callable[[], None]) -> Graph | None:
-        """What `record` launches, as one thing to enqueue; None when the driver has no such thing."""
+    @property
+    def capturing(self) -> bool:
+        """Whether what is enqueued now goes into a graph that is being recorded."""
+
+    def graph(self, record: Callable[[], None]) -> Graph:
+        """What `record` enqueues, as one thing to enqueue; nothing of it is done now.
+
+        Other cards take part: what their streams are given, from when they wait for an event of this one
+        until this one waits for theirs. Nothing inside can wait for an event of outside, nor the other way.
+        """
 
     def fill(self, address: int, byte: int, nbytes: int) -> None:
         """Enqueue that memory is full of one byte."""

@@ -12,11 +12,9 @@ from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import key_of
 from ggrun.devices.cuda.selftest import Check, Outcome
 from ggrun.devices.kept import NONSENSE, Kept, tell
-from ggrun.errors import GgrunError, UsageError
+from ggrun.devices.ways import check_p2p
+from ggrun.errors import GgrunError
 from ggrun.plan.hardware import Link
-
-P2P = ("auto", "on", "off")
-"""Copies go direct where the self-test says so; everywhere; nowhere."""
 
 Numbers = tuple[int, int]
 """Of two cards, the smaller one first."""
@@ -122,12 +120,6 @@ def connect(devices: Sequence[tuple[int, Cuda]], p2p: str) -> None:
             )
         one.connect(other, direct)
         other.connect(one, direct)
-
-
-def check_p2p(p2p: str) -> None:
-    """UsageError for what is no such word."""
-    if p2p not in P2P:
-        raise UsageError(f"p2p {p2p!r:.40}: it must be one of {', '.join(P2P)}")
 
 
 def _test(pairs: Sequence[Numbers]) -> dict[Numbers, Pair]:

@@ -7,7 +7,7 @@ all: the same bits on every card and in every run, though others than devices/ex
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from itertools import permutations
 from types import ModuleType
@@ -24,7 +24,7 @@ _SHARED_CARD = 23000
 _ALLOW_SHARED = "NCCL_MULTI_RANK_GPU_ENABLE"
 _P2P_DISABLE = "NCCL_P2P_DISABLE"
 _INSTEAD = "--all-reduce copy sums without it"
-START = 8.0
+START = 7.0
 """Seconds that NCCL may take to connect the cards."""
 
 
@@ -60,11 +60,16 @@ class NcclExchange:
             if part.empty:  # what NCCL adds for it
                 driver.fill(part.place.address, 0, part.place.nbytes(rows))
         places = [part.place for part in parts]
-        with self._watch.one():
+        # What is recorded for a graph is watched when that is launched.
+        with nullcontext() if self._drivers[0].capturing else self._watch.one():
             self._reduce([place.address for place in places], rows * places[0].width, f": {_INSTEAD}")
 
     def forget(self) -> None:
         """Nothing is kept from one sum to the next."""
+
+    def watched(self) -> AbstractContextManager[None]:
+        """Gives up what does not end."""
+        return self._watch.one()
 
     def _reduce(self, addresses: Sequence[int], count: int, hint: str = "") -> None:
         with self._errors(hint), self._group():

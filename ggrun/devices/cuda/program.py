@@ -83,7 +83,7 @@ class CudaProgram:
         self._driver, self._steps, self._counts = driver, tuple(steps), counts
         self._keep = keep
         self._launches: dict[Counts, list[Work]] = {}
-        self._graphs: dict[Counts, Graph | None] = {}
+        self._graphs: dict[Counts, Graph] = {}
 
     def run(self) -> None:
         """Enqueue all launches."""
@@ -91,22 +91,22 @@ class CudaProgram:
         if counts.tokens > FEW:
             for step in self._steps:  # the card begins with the first while the host goes through the others
                 enqueue(self._driver, step(counts))
-        elif counts not in self._launches:
-            self._launches[counts] = self.launches(counts)
-            enqueue(self._driver, self._launches[counts])
+            return
+        if again := counts in self._launches:
+            launches = self._launches[counts]
         else:
-            self._replay(counts)
+            launches = self._launches[counts] = self.launches(counts)
+        if again and launches and not self._driver.capturing:
+            self._graph(counts).launch()
+        else:
+            enqueue(self._driver, launches)
 
     def launches(self, counts: Counts) -> list[Work]:
         """What is launched for so many rows; kernels that were never needed are compiled."""
         return [launch for step in self._steps for launch in step(counts)]
 
-    def _replay(self, counts: Counts) -> None:
-        launches = self._launches[counts]
+    def _graph(self, counts: Counts) -> Graph:
         if counts not in self._graphs:
-            record = partial(enqueue, self._driver, launches)
-            self._graphs[counts] = self._driver.graph(record) if launches else None
-        if graph := self._graphs[counts]:
-            graph.launch()
-        else:
-            enqueue(self._driver, launches)
+            record = partial(enqueue, self._driver, self._launches[counts])
+            self._graphs[counts] = self._driver.graph(record)
+        return self._graphs[counts]

@@ -74,6 +74,7 @@ class CudaRecorder:
     allocate    gives memory for buffers
     check       raises Interrupted when the device is
     gemm_from   which products are cuBLAS's
+    counts      of what it was fed with
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class CudaRecorder:
         self._written = Inputs(limits)  # the host's
         self._offsets = self._written.offsets
         self._inputs = self._memory.new(self._written.words.nbytes)
-        self._counts = Counts(0, 0, 0, 0, bucket(1))
+        self.counts = Counts(0, 0, 0, 0, bucket(1))
         self._fed: deque[Event] = deque()
         arrived = self._memory.new(counter_bytes(driver.multiprocessors))
         driver.fill(arrived.address, 0, arrived.nbytes)
@@ -165,7 +166,7 @@ class CudaRecorder:
         new = merged(self._steps[self._begun :])
         self._begun = len(self._steps)
         keep = [self._keep, self._memory.all]
-        return CudaProgram(self._driver, new, lambda: self._counts, keep)
+        return CudaProgram(self._driver, new, lambda: self.counts, keep)
 
     def place(self, x: CudaBuffer) -> CudaPlace:
         """Where a buffer's rows lie."""
@@ -189,7 +190,7 @@ class CudaRecorder:
         n, outputs, pairs = (int(inputs.counts[rows]) for rows in Rows)
         longest = int(inputs.positions[:n].max(initial=0)) + 1
         sequences = len(set(inputs.sequences[:n].tolist()))
-        self._counts = Counts(n, outputs, pairs, sequences, bucket(longest), inputs.top)
+        self.counts = Counts(n, outputs, pairs, sequences, bucket(longest), inputs.top)
 
     # ---------------------------------------------------------------- rows in and out
 

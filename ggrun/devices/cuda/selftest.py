@@ -30,8 +30,8 @@ class Kind(NamedTuple):
 CHECKS = {
     "direct copies": Kind("ggrun.devices.cuda.copies:check_direct", 5.0),
     "copies through the host": Kind("ggrun.devices.cuda.copies:check_staged", 5.0),
-    "sums by copies": Kind("ggrun.devices.cuda.sum_checks:try_copy", 12.0),
-    "sums by NCCL": Kind("ggrun.devices.cuda.sum_checks:try_nccl", 12.0),
+    "sums by copies": Kind("ggrun.devices.cuda.sum_checks:try_copy", 8.0),
+    "sums by NCCL": Kind("ggrun.devices.cuda.sum_checks:try_nccl", 10.0),
 }
 """NCCL may take nccl.START of its seconds to connect the cards."""
 OPEN = "ggrun.devices.cuda.cupy_driver:CupyDriver"

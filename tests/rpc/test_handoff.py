@@ -1,0 +1,137 @@
+"""Two workers of which one pushes to the next: what becomes of it when one, or the client, goes away."""
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from ggrun import LLM
+from ggrun.bundled import demo_model
+from ggrun.plan import Plan
+from ggrun.rpc import ggrun_pb2 as pb
+from ggrun.rpc.handoff import KEY
+from ggrun.rpc.placed import RpcOptions
+from ggrun.rpc.remote import Remote
+from ggrun.rpc.workers import connect
+from tests.rpc.conftest import Start
+from tests.rpc.processes import WorkerProcess, plan_of
+from tests.waiting import until
+
+MODEL, HALVES = Path(demo_model()), 16
+PROMPT = "The king ordered the"
+LIMIT = 15.0
+Two = tuple[WorkerProcess, WorkerProcess]
+
+
+@pytest.fixture(scope="module")
+def want() -> str:
+    with LLM(MODEL, n_ctx=256, threads=1) as llm:
+        return text(llm)
+
+
+@pytest.fixture
+def two(start: Start) -> Two:
+    return start("--insecure", name="a"), start("--insecure", name="b")
+
+
+def plan(two: Two) -> Plan:
+    a, b = two
+    return plan_of(MODEL, ("cpu", 2), (a.device(), 8), (b.device(), HALVES))
+
+
+def client(two: Two, told: list[str] | None = None) -> LLM:
+    a, b = two
+    rpc = RpcOptions(f"{a.address},{b.address}", insecure=1, tell=(told if told is not None else []).append)
+    return LLM(MODEL, n_ctx=256, threads=1, plan=plan(two), rpc=rpc)
+
+
+def pieces(llm: LLM) -> Iterator[str]:
+    return llm.generate(PROMPT, temp=0.0, ignore_eos=True, max_tokens=60)
+
+
+def text(llm: LLM) -> str:
+    return "".join(pieces(llm))
+
+
+def has_its_memory(worker: WorkerProcess) -> bool:
+    (device,) = connect(worker.address, insecure=1).devices
+    return device.free == device.memory
+
+
+def is_direct(llm: LLM) -> bool:
+    _, first, second = llm._engine._pipeline._stages
+    return first.pushes_to is second
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_loss_of_one(which: int, two: Two, want: str) -> None:
+    """The text goes on without it, and with the other one."""
+    lost, other, told = two[which], two[1 - which], []
+    with client(two, told) as llm:
+        assert is_direct(llm)
+        coming = pieces(llm)
+        got = [next(coming) for _ in range(5)]
+        lost.kill()
+        begun = time.monotonic()
+        got += list(coming)
+        assert time.monotonic() - begun < LIMIT
+        assert "".join(got) == want
+        assert [line.partition(": ")[0] for line in told] == [lost.address]
+        assert text(llm) == want
+        assert lost.address not in llm.plan.to_json()
+    until(lambda: has_its_memory(other))
+
+
+def test_a_wrong_key(two: Two, want: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is pushed with it; results go by way of the client."""
+    monkeypatch.setattr(Remote, "invite", lambda *_: secrets.token_bytes(32))
+    with client(two) as llm:
+        assert not is_direct(llm)
+        assert text(llm) == want
+    two[1].wait_for("refused: no such inbox")
+
+
+def test_strangers_at_an_inbox(two: Two, want: str) -> None:
+    """Who has no key, or none that is good, pushes nothing: the text is right."""
+    with client(two) as llm:
+        coming = pieces(llm)
+        got = [next(coming) for _ in range(5)]
+        with grpc.insecure_channel(two[1].address) as channel:
+            push = channel.stream_stream("/ggrun.Worker/Inbox", pb.Push.SerializeToString)
+            for key in ([(KEY, secrets.token_bytes(32))], [(KEY, b"")], []):
+                forged = (pb.Push(batch=batch, values=bytes(4096)) for batch in range(50))
+                with pytest.raises(grpc.RpcError, match="no such inbox"):
+                    next(push(forged, metadata=key))
+        assert "".join([*got, *coming]) == want
+        assert is_direct(llm)
+
+
+def test_a_client_that_is_killed_in_the_middle(two: Two, want: str) -> None:
+    """Both workers have their memory back, and the next client is served as if it had not been there."""
+    a, b = two
+    program = (
+        "import sys; from pathlib import Path; from ggrun import LLM; from ggrun.plan import Plan\n"
+        "from ggrun.rpc.placed import RpcOptions; model, rpc, plan = sys.argv[1:]\n"
+        "llm = LLM(model, n_ctx=256, threads=1, plan=Plan.from_json(plan), rpc=RpcOptions(rpc, insecure=1))\n"
+        "while True:\n"
+        "    for piece in llm.generate('The king', temp=0.0): print(piece, flush=True)\n"
+    )
+    command = [sys.executable, "-c", program, str(MODEL), f"{a.address},{b.address}", plan(two).to_json()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ) as process:
+        assert process.stdout
+        for _ in range(5):
+            assert process.stdout.readline()
+        process.kill()
+    for worker in two:
+        worker.wait_for("has gone", LIMIT)
+        assert "Traceback" not in worker.text
+        assert has_its_memory(worker)
+    with client(two) as llm:
+        assert is_direct(llm)
+        assert text(llm) == want
