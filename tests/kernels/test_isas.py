@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from ggrun.kernels import load_cpu
-
 from tests.kernels.test_formats import FORMATS
 
 HERE = Path(__file__).parent
