@@ -28,7 +28,7 @@ from ggrun.devices.best import TopK
 from ggrun.engine import engine
 from ggrun.engine.outputs import Outputs
 from ggrun.gguf import GGUF
-from tests.cli.test_run import GGRUN, bash, complaint, ggrun, listen_to_ctrl_c
+from tests.cli.test_run import GGRUN, bash, complaint, ggrun, here, listen_to_ctrl_c
 from tests.tiny import Tiny
 from tests.waiting import PATIENCE
 
@@ -296,9 +296,11 @@ def test_progress_on_stderr(tiny: Path) -> None:
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else str(v),
 )
-def test_bad_usage_gets_one_line(args: list[str], status: int, words: list[str]) -> None:
+def test_bad_usage_gets_one_line(
+    args: list[str], status: int, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     args += ["-n", "0"] if "-n" not in args else []
-    line = complaint(ggrun("bench", *args), status)
+    line = complaint(here(capsys, "bench", *args), status)
     for word in words:
         assert word in line
 

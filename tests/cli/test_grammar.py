@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_run import complaint, ggrun
+from tests.cli.test_run import complaint, ggrun, here
 
 QUIET = ("run", "-p", "Once upon a time", "--no-display-prompt", "--no-show-timings", "-s", "1")
 
@@ -39,7 +39,9 @@ def test_schemas_by_flag_and_file(tmp_path: Path) -> None:
     ],
     ids=lambda v: " ".join(v)[:40] if isinstance(v, list) else str(v),
 )
-def test_what_makes_no_sense_gets_one_line(args: list[str], status: int, words: list[str]) -> None:
-    line = complaint(ggrun(*QUIET, *args), status)
+def test_what_makes_no_sense_gets_one_line(
+    args: list[str], status: int, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = complaint(here(capsys, *QUIET, *args), status)
     for word in words:
         assert word in line

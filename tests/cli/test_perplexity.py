@@ -9,7 +9,7 @@ import pytest
 
 from ggrun import LLM
 from ggrun.bundled import demo_model
-from tests.cli.test_run import GGRUN, complaint, ggrun, listen_to_ctrl_c
+from tests.cli.test_run import GGRUN, complaint, ggrun, here, listen_to_ctrl_c
 from tests.tiny import Tiny
 from tests.waiting import PATIENCE
 
@@ -76,8 +76,10 @@ def test_a_context_larger_than_the_models_gets_a_note() -> None:
     ],
     ids=lambda v: " ".join(v)[-30:] if isinstance(v, list) else str(v),
 )
-def test_bad_usage_gets_one_line(args: list[str], status: int, words: list[str]) -> None:
-    line = complaint(ggrun("perplexity", *args), status)
+def test_bad_usage_gets_one_line(
+    args: list[str], status: int, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = complaint(here(capsys, "perplexity", *args), status)
     for word in words:
         assert word in line
 

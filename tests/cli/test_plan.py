@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ggrun.gguf import GGUF
-from tests.cli.test_run import complaint, ggrun
+from tests.cli.test_run import complaint, ggrun, here
 from tests.tiny import Tiny
 
 TWINS = ("-sm", "row", "-ts", "1,1", "--devices", "cpu:0:1GB,cpu:1:1GB")
@@ -122,8 +122,10 @@ def test_a_plan_as_json_can_be_run(tiny: Path, tmp_path: Path) -> None:
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else str(v),
 )
-def test_bad_usage_gets_one_line(args: list[str], status: int, words: list[str]) -> None:
-    line = complaint(ggrun("plan", *args), status)
+def test_bad_usage_gets_one_line(
+    args: list[str], status: int, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = complaint(here(capsys, "plan", *args), status)
     for word in words:
         assert word in line
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ggrun.bundled import demo_model
+from ggrun.cli.commands import status_of
 from tests.tiny import Tiny
 from tests.waiting import PATIENCE
 
@@ -22,6 +23,12 @@ def ggrun(*args: str | Path, stdin: str = "", **env: str) -> subprocess.Complete
         [*GGRUN, *map(str, args)], input=stdin, capture_output=True, text=True, check=False, timeout=PATIENCE,
         env={**os.environ, **env},
     )  # fmt: skip
+
+
+def here(capsys: pytest.CaptureFixture[str], *args: str | Path) -> subprocess.CompletedProcess[str]:
+    """The same in this process, for what is refused: a new one imports for a second."""
+    status = status_of([str(arg) for arg in args])
+    return subprocess.CompletedProcess(args, status, *capsys.readouterr())
 
 
 def bash(command: str) -> subprocess.CompletedProcess[str]:
@@ -104,13 +111,15 @@ def test_stop_strings() -> None:
     ],
     ids=lambda v: " ".join(v)[:40] if isinstance(v, list) else str(v),
 )
-def test_bad_usage_gets_one_line(args: list[str], status: int, words: list[str]) -> None:
-    line = complaint(ggrun(*args), status)
+def test_bad_usage_gets_one_line(
+    args: list[str], status: int, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = complaint(here(capsys, *args), status)
     for word in words:
         assert word in line
 
 
-def test_bad_files_get_one_line(tmp_path: Path) -> None:
+def test_bad_files_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     demo = demo_model().read_bytes()
     shard = tmp_path / "a-00001-of-00002.gguf"
     files = {
@@ -124,17 +133,17 @@ def test_bad_files_get_one_line(tmp_path: Path) -> None:
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     for name in list(files)[:-1]:
-        assert name in complaint(ggrun("run", "-m", tmp_path / name, "-p", "x"), 1)
-    complaint(ggrun("run", "-m", tmp_path, "-p", "x"), 1)
+        assert name in complaint(here(capsys, "run", "-m", tmp_path / name, "-p", "x"), 1)
+    complaint(here(capsys, "run", "-m", tmp_path, "-p", "x"), 1)
 
 
-def test_models_that_cannot_run_get_one_line(tmp_path: Path) -> None:
+def test_models_that_cannot_run_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unknown = Tiny(arch="mamba9").write(tmp_path / "unknown.gguf")
-    assert "mamba9" in complaint(ggrun("run", "-m", unknown, "-p", "x"), 1)
+    assert "mamba9" in complaint(here(capsys, "run", "-m", unknown, "-p", "x"), 1)
     wrong = Tiny(extra={"feed_forward_length": 100}).write(tmp_path / "wrong.gguf")
-    assert "ffn_gate" in complaint(ggrun("run", "-m", wrong, "-p", "x"), 1)
+    assert "ffn_gate" in complaint(here(capsys, "run", "-m", wrong, "-p", "x"), 1)
     wordless = Tiny().write(tmp_path / "wordless.gguf")
-    assert "tokenizer" in complaint(ggrun("run", "-m", wordless, "-p", "x"), 1)
+    assert "tokenizer" in complaint(here(capsys, "run", "-m", wordless, "-p", "x"), 1)
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

@@ -31,7 +31,7 @@ COMPILE = """
 from ggrun.kernels import load_cpu, watch
 compiled = []
 with watch(compiled.append):
-    load_cpu("formats.f32").matmul.address
+    load_cpu("elementwise").add.address
 print(*compiled)
 """
 
@@ -56,7 +56,7 @@ def test_ctrl_c_while_kernels_compile(tmp_path: Path) -> None:
         listen_to_ctrl_c()
         os.execve(GGRUN[0], [*GGRUN, "run", "-p", "x"], {**os.environ, "GGRUN_CACHE": str(tmp_path)})
     try:
-        read_until(terminal, "first start only: 2")
+        read_until(terminal, "first start only: 1")
         os.write(terminal, b"\x03")
         rest = read_until(terminal, "nothing more comes")
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
@@ -91,7 +91,7 @@ def overwrite(file: Path) -> None:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder in which COMPILE finds its kernels."""
     folder = tmp_path_factory.mktemp("cache")
-    assert python(COMPILE, env={"GGRUN_CACHE": str(folder)}).stdout == "f32.matmul\n"
+    assert python(COMPILE, env={"GGRUN_CACHE": str(folder)}).stdout == "elementwise.add\n"
     assert python(COMPILE, env={"GGRUN_CACHE": str(folder)}).stdout == "\n"
     return folder
 
@@ -103,7 +103,7 @@ def test_a_damaged_cache_is_made_anew(cache: Path, ending: str, damage: Callable
     assert len(files) > 1
     for file in files:
         damage(file)
-    for compiled in ("f32.matmul\n", "\n"):
+    for compiled in ("elementwise.add\n", "\n"):
         done = python(COMPILE, env={"GGRUN_CACHE": str(cache)})
         assert (done.returncode, done.stdout, done.stderr) == (0, compiled, "")
 
@@ -113,7 +113,7 @@ def test_a_disk_that_gets_full_gets_one_note(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 
     done = python(COMPILE, env={"GGRUN_CACHE": str(tmp_path)}, preexec_fn=small_files)
-    assert (done.returncode, done.stdout) == (0, "f32.matmul\n")
+    assert (done.returncode, done.stdout) == (0, "elementwise.add\n")
     assert len(done.stderr.splitlines()) == 1
     for words in ("cannot write to the cache folder", str(tmp_path), "too large"):
         assert words in done.stderr
@@ -124,7 +124,7 @@ def test_no_cache_folder_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     there = {"GGRUN_CACHE": str(tmp_path / "file" / "x"), "TMPDIR": str(tmp_path / "tmp")}
     done = python(COMPILE, env=there)
-    assert (done.returncode, done.stdout) == (0, "f32.matmul\n")
+    assert (done.returncode, done.stdout) == (0, "elementwise.add\n")
     assert len(done.stderr.splitlines()) == 1
     assert list((tmp_path / "tmp").iterdir()) == []
 
@@ -133,7 +133,7 @@ def test_a_folder_that_gets_unusable_gets_one_note(tmp_path: Path) -> None:
     spoil = "load_cpu('runtime')\nimport shutil, sys\nshutil.rmtree(sys.argv[1]); open(sys.argv[1], 'w')\n"
     script = COMPILE.replace("with watch", spoil + "with watch")
     done = python(script, str(tmp_path / "kernels"), env={"GGRUN_CACHE": str(tmp_path)})
-    assert (done.returncode, done.stdout) == (0, "f32.matmul\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "elementwise.add\n"), done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert "cannot write to the cache folder" in done.stderr
 
@@ -151,7 +151,7 @@ def own(x):
     return x + 1
 own(1)
 with watch(compiled.append):
-    load_cpu("formats.f32").matmul.address
+    load_cpu("elementwise").add.address
 print(*compiled)
 """
 
@@ -159,7 +159,7 @@ print(*compiled)
 @pytest.mark.parametrize("more", ["", "'NUMBA_CACHE_DIR': 'elsewhere'"])
 def test_the_cache_is_apart_from_the_host_programs(tmp_path: Path, more: str) -> None:
     (tmp_path / "host.py").write_text(HOST.format(more=more))
-    for compiled in ("f32.matmul\n", "\n"):
+    for compiled in ("elementwise.add\n", "\n"):
         done = subprocess.run(
             [sys.executable, "host.py"], env={**os.environ, "GGRUN_CACHE": str(tmp_path / "cache")},
             cwd=tmp_path, capture_output=True, text=True, check=False,
@@ -182,7 +182,7 @@ def test_no_home_gets_one_note(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         cache_home()
     script = "from pathlib import Path\ndef home(): raise RuntimeError\nPath.home = home\n" + COMPILE
     done = python(script, env={"GGRUN_CACHE": "", "XDG_CACHE_HOME": ""})
-    assert (done.returncode, done.stdout) == (0, "f32.matmul\n")
+    assert (done.returncode, done.stdout) == (0, "elementwise.add\n")
     assert len(done.stderr.splitlines()) == 1
     assert "GGRUN_CACHE" in done.stderr
 

@@ -12,6 +12,7 @@ from ggrun.devices.cuda.attention import AttentionLaunch, Shape, bucket, counter
 from tests.cuda.conftest import Card
 from tests.cuda.kv import PAGE, Floats, Options, attention, kept, pack
 from tests.cuda.weights import column_bytes, quantized
+from tests.thinned import diagonal
 
 ONE_ORDER = pytest.mark.parametrize("card", ["750-forward", "800-random"], indirect=True)
 BAR = 1e-5
@@ -241,8 +242,9 @@ def test_prefill_in_parts(card: Card, name: str) -> None:
     check(card, case, in_parts(plan(card, case), 3))
 
 
-@pytest.mark.parametrize("values", ["f32", "bf16", "q8_0"])
-@pytest.mark.parametrize("keys", ["f16", "f32", "bf16", "q8_0"])
+@pytest.mark.parametrize(
+    ("keys", "values"), diagonal(("f16", "f32", "bf16", "q8_0"), ("f32", "bf16", "q8_0"))
+)
 @ONE_ORDER
 def test_kinds_of_cells(card: Card, keys: str, values: str) -> None:
     kinds = Shape(4, 2, 64, 96, keys, values)

@@ -22,6 +22,7 @@ from tests.cuda.models import cards, engine, logits
 from tests.engine.test_peer import distance
 from tests.engine.test_plans import MODELS
 from tests.plans import Plans
+from tests.thinned import diagonal
 from tests.tiny import Tiny
 from tools.cuda_emulator.driver import COPY
 
@@ -55,8 +56,7 @@ def test_kinds_of_cells(kind: str, tmp_path: Path) -> None:
 KINDS = ["layer 2", "layer 4", "row 2", "row 3", "half layers", "row inside layer", "everything"]
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "seed"), diagonal(KINDS, range(3)))
 def test_several_cards(kind: str, seed: int, tmp_path: Path) -> None:
     path = Tiny(layers=3).write(tmp_path / "model.gguf")
     want = logits(engine(path, open_devices(["cpu"], 2)), TOKENS)
@@ -66,8 +66,7 @@ def test_several_cards(kind: str, seed: int, tmp_path: Path) -> None:
     assert distance(logits(split, TOKENS, 1), want) <= 1e-6
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("kind", ["overflow 1", "row 2", "everything"])
+@pytest.mark.parametrize(("kind", "seed"), diagonal(["overflow 1", "row 2", "everything"], range(3)))
 def test_cards_beside_cpus(kind: str, seed: int, tmp_path: Path) -> None:
     path = Tiny(layers=3).write(tmp_path / "model.gguf")
     want = logits(engine(path, open_devices(["cpu"], 2)), TOKENS)

@@ -15,14 +15,15 @@ from ggrun.plan.usage import Sizes
 from tests.cuda.models import cards
 from tests.engine.test_peer import distance
 from tests.offloads import MODELS, TOKENS, beside_the_cpu, cuda_machine, least_room, offloads_of
+from tests.thinned import diagonal
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> GGUF:
     return GGUF(MODELS[request.param].write(tmp_path / "model.gguf"))
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("seed", "model"), diagonal(range(2), list(MODELS)), indirect=["model"])
 def test_a_cuda_card_says_what_it_says_alone(seed: int, model: GGUF) -> None:
     """Large batches pass no other device: so it is the same, bit for bit, as with all weights on the card."""
     config = Config.from_gguf(model)
@@ -36,6 +37,7 @@ def test_a_cuda_card_says_what_it_says_alone(seed: int, model: GGUF) -> None:
         device.close()
 
 
+@pytest.mark.parametrize("model", MODELS, indirect=True)
 def test_what_the_planner_counts_is_enough(model: GGUF, monkeypatch: pytest.MonkeyPatch) -> None:
     part = ModelFacts.from_outline(model).part(1)
     plan = beside_the_cpu(Config.from_gguf(model), ["cuda:0"])

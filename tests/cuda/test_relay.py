@@ -15,6 +15,7 @@ from ggrun.devices.late import Schedule
 from ggrun.gguf import GGUF
 from tests.cuda.models import cards, engine, logits
 from tests.plans import Plans
+from tests.thinned import diagonal
 from tests.tiny import Tiny
 from tests.waits import left_out, lines_that_wait
 from tools.cuda_emulator.driver import COPY, EmulatedDriver, Peers
@@ -136,8 +137,7 @@ def test_buffers_are_used_again_and_go_with_the_way() -> None:
     assert len(there) == 0
 
 
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("kind", ["layer 2", "row 3", "everything"])
+@pytest.mark.parametrize(("kind", "seed"), diagonal(["layer 2", "row 3", "everything"], range(2)))
 def test_models_on_cards_that_copy_through_the_host(
     kind: str, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

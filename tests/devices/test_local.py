@@ -17,12 +17,13 @@ from ggrun.plan.options import PlanOptions
 from ggrun.plan.report import DoesNotFit
 from tests.kept import another_process, nothing_kept
 
+OPERATIONS = speeds._operations
 SPEEDS = '{"bandwidth": %s, "operations": 0.0, "float_operations": 0.0, "link": 0.0, "unpacked": 0.0}'
 
 
 @pytest.fixture
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How often the bandwidth was measured; each time the memory is faster."""
+    """How often the bandwidth was measured; each time the memory is faster. Products have one speed."""
     runs: list[int] = []
 
     def bandwidth(self: Cpu) -> float:
@@ -31,6 +32,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     nothing_kept(monkeypatch, tmp_path)
     monkeypatch.setattr(Cpu, "bandwidth", bandwidth)
+    monkeypatch.setattr(speeds, "_operations", lambda device, kind, size, rows: 1e10)
     monkeypatch.setattr(speeds, "_PAUSE", 0)
     return runs
 
@@ -87,7 +89,8 @@ def test_only_more_is_remembered(measured: list[int]) -> None:
     assert not local.here_is_known(1)
 
 
-def test_the_rate_of_products_is_measured(measured: list[int]) -> None:
+def test_the_rate_of_products_is_measured(measured: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speeds, "_operations", OPERATIONS)
     assert 1e9 < local_cpu(1, measure=True).operations < 1e14
     assert 1e8 < local_cpu(1, measure=True).float_operations < 1e13
     assert 1e7 < local_cpu(1, measure=True).unpacked < 1e12

@@ -115,13 +115,16 @@ def test_any_order_of_late_streams(kind: str, tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("devices", [CPUS, EMULATED, MIXED], ids=["cpu", "emulated", "mixed"])
 @pytest.mark.parametrize("name", ["llama", "experts", "odd sizes", "biases and scales"])
+@pytest.mark.parametrize(
+    "seeds", [range(8), pytest.param(range(8, 25), marks=pytest.mark.slow)], ids=["some", "more"]
+)
 def test_any_plan(
-    name: str, devices: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, devices: tuple[str, ...], seeds: range, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Plans as nobody would make them."""
     path = MODELS[name].write(tmp_path / "model.gguf")
     one, config = OneDevice(path, list(range(1, 31)), 5), Config.from_gguf(GGUF(path))
-    for seed in range(25):
+    for seed in seeds:
         monkeypatch.setenv("GGRUN_EMULATED_SEED", str(seed))
         rng = random.Random(f"{name} {seed}")
         one.compare(random_plan(config, devices, rng), rng.choice((1, 3, 8, 30)))

@@ -1,6 +1,10 @@
 // Vector types.
 #pragma once
-#include <cmath>
+// C's own header: what C++ adds to it takes the compiler longer than most kernels do.
+#define _GLIBCXX_INCLUDE_NEXT_C_HEADERS
+#include <math.h>
+#undef _GLIBCXX_INCLUDE_NEXT_C_HEADERS
+
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
