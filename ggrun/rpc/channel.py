@@ -55,14 +55,14 @@ class Certificates:
         try:
             own = cls(Path(certificate).read_bytes(), Path(private_key).read_bytes(), files)
             own.show(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
-        except ssl.SSLError:
+            check_valid(own.certificate, certificate, "make a new one")
+        except (ssl.SSLError, ValueError):
             raise GgrunError(
                 f"{certificate} and {private_key}: a certificate and its private key, both PEM and the key "
                 "without a password, are needed"
             ) from None
         except OSError as error:
             raise GgrunError(f"{error.filename}: {error.strerror}") from None
-        check_valid(own.certificate, certificate, "make a new one")
         return own
 
     def show(self, context: ssl.SSLContext) -> None:
@@ -118,7 +118,10 @@ def open_channel(
 def check_certificates(address: str, own: Certificates | None, timeout: float = TIMEOUT) -> None:
     """GgrunError when one side does not take the other's certificate: gRPC says less clearly why."""
     with _secured(address, own, timeout) as connection:
-        check_valid(_certificate(address, connection), address)
+        try:
+            check_valid(_certificate(address, connection), address)
+        except ValueError:
+            raise GgrunError(f"{address}: its certificate cannot be read") from None
         try:
             taken = bool(connection.recv(1))  # HTTP/2 begins with a word of the worker's
         except TimeoutError:
@@ -127,7 +130,8 @@ def check_certificates(address: str, own: Certificates | None, timeout: float = 
             taken = False
     if not taken and own:
         raise GgrunError(
-            f"{address}: the worker hangs up on {own.files[0]}: those of its --client-ca must have signed it"
+            f"{address}: the worker hangs up on {own.files[0]}: one of its --client-ca must have signed it, "
+            "and it must be valid by the worker's clock"
         )
     if not taken:
         raise GgrunError(
@@ -140,6 +144,7 @@ def _secured(address: str, own: Certificates | None, timeout: float) -> Iterator
     """A connection to whoever is there. Who that is, is not trusted here: the fingerprint decides."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_3  # a client's certificate goes encrypted
     context.set_alpn_protocols(["h2"])
     with _connected(address, timeout) as raw:
         try:

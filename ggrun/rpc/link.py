@@ -49,6 +49,7 @@ class Link:
         self._heard, self._ping, self._awaited = time.monotonic(), 0, 0
         self._ponged = threading.Event()
         self._lock = threading.Lock()
+        self._until: float | None = None  # from `leave` to `close`: when that waits no longer
         self._channel = open_channel(host, key.fingerprint if key else None, own)
         self._call = self._channel.stream_stream(
             "/ggrun.Worker/Session",
@@ -87,11 +88,20 @@ class Link:
         loaded = min(self._round(bytes(_BALLAST)) for _ in range(_LOADED_PINGS))
         return latency, _BALLAST / max(loaded - 2 * latency, 1e-6)
 
+    def leave(self) -> None:
+        """Tell the worker that it ends; `close` waits for that."""
+        if self._stop(GgrunError(f"{self.host}: the connection is closed")):
+            self._until = time.monotonic() + _FAREWELL
+
     def close(self) -> None:
         """End it, when the worker has given back what this session had: who comes next finds it free."""
-        if self._stop(GgrunError(f"{self.host}: the connection is closed")):
-            self._reader.join(_FAREWELL)
-            self._hang_up()
+        self.leave()
+        if self._until is not None:
+            try:
+                self._reader.join(max(0.0, self._until - time.monotonic()))
+            finally:
+                self._until = None
+                self._hang_up()
 
     def fail(self, error: GgrunError) -> None:
         """End it for a reason; the first one counts."""
@@ -160,6 +170,8 @@ class Link:
     def _read(self) -> None:
         try:
             for data in self._call:
+                if self.error:  # what comes late is nobody's; the end is still to come
+                    continue
                 self._heard, reply = time.monotonic(), parsed(pb.Reply, data)
                 kind = reply.WhichOneof("kind")
                 if (handler := self._handlers.get(kind)) is None:

@@ -237,6 +237,10 @@ class Remote:
             with suppress(GgrunError):  # who uses it next learns that it is lost
                 self.link.send(reset=pb.Reset(run=self.batches.run, resume=True))
 
+    def leave(self) -> None:
+        """Tell the worker that the session ends; `close` waits for that."""
+        self.link.leave()
+
     def close(self) -> None:
         """End the session."""
         self.link.close()

@@ -339,16 +339,15 @@ class Session:
 
     def _let_go(self) -> None:
         """Give back all that the client had."""
-        with suppress(Exception):  # a device that fails even now must not keep the memory reserved
-            for handoff in self._handoffs.values():
-                handoff.close()
-            if self._work:
-                for inbox in self._work.inboxes:
-                    self._shop.doors.close(inbox)
-                self._work.reset()
-                self._work.close()
-            for device in self._devices.values():
-                device.close()
+        ends: list[Callable[[], object]] = [handoff.close for handoff in self._handoffs.values()]
+        if work := self._work:
+            ends += [partial(self._shop.doors.close, inbox) for inbox in work.inboxes]
+            ends += [work.reset, work.close]
+        ends += [device.close for device in self._devices.values()]
+        for end in ends:
+            with suppress(Exception):  # a device that fails even now must not keep the memory reserved
+                end()
+        del ends, work
         if self._intake:
             self._intake.close()
         self._work = self._intake = None

@@ -1,6 +1,6 @@
 """The workers that a model is loaded with: found, joined, connected, and let go of."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from ggrun.devices.progress import Progress, silent
@@ -39,7 +39,9 @@ class Workers:
                 a[0].hand_off(a[1], *b)
 
     def close(self) -> None:
-        """End all sessions."""
+        """End all sessions, at the same time."""
+        for remote in self.hosts.values():
+            remote.leave()
         for remote in self.hosts.values():
             remote.close()
 
@@ -53,7 +55,9 @@ def connect(
     progress: Progress = silent,
     without: Sequence[str] = (),
 ) -> Workers:
-    """Connect to workers: "host:port,host:port", or "auto". HostLost when one cannot be used.
+    """Connect to workers: "host:port,host:port", or "auto".
+
+    HostLost when one cannot be used, GgrunError or UsageError when something here cannot.
 
     insecure       1: plain text to this machine's own, 2: to any
     form           of activations on the wire: f32, f16 or bf16
@@ -62,12 +66,13 @@ def connect(
     """
     if form not in FORMS:
         raise UsageError(f"activations of form {form!r:.20}: there are {', '.join(FORMS)}")
-    own = None if certificate is None else Certificates.read(*certificate)
+    named = _named(addresses, insecure, needed=not without)
+    wanted = {name: key for name, key in named.items() if name not in without}
+    own = _certificates(certificate, wanted, again=bool(without)) if certificate and wanted else None
     remotes: list[Remote] = []
     try:
-        for name, key in _named(addresses, insecure, needed=not without).items():
-            if name not in without:
-                remotes.append(_remote(name, key, own, form, progress))
+        for name, key in wanted.items():
+            remotes.append(_remote(name, key, own, form, progress))
     except BaseException:
         Workers(remotes).close()
         raise
@@ -80,10 +85,22 @@ def _remote(name: str, key: Key | None, own: Certificates | None, form: str, pro
     try:
         link = Link(name, key, own)
         return Remote(link, FORMS[form], progress)
-    except GgrunError as error:
+    except BaseException as error:
         if link:
             link.close()
+        if not isinstance(error, GgrunError):
+            raise
         raise HostLost(name, str(error).removeprefix(f"{name}: ")) from None
+
+
+def _certificates(files: tuple[str, str], wanted: Iterable[str], again: bool) -> Certificates:
+    """A client's own. again: a model goes on without a worker; if it has to, without the others too."""
+    try:
+        return Certificates.read(*files)
+    except GgrunError as error:
+        if not again:
+            raise
+        raise HostLost(next(iter(wanted)), str(error)) from None
 
 
 def _named(addresses: str, insecure: int, needed: bool) -> dict[str, Key | None]:

@@ -2,9 +2,13 @@
 
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from ggrun import LLM, Interrupted
@@ -12,8 +16,8 @@ from ggrun.bundled import demo_model
 from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError
 from ggrun.plan.hardware import DeviceInfo
+from ggrun.rpc import PROTOCOL, remote, server, session, upload
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc import remote, server, session, upload
 from ggrun.rpc.link import Link
 from ggrun.rpc.offered import devices_of
 from ggrun.rpc.placed import RpcOptions
@@ -173,3 +177,29 @@ def test_devices_that_cannot_be(wrong: dict[str, object]) -> None:
     assert str(caught.value).isprintable()
     with pytest.raises(GgrunError, match="too many devices, or one twice"):
         devices_of("w", pb.Welcome(devices=[pb.Device(**right)] * 2), 1e-4, 1e9)
+
+
+def test_what_comes_late_does_not_end_the_farewell() -> None:
+    """Who closes waits for the worker's end of the session, whatever it had still to say."""
+    freed = threading.Event()
+
+    def session(requests: Iterator[bytes], context: Any) -> Iterator[pb.Reply]:
+        next(requests)
+        yield pb.Reply(welcome=pb.Welcome(protocol=PROTOCOL, version="0.1.0"))
+        for _ in requests:  # until the client leaves
+            pass
+        yield pb.Reply(result=pb.Result(run=1, batch=7, values=bytes(4)))  # nobody waits for it
+        time.sleep(0.3)
+        freed.set()
+
+    handler = grpc.stream_stream_rpc_method_handler(session, None, pb.Reply.SerializeToString)
+    server = grpc.server(ThreadPoolExecutor(2))
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("ggrun.Worker", {"Session": handler}),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    link = Link(f"127.0.0.1:{port}", None)
+    link.close()
+    assert freed.is_set()
+    server.stop(None)

@@ -176,7 +176,7 @@ def test_mutual_tls(start: Start, tmp_path: Path) -> None:
     assert devices(connect(worker.address, certificate=pair)) == [worker.device()]
     assert "refused" not in worker.text
     foreign = written(tmp_path / "foreign", *self_made())
-    with pytest.raises(GgrunError, match=f"^{worker.address}: the worker hangs up on {foreign[0]}: those"):
+    with pytest.raises(GgrunError, match=f"^{worker.address}: the worker hangs up on {foreign[0]}: one of its"):
         connect(worker.address, certificate=foreign)
     worker.wait_for("refused: the client's certificate is")
     with pytest.raises(GgrunError, match=f"^{worker.address}: the worker hangs up: if it wants a cert"):
@@ -210,6 +210,12 @@ def test_files_that_are_no_certificate_and_its_key(tmp_path: Path) -> None:
     for pair in ((other, private), (private, certificate), (__file__, __file__)):
         with pytest.raises(GgrunError, match=f"^{pair[0]} and {pair[1]}: a certificate and its private key"):
             Certificates.read(*pair)
+    # What OpenSSL takes and cryptography does not: with what its owner trusts it for, in its own words.
+    trusted = Path(certificate).read_text().replace("BEGIN CERT", "BEGIN TRUSTED CERT")
+    pair = str(tmp_path / "trusted.pem"), private
+    Path(pair[0]).write_text(trusted.replace("END CERT", "END TRUSTED CERT"))
+    with pytest.raises(GgrunError, match=f"^{pair[0]} and {private}: a certificate and its private key"):
+        Certificates.read(*pair)
     with pytest.raises(GgrunError, match=r"^nowhere.pem: No such file or directory$"):
         Certificates.read("nowhere.pem", private)
 

@@ -58,7 +58,7 @@ class CudaEvent:
 
     @property
     def error(self) -> BaseException | None:
-        """Of the host's work, or what else the stream was told."""
+        """Of the host's work, or what else the stream was told: what it has now, be it of later work."""
         return self._attempts.error
 
     @property

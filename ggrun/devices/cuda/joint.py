@@ -43,19 +43,18 @@ class JointGraphs:
     def forget(self) -> None:
         """Begin anew, when all cards are at rest after an error: there may be another way to sum now."""
         self._enqueued = set[Hashable]()
-        self._graphs: dict[Hashable, Graph] = {}
+        self._graphs: dict[Hashable, Graph | None] = {}
         self._refused = False
 
     def _graph(self, kind: Hashable, enqueue: Work) -> Graph | None:
         if kind not in self._graphs:
             try:
                 self._graphs[kind] = self._recorded(enqueue)
-            except OutOfMemory:
-                self._graphs.clear()  # another time there may be room
             except GgrunError as error:
-                self._refused = True
+                self._refused = not isinstance(error, OutOfMemory)  # there is room for what is recorded
+                self._graphs[kind] = None
                 _tell(str(error))
-        return self._graphs.get(kind)
+        return self._graphs[kind]
 
     def _recorded(self, enqueue: Work) -> Graph:
         def record() -> None:

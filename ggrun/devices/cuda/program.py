@@ -83,7 +83,7 @@ class CudaProgram:
         self._driver, self._steps, self._counts = driver, tuple(steps), counts
         self._keep = keep
         self._launches: dict[Counts, list[Work]] = {}
-        self._graphs: dict[Counts, Graph] = {}
+        self._graphs: dict[Counts, Graph | None] = {}
 
     def run(self) -> None:
         """Enqueue all launches."""
@@ -106,11 +106,11 @@ class CudaProgram:
         return [launch for step in self._steps for launch in step(counts)]
 
     def _graph(self, counts: Counts) -> Graph | None:
-        """None where there is no room for one now."""
+        """None where there is no room for one."""
         if counts not in self._graphs:
             record = partial(enqueue, self._driver, self._launches[counts])
             try:
                 self._graphs[counts] = self._driver.graph(record)
             except OutOfMemory:
-                self._graphs.clear()
-        return self._graphs.get(counts)
+                self._graphs[counts] = None
+        return self._graphs[counts]
