@@ -19,7 +19,7 @@ _COMMON = ["-std=c++17", "-fPIC", "-pthread", "-g1"]
 _RUNTIME = [*_COMMON, "-O2", "-march=native", "-fno-strict-aliasing", "-D__CUDA_ARCH__=800"]
 _KERNEL = [
     *_COMMON,
-    *("-O1", "-march=native", "-fvisibility=hidden"),
+    *("-Og", "-march=native", "-fvisibility=hidden"),
     # As NVRTC: multiply-adds are made where they can be, and memory may be looked at as any type.
     *("-ffp-contract=fast", "-fno-strict-aliasing"),
     # A frame that is larger than the guard page must not step over it.
