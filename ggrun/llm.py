@@ -1,9 +1,11 @@
 """The public class: a model, loaded, that takes text or tokens and gives text or logits."""
 
+import gc
 import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
@@ -93,7 +95,8 @@ class LLM:
         where = Where(devices, threads, plan, p2p, (all_reduce, wire), self.meter, progress)
         try:
             workers = RpcOptions(rpc) if isinstance(rpc, str) else rpc
-            self._placed = Placed(self._model, wishes, where, workers)
+            with _without_collecting():
+                self._placed = Placed(self._model, wishes, where, workers)
         except BaseException:
             self._model.close()
             raise
@@ -274,6 +277,18 @@ def _check_kinds(threads: Any, devices: Any, plan: Any) -> None:
         raise UsageError(f"devices is {devices!r:.40}: it must be text, as cpu or cpu:0:2GB,cpu:1:2GB")
     if plan is not None and not isinstance(plan, Plan):
         raise UsageError(f"plan is {plan!r:.40}: it must be a ggrun.plan.Plan")
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Loading makes much that stays: to look for garbage in it, two hundred times, is a tenth of a start."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _plan_options(fields: dict[str, Any]) -> PlanOptions:

@@ -1,4 +1,4 @@
-"""How a stage's devices sum what they have, of what a user may say: see ways.ALL_REDUCE.
+"""How the devices of a stage sum what they have: by one of ways.ALL_REDUCE.
 
 What only cards need is imported where there are some: others start sooner without it.
 """

@@ -1,7 +1,6 @@
 """Sums over the devices of a stage, made of copies and additions: any kinds of devices can take part."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -37,8 +36,8 @@ class AllReduce(Protocol):
     def forget(self) -> None:
         """Begin anew, when all devices are at rest after an error, or wait for each other."""
 
-    def watched(self) -> AbstractContextManager[None]:
-        """What stands around the launch of a graph that has such sums in it."""
+    def in_graphs(self, rows: int) -> bool:
+        """Whether sums of so many rows can be in a graph of all these devices, if they are cards."""
 
 
 class _Wire:
@@ -109,13 +108,13 @@ class Exchange:
             self._gather(parts, shares, adders)
 
     def forget(self) -> None:
-        """Begin anew, when all devices are at rest after an error."""
+        """Begin anew, when all devices are at rest after an error, or wait for each other."""
         for rank in self._ranks:
             rank.free = None
 
-    def watched(self) -> AbstractContextManager[None]:
-        """Copies need nothing."""
-        return nullcontext()
+    def in_graphs(self, rows: int) -> bool:
+        """Copies and additions can."""
+        return True
 
     def _is_shared(self, rows: int) -> bool:
         """Whether shares are worth it: they are twice as many copies for each device, of fewer bytes."""

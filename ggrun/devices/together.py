@@ -28,7 +28,7 @@ class PieceByPiece:
         """Nothing is kept."""
 
 
-PIECE_BY_PIECE = PieceByPiece()
+PIECE_BY_PIECE: Together = PieceByPiece()
 """One is enough: it has nothing of its own."""
 
 

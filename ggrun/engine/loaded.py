@@ -9,7 +9,7 @@ from ggrun.arch.config import Config
 from ggrun.devices.all_reduce import find_faster_sums, open_all_reduce
 from ggrun.devices.base import Device, Limits
 from ggrun.devices.exchange import AllReduce
-from ggrun.devices.together import Together, open_together
+from ggrun.devices.together import PIECE_BY_PIECE, Together, open_together
 from ggrun.engine.meter import Meter, MeteredStage, MeteredSums
 from ggrun.engine.offloaded import OffloadedStage, Turns, turns_of
 from ggrun.engine.runner import CacheSpec, Runner
@@ -120,13 +120,12 @@ class Loaded:
         self._turns += turns
 
     def _hop(self, runners: Sequence[Runner], sums: AllReduce | None) -> Hop:
-        if self._meter:  # marks in a graph would have no times
-            return MeteredStage(LoadedStage(runners, sums), self._meter)
-        if sums is None:
-            return LoadedStage(runners, sums)
-        members = [(runner.space.device, runner.space.ops) for runner in runners]
-        self._together.append(open_together(members, sums))
-        return LoadedStage(runners, sums, self._together[-1])
+        together = PIECE_BY_PIECE
+        if sums:
+            together = open_together([(runner.space.device, runner.space.ops) for runner in runners], sums)
+            self._together.append(together)
+        loaded = LoadedStage(runners, sums, together)
+        return MeteredStage(loaded, self._meter) if self._meter else loaded
 
     def _all_reduce(self, stage: Stage) -> AllReduce:
         """Stages of the same devices share one: it has memory."""

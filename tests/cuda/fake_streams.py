@@ -58,6 +58,7 @@ class Event:
 
     @property
     def done(self) -> bool:
+        assert not self.captured
         return self._held is None or self._held.is_set()
 
     def record(self, stream: "Stream") -> None:

@@ -12,9 +12,10 @@ import pytest
 from ggrun import GgrunError
 from ggrun.arch.config import Config
 from ggrun.devices.base import Limits
-from ggrun.devices.cuda import dependent
+from ggrun.devices.cuda import dependent, joint
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
+from ggrun.devices.cuda.driver import OutOfMemory
 from ggrun.devices.cuda.found import Cards
 from ggrun.devices.cuda.joint import JointGraphs
 from ggrun.devices.exchange import Exchange, Part
@@ -91,6 +92,11 @@ class Refuses:
         raise GgrunError("no graphs")
 
 
+@pytest.fixture(autouse=True)
+def nothing_told() -> None:
+    joint._tell.cache_clear()
+
+
 # ---------------------------------------------------------------- the order of things
 
 
@@ -128,9 +134,34 @@ def test_no_graph_can_be_had(capsys: pytest.CaptureFixture[str]) -> None:
     for seed in SEEDS:
         assert Sums(seed, refuse=True).right()
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["ggrun: tokens go without graphs of several cards, which is slower: no graphs"] * len(
-        SEEDS
-    )
+    assert lines == ["ggrun: tokens go without graphs of several cards, which is slower: no graphs"]  # once
+
+
+def test_no_room_for_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What had one gives it back, and it is tried again."""
+    sums, tries = Sums(0), []
+    recorded = sums.graphs._recorded
+
+    def short(enqueue: Any) -> Any:
+        tries.append(1)
+        if len(tries) < 3:
+            raise OutOfMemory("no room")
+        return recorded(enqueue)
+
+    monkeypatch.setattr(sums.graphs, "_recorded", short)
+    assert sums.right()
+    assert len(tries) > 3
+    assert not sums.graphs._refused
+
+
+def test_after_an_error_all_begins_anew() -> None:
+    """Another way to sum may be taken then, which was never enqueued: it is not recorded at once."""
+    sums = Sums(0)
+    assert sums.right()
+    assert sums.graphs._graphs
+    sums.graphs.forget()
+    assert not sums.graphs._graphs
+    assert not sums.graphs._enqueued
 
 
 def test_what_is_waited_for_before_a_recording_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,6 +297,24 @@ def test_tokens_of_several_cards(
     assert library.launched > 20
 
 
+def test_an_interrupt_when_a_recording_has_just_begun(cupy: FakeCupy) -> None:
+    """The stream takes work again; and what was refused for two cards is not for one."""
+    driver = CupyDriver(0)
+    begin = driver.stream.raw.begin_capture
+
+    def interrupted() -> None:
+        begin()
+        raise KeyboardInterrupt
+
+    driver.stream.raw.begin_capture = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        driver.graph(lambda: None)
+    del driver.stream.raw.begin_capture
+    assert not driver.capturing
+    memory = driver.allocate(4)
+    driver.graph(lambda: driver.fill(memory.address, 1, 4)).launch()
+
+
 def test_a_recording_that_cuda_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -281,3 +330,4 @@ def test_a_recording_that_cuda_refuses(
         "ggrun: tokens go without graphs of several cards, which is slower: cuda:0 (Fake): a graph: "
         "cudaErrorStreamCaptureUnjoined"
     ]
+    assert all(device.driver._early for device in devices.values())  # it was not for that

@@ -64,7 +64,7 @@ def test_the_self_test_tries_sums(opener: str, copy: str, monkeypatch: pytest.Mo
     [
         ("wrong", "sums of 1 rows are wrong"),
         ("differs", "sums of 1 rows are not the same on all cards"),
-        ("changes", "sums of 1 rows are not the same the second time"),
+        ("changes", "sums of 1 rows are not the same every time"),
     ],
 )
 def test_bad_sums_are_seen(fault: str, words: str, nccl: FakeNccl) -> None:

@@ -83,7 +83,7 @@ class CardStream(Late):
 
 
 class StreamGraph:
-    """A graph, which runs in streams of its own."""
+    """A graph, which runs in streams of its own. They stay in the schedule: for tests that is no matter."""
 
     def __init__(self, origin: CardStream, capture: Capture) -> None:
         self._origin, self._steps = origin, capture.steps

@@ -1,7 +1,6 @@
 """Which way cards sum what they have: by copies, by NCCL, or by the faster one for the size."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from itertools import combinations
 
 from ggrun.devices.base import Device
@@ -56,12 +55,14 @@ class BySize:
 
     def all_reduce(self, parts: Sequence[Part], rows: int) -> None:
         """Enqueue that the first rows of each part become the sum of all parts."""
-        way = self._nccl if not self._nccl.lost and self._by_nccl(rows) else self._copies
-        way.all_reduce(parts, rows)
+        self._way(rows).all_reduce(parts, rows)
 
-    def watched(self) -> AbstractContextManager[None]:
-        """As NCCL wants it, while it is there."""
-        return self._copies.watched() if self._nccl.lost else self._nccl.watched()
+    def in_graphs(self, rows: int) -> bool:
+        """As the way can that is taken."""
+        return self._way(rows).in_graphs(rows)
+
+    def _way(self, rows: int) -> AllReduce:
+        return self._nccl if not self._nccl.lost and self._by_nccl(rows) else self._copies
 
     def forget(self) -> None:
         """Begin anew, when all devices are at rest after an error."""

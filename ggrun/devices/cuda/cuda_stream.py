@@ -12,7 +12,7 @@ _FAILED = (
     "ggrun doctor says whether it can still be used"
 )
 
-_CAPTURE_ERRORS = range(900, 910)
+_CAPTURE_ERRORS = range(900, 909)
 """Of CUDA, for what cannot be in a graph: the card is as good as before."""
 
 
@@ -130,14 +130,13 @@ class CudaStream:
 
     def begin_capture(self, early: bool) -> None:
         """What is enqueued from now on is noted for a graph; so is that of streams that wait for it."""
-        self.raw.begin_capture()
+        self._join(Capture(early))  # first: whatever comes in between, `end_capture` ends it
         self.behind_kernel = False
-        self._join(Capture(early))
+        self.raw.begin_capture()
 
     def end_capture(self) -> Any:
         """CuPy's graph of all that was noted. Streams take work again, even when CuPy raises an error."""
-        assert self.capture
-        for stream in self.capture.streams:
+        for stream in self.capture.streams if self.capture else ():
             stream.capture, stream.behind_kernel = None, False
         return self.raw.end_capture()
 

@@ -177,17 +177,20 @@ class CupyDriver:
     def graph(self, record: Callable[[], None]) -> _Graph:
         """Launches, captured: none of them is done now. In a graph, kernels begin while others end."""
         try:
-            return self._captured(record)
+            return self._captured(record, self._early)
+        except OutOfMemory:
+            raise
         except GgrunError:
             if not self._early:
                 raise
+            graph = self._captured(record, early=False)
             self._early = False  # there may be drivers of NVIDIA's that know of it and refuse it
-            return self._captured(record)
+            return graph
 
-    def _captured(self, record: Callable[[], None]) -> _Graph:
+    def _captured(self, record: Callable[[], None], early: bool) -> _Graph:
         with self.on("a graph"):
-            self.stream.begin_capture(self._early)
             try:
+                self.stream.begin_capture(early)
                 record()
             except BaseException:
                 with suppress(*self.errors):  # it is worth nothing; but the stream must take work again

@@ -4,10 +4,11 @@ Enqueued one by one, the copies, additions and events of a sum take the host lon
 """
 
 from collections.abc import Hashable, Sequence
+from functools import cache
 
 from ggrun.devices.base import Device
 from ggrun.devices.cuda.device import Cuda
-from ggrun.devices.cuda.driver import Driver, Graph
+from ggrun.devices.cuda.driver import Driver, Graph, OutOfMemory
 from ggrun.devices.cuda.program import FEW
 from ggrun.devices.cuda.recorder import CudaRecorder
 from ggrun.devices.exchange import AllReduce, Members
@@ -25,18 +26,15 @@ class JointGraphs:
     def __init__(self, drivers: Sequence[Driver], sums: AllReduce) -> None:
         self._first, *self._others = drivers
         self._sums = sums
-        self._enqueued = set[Hashable]()
-        self._graphs: dict[Hashable, Graph] = {}
-        self._refused = False
+        self.forget()
 
     def run(self, kind: Hashable, enqueue: Work) -> None:
         """Enqueue work. kind: what it depends on, so that a recording can stand for it; None: none can."""
         graph = self._graph(kind, enqueue) if kind in self._enqueued and not self._refused else None
         if graph:
-            with self._sums.watched():
-                self._join()
-                graph.launch()
-                self._fork()
+            self._join()
+            graph.launch()
+            self._fork()
             return
         if kind is not None:
             self._enqueued.add(kind)  # kernels are compiled and memory is taken now, not in a recording
@@ -44,15 +42,19 @@ class JointGraphs:
 
     def forget(self) -> None:
         """Begin anew, when all cards are at rest after an error: there may be another way to sum now."""
-        self._graphs.clear()
+        self._enqueued = set[Hashable]()
+        self._graphs: dict[Hashable, Graph] = {}
+        self._refused = False
 
     def _graph(self, kind: Hashable, enqueue: Work) -> Graph | None:
         if kind not in self._graphs:
             try:
                 self._graphs[kind] = self._recorded(enqueue)
+            except OutOfMemory:
+                self._graphs.clear()  # another time there may be room
             except GgrunError as error:
                 self._refused = True
-                tell(f"tokens go without graphs of several cards, which is slower: {error}")
+                _tell(str(error))
         return self._graphs.get(kind)
 
     def _recorded(self, enqueue: Work) -> Graph:
@@ -81,11 +83,17 @@ class JointGraphs:
             self._first.stream.wait(driver.stream.record())
 
 
+@cache
+def _tell(why: str) -> None:
+    """Once, not for each stage."""
+    tell(f"tokens go without graphs of several cards, which is slower: {why}")
+
+
 class ByGraphs:
     """Members of a stage that are cards, all of them. See Together. sums: what they sum with."""
 
     def __init__(self, members: Members, sums: AllReduce) -> None:
-        self._graphs = JointGraphs([_card(device).driver for device, _ in members], sums)
+        self._graphs, self._sums = JointGraphs([_card(device).driver for device, _ in members], sums), sums
         (_, recorder), *_ = members
         assert isinstance(recorder, CudaRecorder)
         self._recorder = recorder  # all are fed alike
@@ -93,7 +101,8 @@ class ByGraphs:
     def run(self, enqueue: Work) -> None:
         """Replay a graph of it, if there are few tokens, and have been as many before."""
         counts = self._recorder.counts
-        self._graphs.run(counts if counts.tokens <= FEW else None, enqueue)
+        can = counts.tokens <= FEW and self._sums.in_graphs(counts.tokens)
+        self._graphs.run(counts if can else None, enqueue)
 
     def forget(self) -> None:
         """Record anew: there may be another way to sum now."""

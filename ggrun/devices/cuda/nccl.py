@@ -7,7 +7,7 @@ all: the same bits on every card and in every run, though others than devices/ex
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib import import_module
 from itertools import permutations
 from types import ModuleType
@@ -60,16 +60,19 @@ class NcclExchange:
             if part.empty:  # what NCCL adds for it
                 driver.fill(part.place.address, 0, part.place.nbytes(rows))
         places = [part.place for part in parts]
-        # What is recorded for a graph is watched when that is launched.
-        with nullcontext() if self._drivers[0].capturing else self._watch.one():
+        with self._watch.one():
             self._reduce([place.address for place in places], rows * places[0].width, f": {_INSTEAD}")
 
     def forget(self) -> None:
         """Nothing is kept from one sum to the next."""
 
-    def watched(self) -> AbstractContextManager[None]:
-        """Gives up what does not end."""
-        return self._watch.one()
+    def in_graphs(self, rows: int) -> bool:
+        """NCCL could, but it ends a communicator only when all graphs that have it are gone: it waits.
+
+        So a graph that is leaked, or dropped too late, hangs whoever closes a model: it takes more care, and
+        two cards to try it on. Each sum is watched here, too, not a whole token.
+        """
+        return False
 
     def _reduce(self, addresses: Sequence[int], count: int, hint: str = "") -> None:
         with self._errors(hint), self._group():

@@ -7,7 +7,7 @@ from typing import Any
 
 from ggrun.devices.base import Rows
 from ggrun.devices.best import TopK
-from ggrun.devices.cuda.driver import Driver, Gemm, Graph, Kernel
+from ggrun.devices.cuda.driver import Driver, Gemm, Graph, Kernel, OutOfMemory
 
 FEW = 8
 """As many tokens are a decode: products take kernels of their own, and what was launched twice is a graph.
@@ -96,8 +96,8 @@ class CudaProgram:
             launches = self._launches[counts]
         else:
             launches = self._launches[counts] = self.launches(counts)
-        if again and launches and not self._driver.capturing:
-            self._graph(counts).launch()
+        if again and launches and not self._driver.capturing and (graph := self._graph(counts)):
+            graph.launch()
         else:
             enqueue(self._driver, launches)
 
@@ -105,8 +105,12 @@ class CudaProgram:
         """What is launched for so many rows; kernels that were never needed are compiled."""
         return [launch for step in self._steps for launch in step(counts)]
 
-    def _graph(self, counts: Counts) -> Graph:
+    def _graph(self, counts: Counts) -> Graph | None:
+        """None where there is no room for one now."""
         if counts not in self._graphs:
             record = partial(enqueue, self._driver, self._launches[counts])
-            self._graphs[counts] = self._driver.graph(record)
-        return self._graphs[counts]
+            try:
+                self._graphs[counts] = self._driver.graph(record)
+            except OutOfMemory:
+                self._graphs.clear()
+        return self._graphs.get(counts)

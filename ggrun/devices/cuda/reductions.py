@@ -67,7 +67,7 @@ class Reductions:
         return cls(*(Tried.of(found[way]["timed"], found[way]["reason"]) for way in ("copy", "nccl")))
 
 
-_KEPT = Kept("sums", Reductions.from_json)
+_KEPT = Kept("sums in graphs", Reductions.from_json)
 
 
 def reductions_of(cards: Sequence[int], direct: Sequence[Numbers], anew: bool = False) -> Reductions:
