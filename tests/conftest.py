@@ -1,5 +1,7 @@
 """Options of the tests."""
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -12,3 +14,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--device", choices=("emulator", "cuda"), default="emulator", help="where tests/cuda runs kernels"
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_crew() -> Iterator[None]:
+    """Kernels are compiled by the process that tests: others, which have to start, find no processor free."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ggrun.devices.cpu_recorder.compile_together", lambda kernels, processes: None)
+        yield

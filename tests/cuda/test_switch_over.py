@@ -40,6 +40,7 @@ def test_the_fewest_rows_from_which_on_it_is_always_faster(
     monkeypatch.setattr(switch_over, "_ROWS", rows)
     monkeypatch.setattr(switch_over, "_PROMPT", 24)
     monkeypatch.setattr(switch_over, "_MATRIX", 256)
+    monkeypatch.setattr(switch_over, "_PRODUCTS", 1)
     device = Cuda(EmulatedDriver(), "card")
     launched: list[str] = []
     launch, product = device.driver.launch, device.driver.gemm
