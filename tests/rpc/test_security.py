@@ -176,7 +176,9 @@ def test_mutual_tls(start: Start, tmp_path: Path) -> None:
     assert devices(connect(worker.address, certificate=pair)) == [worker.device()]
     assert "refused" not in worker.text
     foreign = written(tmp_path / "foreign", *self_made())
-    with pytest.raises(GgrunError, match=f"^{worker.address}: the worker hangs up on {foreign[0]}: one of its"):
+    with pytest.raises(
+        GgrunError, match=f"^{worker.address}: the worker hangs up on {foreign[0]}: one of its"
+    ):
         connect(worker.address, certificate=foreign)
     worker.wait_for("refused: the client's certificate is")
     with pytest.raises(GgrunError, match=f"^{worker.address}: the worker hangs up: if it wants a cert"):

@@ -272,7 +272,7 @@ def test_a_missing_folder_is_one_line(tmp_path):
 
 
 def test_ctrl_c_leaves_nothing(tmp_path):
-    command = [sys.executable, TOOLS / "make_model.py", "llama-3-70b", "Q8_0", tmp_path / "m.gguf"]
+    command = [sys.executable, TOOLS / "make_model.py", "llama-3-8b", "Q8_0", tmp_path / "m.gguf"]
     process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE)
     until(lambda: any(path.stat().st_size > 1 << 20 for path in tmp_path.iterdir()))
     process.send_signal(signal.SIGINT)

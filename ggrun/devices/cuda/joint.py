@@ -51,7 +51,7 @@ class JointGraphs:
             try:
                 self._graphs[kind] = self._recorded(enqueue)
             except GgrunError as error:
-                self._refused = not isinstance(error, OutOfMemory)  # there is room for what is recorded
+                self._refused = not isinstance(error, OutOfMemory)  # then those that were recorded stay good
                 self._graphs[kind] = None
                 _tell(str(error))
         return self._graphs[kind]
