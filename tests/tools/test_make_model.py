@@ -20,6 +20,7 @@ from ggrun.gguf import FORMATS, GGUF
 from ggrun.gguf.types import tensor_nbytes
 from ggrun.plan.mixes import ALIASES, MIXES, PURE, find_mix
 from ggrun.plan.shapes import SHAPES, slots
+from tests.cli.test_run import listen_to_ctrl_c
 from tests.waiting import PATIENCE, until
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -273,7 +274,7 @@ def test_a_missing_folder_is_one_line(tmp_path):
 
 def test_ctrl_c_leaves_nothing(tmp_path):
     command = [sys.executable, TOOLS / "make_model.py", "llama-3-8b", "Q8_0", tmp_path / "m.gguf"]
-    process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE)
+    process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, preexec_fn=listen_to_ctrl_c)
     until(lambda: any(path.stat().st_size > 1 << 20 for path in tmp_path.iterdir()))
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=PATIENCE) == (None, b"")
