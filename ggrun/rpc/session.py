@@ -339,6 +339,14 @@ class Session:
 
     def _let_go(self) -> None:
         """Give back all that the client had."""
+        self._close_all()
+        if self._intake:
+            self._intake.close()
+        self._work = self._intake = None
+        self._devices = {}
+        self._shop.ledger.give(self._reserved)
+
+    def _close_all(self) -> None:
         ends: list[Callable[[], object]] = [handoff.close for handoff in self._handoffs.values()]
         if work := self._work:
             ends += [partial(self._shop.doors.close, inbox) for inbox in work.inboxes]
@@ -347,12 +355,6 @@ class Session:
         for end in ends:
             with suppress(Exception):  # a device that fails even now must not keep the memory reserved
                 end()
-        del ends, work
-        if self._intake:
-            self._intake.close()
-        self._work = self._intake = None
-        self._devices = {}
-        self._shop.ledger.give(self._reserved)
 
 
 class _Version(ProtocolError):
