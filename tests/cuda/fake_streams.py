@@ -1,5 +1,6 @@
 """Streams, events and graphs of fake_cupy: all is done at once, or noted while a graph is captured."""
 
+import ctypes
 import threading
 import time
 from collections.abc import Callable
@@ -55,11 +56,15 @@ class Event:
         self.timed, self.time = not disable_timing, 0.0
         self._held: threading.Event | None = None
         self.captured: Capture | None = None
+        self._coming: list[Callable[[], None]] = []
 
     @property
     def done(self) -> bool:
         assert not self.captured
-        return self._held is None or self._held.is_set()
+        if self._held and not self._held.is_set():
+            return False
+        arrive(self._coming)
+        return True
 
     def record(self, stream: "Stream") -> None:
         assert stream.card == self._card
@@ -67,11 +72,18 @@ class Event:
         if self.captured:
             self.captured.record(stream, self)
         self._held, self.time = stream.held, time.perf_counter()
+        self._coming = list(stream.coming)
 
     def synchronize(self) -> None:
         assert not self.captured
         if self._held:
             self._held.wait()
+        arrive(self._coming)
+
+
+def arrive(coming: list[Callable[[], None]]) -> None:
+    while coming:
+        coming.pop(0)()
 
 
 class Stream:
@@ -83,6 +95,7 @@ class Stream:
         self.held: threading.Event | None = None
         self.captured: Capture | None = None
         self.landing: list[Callable[[], None]] = []
+        self.coming: list[Callable[[], None]] = []
         self.last = ""
         """What the next kernel comes after: "kernel", or something else."""
 
@@ -103,7 +116,15 @@ class Stream:
             self.captured.add(self, work)
 
     def launch_host_func(self, function: Callable[[Any], None], arg: Any) -> None:
+        arrive(self.coming)
         function(arg)
+
+    def bring(self, target: int, source: int, nbytes: int) -> None:
+        """A copy to pinned memory, which the host sees when it has waited."""
+        assert not self.captured
+        here = ctypes.string_at(source, nbytes)
+        ctypes.memset(target, 0xA5, nbytes)
+        self.coming.append(lambda: ctypes.memmove(target, here, nbytes))
 
     def wait_event(self, event: Event) -> None:
         assert isinstance(event, Event)
@@ -121,6 +142,7 @@ class Stream:
             self.held.wait()
             self.held = None
         self._land()
+        arrive(self.coming)
 
     def _land(self) -> None:
         while self.landing:
