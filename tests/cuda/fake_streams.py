@@ -56,14 +56,14 @@ class Event:
         self.timed, self.time = not disable_timing, 0.0
         self._held: threading.Event | None = None
         self.captured: Capture | None = None
-        self._coming: list[Callable[[], None]] = []
+        self._coming: list[Coming] = []
 
     @property
     def done(self) -> bool:
         assert not self.captured
         if self._held and not self._held.is_set():
             return False
-        arrive(self._coming)
+        self._arrive()
         return True
 
     def record(self, stream: "Stream") -> None:
@@ -78,12 +78,27 @@ class Event:
         assert not self.captured
         if self._held:
             self._held.wait()
-        arrive(self._coming)
+        self._arrive()
+
+    def _arrive(self) -> None:
+        for coming in self._coming:
+            coming.arrive()
 
 
-def arrive(coming: list[Callable[[], None]]) -> None:
-    while coming:
-        coming.pop(0)()
+class Coming:
+    """A copy to pinned memory: until somebody has waited for it, something else is there."""
+
+    def __init__(self, target: int, source: int, nbytes: int) -> None:
+        self._target, self._bytes = target, ctypes.string_at(source, nbytes)
+        self._lock, self.arrived = threading.Lock(), False
+        ctypes.memset(target, 0xA5, nbytes)
+
+    def arrive(self) -> None:
+        """Once: what is there later may be another one's."""
+        with self._lock:
+            if not self.arrived:
+                ctypes.memmove(self._target, self._bytes, len(self._bytes))
+            self.arrived = True
 
 
 class Stream:
@@ -95,7 +110,7 @@ class Stream:
         self.held: threading.Event | None = None
         self.captured: Capture | None = None
         self.landing: list[Callable[[], None]] = []
-        self.coming: list[Callable[[], None]] = []
+        self.coming: list[Coming] = []
         self.last = ""
         """What the next kernel comes after: "kernel", or something else."""
 
@@ -116,15 +131,18 @@ class Stream:
             self.captured.add(self, work)
 
     def launch_host_func(self, function: Callable[[Any], None], arg: Any) -> None:
-        arrive(self.coming)
+        self._arrive()
         function(arg)
 
     def bring(self, target: int, source: int, nbytes: int) -> None:
-        """A copy to pinned memory, which the host sees when it has waited."""
         assert not self.captured
-        here = ctypes.string_at(source, nbytes)
-        ctypes.memset(target, 0xA5, nbytes)
-        self.coming.append(lambda: ctypes.memmove(target, here, nbytes))
+        self.coming = [coming for coming in self.coming if not coming.arrived]
+        self.coming.append(Coming(target, source, nbytes))
+
+    def _arrive(self) -> None:
+        for coming in self.coming:
+            coming.arrive()
+        self.coming = []
 
     def wait_event(self, event: Event) -> None:
         assert isinstance(event, Event)
@@ -142,7 +160,7 @@ class Stream:
             self.held.wait()
             self.held = None
         self._land()
-        arrive(self.coming)
+        self._arrive()
 
     def _land(self) -> None:
         while self.landing:
