@@ -12,8 +12,8 @@ import pytest
 
 from ggrun.devices.best import TopK
 from ggrun.devices.cuda import downloads
-from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.cuda_stream import CudaStream
+from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.driver import OutOfMemory
 from ggrun.engine import engine as engine_module
@@ -171,6 +171,26 @@ def test_many_threads_wait(cupy: FakeCupy) -> None:
         threads[-1].start()
     ended(threads)
     assert not wrong
+
+
+def test_nobody_goes_on_while_numbers_land(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Because another thread has begun with it."""
+    there, went_on = There(), list[bool]()
+    here, event = there.begin(0, 100), there.driver.stream.record()
+    other, land = threading.Thread(target=event.block), np.copyto
+
+    def slow(*arrays: np.ndarray) -> None:
+        if not went_on:
+            other.start()
+            other.join(0.1)
+            went_on.append(not other.is_alive())
+        land(*arrays)
+
+    monkeypatch.setattr(downloads.np, "copyto", slow)
+    there.driver.stream.synchronize()
+    ended([other])
+    assert went_on == [False]
+    assert there.right(here, 0)
 
 
 def test_a_card_that_fails_gives_nothing(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ROOM = 256 << 10
-"""Bytes: the best logits of many batches, or all of 64k words. To copy more twice takes as long as to wait."""
+"""Bytes: the best logits of many batches, or all of 64k words. The second copy of more would take its time."""
 _ALIGNMENT = 64
 
 
@@ -51,7 +51,10 @@ class Downloads:
         return here
 
     def land(self, until: int) -> None:
-        """The card has done the first `until` of all: their numbers go where they are wanted. By any thread."""
+        """The card has done the first `until` of all: put their numbers where they are wanted.
+
+        From any thread: who comes while another one does it waits for that.
+        """
         with self._lock:
             while self._coming and self._coming[0].number <= until:
                 _, data, here = self._coming[0]

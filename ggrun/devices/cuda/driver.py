@@ -61,7 +61,10 @@ class CardStream(Stream, Protocol):
     """A stream of a card."""
 
     rests: int
-    """How often `synchronize` has ended: what was enqueued before is done. Who enqueues is who synchronizes."""
+    """How often `synchronize` has come to its end: all that was enqueued before is done.
+
+    Nobody else may enqueue meanwhile.
+    """
 
 
 class Driver(Protocol):

@@ -30,7 +30,7 @@ class _Turn:
 
     def _words(self, n: int) -> NDArray[np.int32]:
         self._memory = self._driver.allocate_on_host(4 * n)
-        words = np.frombuffer((ctypes.c_int32 * n).from_address(self._memory.address), np.int32)
+        words = np.ctypeslib.as_array((ctypes.c_int32 * n).from_address(self._memory.address))
         words[:] = 0
         return words
 
