@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ROOM = 256 << 10
-"""Bytes: the best logits of many batches, or all of 64k words. The second copy of more would take its time."""
+"""Bytes: the best logits of many batches, or all of 64k words. A second copy of more would take its time."""
 _ALIGNMENT = 64
 
 
