@@ -219,9 +219,9 @@ class CupyDriver:
             (self._staging_beside if beside else self._staging).upload(address, data)
 
     def download(self, data: NDArray[Any], address: int) -> None:
-        """By cudaMemcpyAsync to pinned memory; where that is too small, straight to the host's array.
+        """By cudaMemcpyAsync to pinned memory; what has no room there by cudaMemcpy2DAsync, straight to data.
 
-        By cudaMemcpy2DAsync, as rows of the array may be parts of longer ones.
+        That takes rows which are parts of longer ones.
         """
         assert data.ndim == 2 or data.flags.c_contiguous
         runtime, stream = self._runtime, self.stream.raw.ptr
