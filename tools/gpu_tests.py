@@ -19,8 +19,8 @@ _TOLD = 80
 _NOT_OF_A_CARD = [
     f"test_{name}.py"
     for name in (
-        "cupy_driver", "cupy_errors", "dependent", "emulator", "links", "merged", "nccl", "nvrtc", "relay",
-        "sanitizer", "selftest", "sum_checks", "switch_over",
+        "cupy_driver", "cupy_errors", "dependent", "downloads", "emulator", "feed", "joint", "links",
+        "merged", "nccl", "nvrtc", "relay", "sanitizer", "selftest", "sum_checks", "switch_over",
     )
 ]  # fmt: skip
 _FINISHED = (0, 1, 5)  # all passed, some failed, there was none
