@@ -103,7 +103,7 @@ def _gemm(card: Cuda) -> list[float]:
     how = cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_GEMM_DEFAULT
     alpha, beta = one.ctypes.data, zero.ctypes.data
     assert isinstance(driver, CupyDriver)
-    with driver.on("a matrix product"):
+    with driver.on("a matrix product"), driver.stream.raw:
         handle = cublas.create()
         try:
 
@@ -120,7 +120,7 @@ def _gemm(card: Cuda) -> list[float]:
 def _matmul(card: Cuda) -> list[float]:
     cupy, driver = cupy_module(), card.driver
     assert isinstance(driver, CupyDriver)
-    with driver.on("a matrix product"):
+    with driver.on("a matrix product"), driver.stream.raw:
         a = cupy.asarray(_normal().astype(np.float16))
         b, c = a.T.copy(), cupy.empty_like(a)
         return _repeated(card, lambda: cupy.matmul(a, b, out=c))

@@ -62,20 +62,25 @@ class Limits:
 _INPUTS = ("tokens", "positions", "sequences", "slots", "outputs", "tables")
 
 
+def _zeros(n: int) -> NDArray[np.int32]:
+    return np.zeros(n, np.int32)
+
+
 class Inputs:
     """What changes from run to run: written before a run (see Recorder.feed), read during it.
 
     words    all but the counts, one behind the other: a device copies them as one
     top      what is enough of the outputs; None: all logits are wanted
+    room     gives memory for so many words, full of zeros
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, room: Callable[[int], NDArray[np.int32]] = _zeros) -> None:
         t = limits.tokens
         self.counts = np.zeros(len(Rows), np.int64)
         self.top: TopK | None = None
         self.offsets = dict(zip(_INPUTS, accumulate((0, t, t, t, t, limits.outputs)), strict=True))
         """Where each of the following begins in words."""
-        self.words = np.zeros(self.offsets["tables"] + limits.sequences * limits.pages, np.int32)
+        self.words = room(self.offsets["tables"] + limits.sequences * limits.pages)
         self.tokens = self._words("tokens", t)
         self.positions = self._words("positions", t)
         self.sequences = self._words("sequences", t)  # rows of tables

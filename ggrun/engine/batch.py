@@ -1,6 +1,6 @@
 """A batch: tokens of any sequences, each with its position, and which of them want logits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,17 @@ class Batch:
     def wanted(self) -> int:
         """How many tokens' logits are wanted."""
         return int(np.count_nonzero(self.outputs))
+
+    def pieces(self, size: int) -> "list[Batch]":
+        """Batches of up to so many of its tokens, in order."""
+        n = len(self.tokens)
+        return [self._part(slice(i, i + size)) for i in range(0, n, size)] if n > size else [self]
+
+    def _part(self, part: slice) -> "Batch":
+        return replace(
+            self, tokens=self.tokens[part], positions=self.positions[part], sequences=self.sequences[part],
+            slots=self.slots[part], outputs=self.outputs[part],
+        )  # fmt: skip
 
     def fill(self, inputs: Inputs, experts_used: int) -> None:
         """Write it where a device reads it."""

@@ -43,9 +43,12 @@ class KVCache:
         for i in range(held, needed):
             self._tables[sequence, i] = self._take()
         self._lengths[sequence] = begin + n
-        first = begin // PAGE
+        first, offset = divmod(begin, PAGE)
+        if 0 < n <= PAGE - offset:  # so it is for a token
+            slot = self._tables.item(sequence, first) * PAGE + offset
+            return np.arange(slot, slot + n, dtype=np.int32)
         slots: NDArray[np.int32] = self._tables[sequence, first:needed, None] * PAGE + _OFFSETS
-        return slots.ravel()[begin - first * PAGE :][:n]
+        return slots.ravel()[offset:][:n]
 
     def truncate(self, sequence: int, length: int) -> None:
         """Step back: forget the positions from `length` on.

@@ -93,16 +93,9 @@ class Engine:
             top = TopK(1 << (top.k - 1).bit_length(), top.words) if many else None
         logits = None if top else self._room(len(ids) if all_logits else 1)
         try:
-            slots = self.cache.extend(sequence, len(ids))
-            outputs = np.zeros(len(ids), np.bool_)
-            outputs[0 if all_logits else -1 :] = True
-            parts = self._pipeline.run(
-                [
-                    self._batch(ids, slots, outputs, sequence, begin, part, top)
-                    for part in self._cuts(len(ids), all_logits)
-                ],
-                logits,
-            )
+            step = self.most_outputs if all_logits else self._sizes.tokens
+            batch = self._batch(ids, sequence, begin, all_logits, top)
+            parts = self._pipeline.run(batch.pieces(step), logits)
             if self._interrupted:  # when all was enqueued: a card finishes what it has got
                 raise Interrupted("the computation was interrupted")
         except BaseException:
@@ -129,9 +122,9 @@ class Engine:
         ids = np.asarray(tokens)
         if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
             raise UsageError("tokens must be a sequence of whole numbers")
-        wrong = ids[(ids < 0) | (ids >= self.config.vocab)]
-        if len(wrong):
-            raise UsageError(f"token {wrong[0]} is not in the vocabulary of {self.config.vocab}")
+        for token in ids.tolist():
+            if not 0 <= token < self.config.vocab:
+                raise UsageError(f"token {token} is not in the vocabulary of {self.config.vocab}")
         if not len(ids):
             raise UsageError("no tokens to evaluate")
         if begin + len(ids) > self.n_ctx:
@@ -151,22 +144,13 @@ class Engine:
             )
         return np.empty((n, self.config.vocab), np.float32)
 
-    def _cuts(self, n: int, all_logits: bool) -> list[slice]:
-        step = self.most_outputs if all_logits else self._sizes.tokens
-        return [slice(i, min(i + step, n)) for i in range(0, n, step)]
-
     def _batch(
-        self,
-        ids: NDArray[np.int32],
-        slots: NDArray[np.int32],
-        outputs: NDArray[np.bool_],
-        sequence: int,
-        begin: int,
-        part: slice,
-        top: TopK | None = None,
+        self, ids: NDArray[np.int32], sequence: int, begin: int, all_logits: bool, top: TopK | None
     ) -> Batch:
-        n = part.stop - part.start
-        positions = np.arange(begin + part.start, begin + part.stop, dtype=np.int32)
-        sequences = np.full(n, sequence, np.int32)
+        """All tokens, with room in the cache: CacheFull where there is none."""
+        n, slots = len(ids), self.cache.extend(sequence, len(ids))
+        positions = np.arange(begin, begin + n, dtype=np.int32)
+        outputs = np.zeros(n, np.bool_)
+        outputs[0 if all_logits else -1 :] = True
         tables = {sequence: self.cache.table(sequence).copy()}
-        return Batch(ids[part], positions, sequences, slots[part], outputs[part], tables, top)
+        return Batch(ids, positions, np.full(n, sequence, np.int32), slots, outputs, tables, top)

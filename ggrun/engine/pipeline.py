@@ -1,7 +1,6 @@
 """Walks a plan: batches through its stages, several at a time, so that all devices work."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,9 +78,12 @@ class Pipeline:
         if self._meter:
             self._meter.begin(self._here.devices)
         try:
-            outputs = self._outputs(batches, logits)
+            rooms, outputs = self._rooms(batches, logits), list[Outputs]()
             for stage, batch in schedule(len(self._stages), len(batches), self._window):
-                self._enqueue(stage, batches[batch], batch % self._window, outputs[batch])
+                self._enqueue(stage, batches[batch], batch % self._window)
+                if stage + 1 == len(self._stages):  # room is made while devices work
+                    outputs.append(next(rooms))
+                    self._stages[stage].download(batches[batch], outputs[-1])
             if self._meter:
                 self._meter.end()
             self._here.synchronize()
@@ -95,12 +97,13 @@ class Pipeline:
         self._broken = False
         return [output.scores() for output in outputs]
 
-    def _outputs(self, batches: Sequence[Batch], logits: NDArray[np.float32] | None) -> list[Outputs]:
-        if logits is None:
-            return [Outputs(batch, self._config.vocab) for batch in batches]
-        ends = accumulate((batch.wanted for batch in batches), initial=0)
-        rooms = (logits[begin:end] for begin, end in pairwise(ends))
-        return [Outputs(batch, self._config.vocab, room) for batch, room in zip(batches, rooms, strict=True)]
+    def _rooms(self, batches: Sequence[Batch], logits: NDArray[np.float32] | None) -> Iterator[Outputs]:
+        """For the outputs of each batch, in their order."""
+        begin = 0
+        for batch in batches:
+            room = None if logits is None else logits[begin : begin + batch.wanted]
+            yield (outputs := Outputs(batch, self._config.vocab, room))
+            begin += outputs.rows
 
     def interrupt(self) -> None:
         """Make `run` end with Interrupted on other machines, as devices do here; from any thread."""
@@ -112,7 +115,7 @@ class Pipeline:
         for host in self._hosts.values():
             host.resume()
 
-    def _enqueue(self, index: int, batch: Batch, slot: int, outputs: Outputs) -> None:
+    def _enqueue(self, index: int, batch: Batch, slot: int) -> None:
         """One batch through one stage."""
         stage = self._stages[index]
         if index > 0:
@@ -120,8 +123,6 @@ class Pipeline:
         stage.run(batch)
         if index + 1 < len(self._stages):
             stage.send(batch, self._stages[index + 1], slot)
-        else:
-            stage.download(batch, outputs)
 
     def _give_up(self) -> None:
         for host in self._hosts.values():

@@ -1,7 +1,8 @@
 """What ggrun calls of CuPy, on the emulator: all is done at once, or noted while a graph is captured.
 
 A stream may be held: then nothing that is recorded or waited for ends, although all is done. What comes from
-pageable memory of the host lands when its stream is waited for.
+pageable memory of the host lands when its stream is waited for; so does what goes to pinned memory, in whose
+place there is something else until then.
 """
 
 import ctypes
@@ -32,12 +33,14 @@ def told(work: Callable[[], Any], kind: type[GgrunError] = GgrunError) -> str:
     return str(error.value)
 
 
-class _Pinned(ctypes.Array):  # type: ignore[type-arg]
-    _type_, _length_ = ctypes.c_uint8, 32 << 20
+def _pinned(nbytes: int) -> Any:
+    """Memory of the host, which has its address."""
 
-    @property
-    def ptr(self) -> int:
-        return ctypes.addressof(self)
+    class Pinned(ctypes.Array):  # type: ignore[type-arg]
+        _type_, _length_ = ctypes.c_uint8, nbytes
+        ptr = property(ctypes.addressof)
+
+    return Pinned()
 
 
 class _Module:
@@ -213,14 +216,16 @@ class FakeCupy:
         if name in self.failing:
             raise self.failing[name]
 
-    def _pinned(self, nbytes: int) -> _Pinned:
+    def _pinned(self, nbytes: int) -> Any:
         self._fail("alloc_pinned_memory")
-        assert nbytes <= _Pinned._length_
-        pinned = _Pinned()
-        span = pinned.ptr, pinned.ptr + _Pinned._length_
+        pinned = _pinned(nbytes)
+        span = pinned.ptr, pinned.ptr + nbytes
         self._pinned_at.add(span)
         finalize(pinned, self._pinned_at.discard, span)
         return pinned
+
+    def _is_pinned(self, address: int) -> bool:
+        return any(begin <= address < end for begin, end in self._pinned_at)
 
     def getDeviceCount(self) -> int:  # noqa: N802
         self._fail("getDeviceCount")
@@ -272,10 +277,13 @@ class FakeCupy:
     def memcpyAsync(  # noqa: N802
         self, target: int, source: int, nbytes: int, kind: int, stream: int
     ) -> None:
-        assert kind in (self.memcpyHostToDevice, self.memcpyDefault)
+        assert kind in (self.memcpyHostToDevice, self.memcpyDeviceToHost, self.memcpyDefault)
         if kind == self.memcpyHostToDevice:
             self.sent.append(stream)
-        if kind == self.memcpyDefault or any(begin <= source < end for begin, end in self._pinned_at):
+        if kind == self.memcpyDeviceToHost:
+            assert self._is_pinned(target)
+            self.made[stream].bring(target, source, nbytes)
+        elif kind == self.memcpyDefault or self._is_pinned(source):
             self.made[stream].do(lambda: ctypes.memmove(target, source, nbytes))
         else:
             assert not self.made[stream].captured

@@ -1,5 +1,6 @@
 """Streams, events and graphs of fake_cupy: all is done at once, or noted while a graph is captured."""
 
+import ctypes
 import threading
 import time
 from collections.abc import Callable
@@ -55,11 +56,15 @@ class Event:
         self.timed, self.time = not disable_timing, 0.0
         self._held: threading.Event | None = None
         self.captured: Capture | None = None
+        self._coming: list[Coming] = []
 
     @property
     def done(self) -> bool:
         assert not self.captured
-        return self._held is None or self._held.is_set()
+        if self._held and not self._held.is_set():
+            return False
+        self._arrive()
+        return True
 
     def record(self, stream: "Stream") -> None:
         assert stream.card == self._card
@@ -67,11 +72,33 @@ class Event:
         if self.captured:
             self.captured.record(stream, self)
         self._held, self.time = stream.held, time.perf_counter()
+        self._coming = list(stream.coming)
 
     def synchronize(self) -> None:
         assert not self.captured
         if self._held:
             self._held.wait()
+        self._arrive()
+
+    def _arrive(self) -> None:
+        for coming in self._coming:
+            coming.arrive()
+
+
+class Coming:
+    """A copy to pinned memory: until somebody has waited for it, something else is there."""
+
+    def __init__(self, target: int, source: int, nbytes: int) -> None:
+        self._target, self._bytes = target, ctypes.string_at(source, nbytes)
+        self._lock, self.arrived = threading.Lock(), False
+        ctypes.memset(target, 0xA5, nbytes)
+
+    def arrive(self) -> None:
+        """Once: what is there later may be another one's."""
+        with self._lock:
+            if not self.arrived:
+                ctypes.memmove(self._target, self._bytes, len(self._bytes))
+            self.arrived = True
 
 
 class Stream:
@@ -83,6 +110,7 @@ class Stream:
         self.held: threading.Event | None = None
         self.captured: Capture | None = None
         self.landing: list[Callable[[], None]] = []
+        self.coming: list[Coming] = []
         self.last = ""
         """What the next kernel comes after: "kernel", or something else."""
 
@@ -103,7 +131,18 @@ class Stream:
             self.captured.add(self, work)
 
     def launch_host_func(self, function: Callable[[Any], None], arg: Any) -> None:
+        self._arrive()
         function(arg)
+
+    def bring(self, target: int, source: int, nbytes: int) -> None:
+        assert not self.captured
+        self.coming = [coming for coming in self.coming if not coming.arrived]
+        self.coming.append(Coming(target, source, nbytes))
+
+    def _arrive(self) -> None:
+        for coming in self.coming:
+            coming.arrive()
+        self.coming = []
 
     def wait_event(self, event: Event) -> None:
         assert isinstance(event, Event)
@@ -121,6 +160,7 @@ class Stream:
             self.held.wait()
             self.held = None
         self._land()
+        self._arrive()
 
     def _land(self) -> None:
         while self.landing:

@@ -126,6 +126,7 @@ def test_uploads_go_in_pieces_through_pinned_memory(cupy: FakeCupy, monkeypatch:
     for shape in ((77, 7), (7, 7, 11), (539,)):
         back = np.empty(shape, np.float32)
         driver.download(back, there.address)
+        driver.stream.synchronize()
         np.testing.assert_array_equal(back.ravel(), values.ravel())
 
 
@@ -150,6 +151,7 @@ def test_weights_that_come_while_the_card_computes(cupy: FakeCupy, monkeypatch: 
     assert main == {driver.stream.raw.ptr}  # type: ignore[attr-defined]
     back = np.empty((32, 32), np.float32)
     driver.download(back, weight.address)
+    driver.stream.synchronize()
     np.testing.assert_array_equal(back, values[8:])
     assert held.row_bytes == weight.row_bytes
     device.interrupt()
@@ -179,6 +181,7 @@ def test_what_is_written_has_come(cupy: FakeCupy) -> None:
     there = driver.allocate(1000)
     driver.write(there.address, values)
     driver.download(back, there.address)
+    driver.stream.synchronize()
     np.testing.assert_array_equal(back, values)
 
 
@@ -203,6 +206,7 @@ def test_two_devices_on_one_card_copy_within_it(cupy: FakeCupy) -> None:
     one.upload(source.address, values)
     one.copy(target.address, source.address, 1000, twin)
     twin.download(back, target.address)
+    twin.stream.synchronize()
     np.testing.assert_array_equal(back, values)
     assert cupy.copies == []
 

@@ -126,6 +126,7 @@ def test_a_recording_that_fails(library: Library, cupy: FakeCupy) -> None:
     driver.graph(lambda: driver.fill(memory.address, 7, 16)).launch()
     found = np.empty(16, np.uint8)
     driver.download(found, memory.address)
+    driver.stream.synchronize()
     assert (found == 7).all()
 
 

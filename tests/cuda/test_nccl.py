@@ -81,6 +81,7 @@ def test_sums(n: int, nccl: FakeNccl) -> None:
         found = [np.empty((rows, 8), np.float32) for _ in devices]
         for device, place, out in zip(devices, places, found, strict=True):
             device.download(place, rows, out)
+            device.stream.synchronize()
         given = [part for i, part in enumerate(values) if i not in empty]
         error = np.abs(found[0] - sum(part.astype(np.float64) for part in given))
         assert (error <= n * 2.0**-23 * np.abs(given).sum(0)).all()

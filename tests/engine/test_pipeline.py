@@ -90,9 +90,8 @@ def test_sequences_overlap(model: GGUF) -> None:
         engine, batches = both.engine, []
         for sequence, text in texts.items():
             engine.decode(text[:-1], sequence)
-            slots, wanted = engine.cache.extend(sequence, 1), np.ones(1, bool)
             token = np.array(text[-1:], np.int32)
-            batches.append(engine._batch(token, slots, wanted, sequence, len(text) - 1, slice(0, 1)))
+            batches.append(engine._batch(token, sequence, len(text) - 1, False, None))
         begin = both.settle()
         scores = engine._pipeline.run(batches)
         assert both.settle() - begin < 3.2 * LAUNCH  # and not 4

@@ -51,6 +51,8 @@ class CardStream(Late):
 
     capture: Capture | None = None
     """Where all goes that is enqueued now."""
+    rests = 0
+    """How often the host has waited for all of it."""
 
     def begin_capture(self) -> None:
         """Note what is enqueued from now on."""
@@ -68,6 +70,7 @@ class CardStream(Late):
         if self.capture:
             raise KernelError("the host waits for a stream that is being captured")
         super().synchronize()
+        self.rests += 1
 
     def _put(self, step: Step) -> None:
         before = _captures.get(step.awaited) if isinstance(step.awaited, LateEvent) else None

@@ -1,9 +1,9 @@
 """A stream of a card, and its events."""
 
-from collections import deque
 from contextlib import suppress
 from typing import Any
 
+from ggrun.devices.cuda.downloads import Downloads
 from ggrun.devices.streams import Attempts, Event, Work
 from ggrun.errors import GgrunError
 
@@ -53,8 +53,10 @@ class CudaEvent:
     capture    what it is a part of: then streams alone may wait for it
     """
 
-    def __init__(self, raw: Any, errors: _Errors, attempts: Attempts, capture: Capture | None = None) -> None:
-        self.raw, self._errors, self._attempts, self.capture = raw, errors, attempts, capture
+    def __init__(self, raw: Any, errors: _Errors, attempts: Attempts, downloads: Downloads) -> None:
+        self.raw, self._errors, self._attempts = raw, errors, attempts
+        self._downloads, self._begun = downloads, downloads.begun
+        self.capture: Capture | None = None
 
     @property
     def error(self) -> BaseException | None:
@@ -64,12 +66,16 @@ class CudaEvent:
     @property
     def done(self) -> bool:
         """Whether the stream has come there."""
-        return bool(self.raw.done)
+        if not self.raw.done:
+            return False
+        self._downloads.land(self._begun)
+        return True
 
     def block(self) -> None:
         """Let the calling thread sleep until the stream has come there."""
         with self._errors:
             self.raw.synchronize()
+        self._downloads.land(self._begun)
 
 
 class CudaMark:
@@ -89,6 +95,7 @@ class CudaStream:
 
     capture          the graph that all of it goes into now
     behind_kernel    whether a kernel is all that the next one comes after
+    downloads        what comes to the host
     """
 
     def __init__(self, cupy: Any, name: str, device: int) -> None:
@@ -97,18 +104,26 @@ class CudaStream:
         self.raw = cupy.cuda.Stream(non_blocking=True)
         self.capture: Capture | None = None
         self.behind_kernel = False
-        self._kept: deque[tuple[CudaEvent, Any]] = deque()
+        self.downloads, self.rests = Downloads(cupy), 0
         self._attempts = Attempts()
 
     def enqueue(self, work: Work) -> None:
         """Host's work, done by a thread of the driver's: it must not call CUDA."""
         self._open()
+        begun = self.downloads.begun
+
+        def attempt(_: object) -> None:
+            self.downloads.land(begun)
+            self._attempts.attempt(work)
+
         with self._errors:
-            self.raw.launch_host_func(lambda _: self._attempts.attempt(work), None)
+            self.raw.launch_host_func(attempt, None)
 
     def record(self) -> CudaEvent:
         """An event behind all that was enqueued before."""
-        return CudaEvent(self._recorded(timed=False), self._errors, self._attempts, self.capture)
+        event = CudaEvent(self._recorded(timed=False), self._errors, self._attempts, self.downloads)
+        event.capture = self.capture
+        return event
 
     def mark(self) -> CudaMark:
         """An event that has a time."""
@@ -140,12 +155,6 @@ class CudaStream:
             stream.capture, stream.behind_kernel = None, False
         return self.raw.end_capture()
 
-    def keep(self, data: Any) -> None:
-        """Keep something alive until all is done that was enqueued before."""
-        self._kept.append((self.record(), data))
-        while self._kept and self._kept[0][0].done:
-            self._kept.popleft()
-
     def fail(self, error: Exception) -> None:
         """Let `synchronize` raise an error, unless it has another one; from any thread."""
         self._attempts.error = self._attempts.error or error
@@ -154,7 +163,8 @@ class CudaStream:
         """Wait until all is done; raises the first error."""
         with self._errors:
             self.raw.synchronize()
-        self._kept.clear()
+        self.rests += 1
+        self.downloads.land(self.downloads.begun)
         error, self._attempts.error = self._attempts.error, None
         if error:
             raise error

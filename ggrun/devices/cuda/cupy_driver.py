@@ -45,30 +45,26 @@ class _Kernel:
 
 
 class _On:
-    """A card and its stream are the current ones. A class, as each token enters several."""
+    """A card is the current one. A class, as each token enters several."""
 
-    __slots__ = ("_device", "_driver", "_stream", "_what")
+    __slots__ = ("_device", "_driver", "_what")
 
     def __init__(self, driver: "CupyDriver", what: str) -> None:
         self._driver, self._what = driver, what
-        self._device, self._stream = driver.device(), getattr(driver, "stream", None)
+        self._device = driver.device()
 
     def __enter__(self) -> None:
         try:
             self._device.__enter__()
-            if self._stream:
-                self._stream.raw.__enter__()
         except self._driver.errors as error:
             self._driver.refuse(self._what, error)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         try:
-            if self._stream:
-                self._stream.raw.__exit__(kind, error, trace)
             self._device.__exit__(kind, error, trace)
         except self._driver.errors as leaving:  # a card that has failed fails in every call
             error = error or leaving
-        if isinstance(error, self._driver.errors):
+        if error and isinstance(error, self._driver.errors):
             self._driver.refuse(self._what, error)
 
 
@@ -95,7 +91,7 @@ class CupyDriver:
         self.stream, self._writes = self._new_stream(), self._new_stream()
 
     def on(self, what: str) -> "_On":
-        """Work on this card and stream; errors of CUDA become GgrunErrors that say for what."""
+        """Work on this card; errors of CUDA become GgrunErrors that say for what."""
         return _On(self, what)
 
     @cached_property
@@ -147,7 +143,7 @@ class CupyDriver:
         shared: int = 0,
     ) -> None:
         """Enqueue a kernel."""
-        with self.on(f"the kernel {kernel.name}"):
+        with self.on(f"the kernel {kernel.name}"), self.stream.raw:
             if shared > _STATIC_SHARED:
                 kernel.function.max_dynamic_shared_size_bytes = shared
             capture = self.stream.capture
@@ -166,7 +162,7 @@ class CupyDriver:
     def gemm(self, product: Gemm) -> None:
         """By cublasGemmEx."""
         assert self._cublas is not None
-        with self.on("a matrix product"):
+        with self.on("a matrix product"), self.stream.raw:
             self._cublas.gemm(product)
 
     @property
@@ -223,16 +219,21 @@ class CupyDriver:
             (self._staging_beside if beside else self._staging).upload(address, data)
 
     def download(self, data: NDArray[Any], address: int) -> None:
-        """By cudaMemcpy2DAsync: rows of the host's array may be parts of longer ones."""
+        """By cudaMemcpyAsync to pinned memory; what has no room there by cudaMemcpy2DAsync, straight to data.
+
+        That takes rows which are parts of longer ones.
+        """
         assert data.ndim == 2 or data.flags.c_contiguous
-        rows = data if data.ndim == 2 else data.reshape(1, -1)
-        width = rows.shape[-1] * rows.itemsize
+        runtime, stream = self._runtime, self.stream.raw.ptr
+        kind = runtime.memcpyDeviceToHost
         with self.on("a download"):
-            self._runtime.memcpy2DAsync(
-                rows.ctypes.data, rows.strides[0] if len(rows) > 1 else width, address, width, width,
-                len(rows), self._runtime.memcpyDeviceToHost, self.stream.raw.ptr,
-            )  # fmt: skip
-        self.stream.keep(data)
+            if (here := self.stream.downloads.begin(data)) is not None:
+                runtime.memcpyAsync(here.ctypes.data, address, data.nbytes, kind, stream)
+                return
+            rows = data if data.ndim == 2 else data.reshape(1, -1)
+            width = rows.shape[-1] * rows.itemsize
+            pitch = rows.strides[0] if len(rows) > 1 else width
+            runtime.memcpy2DAsync(rows.ctypes.data, pitch, address, width, width, len(rows), kind, stream)
 
     def can_reach(self, card: Driver) -> bool:
         """As cudaDeviceCanAccessPeer says; a card reaches itself."""

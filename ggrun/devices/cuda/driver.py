@@ -57,6 +57,16 @@ class Gemm:
     name = "gemm"
 
 
+class CardStream(Stream, Protocol):
+    """A stream of a card."""
+
+    rests: int
+    """How often `synchronize` has come to its end: all that was enqueued before is done.
+
+    Nobody else may enqueue meanwhile.
+    """
+
+
 class Driver(Protocol):
     """One card, or a part of it."""
 
@@ -71,7 +81,7 @@ class Driver(Protocol):
     """Which card it is, the same for all drivers of one."""
 
     @property
-    def stream(self) -> Stream:
+    def stream(self) -> CardStream:
         """Where the card's work is enqueued."""
 
     @property
@@ -131,7 +141,11 @@ class Driver(Protocol):
         """
 
     def download(self, data: NDArray[Any], address: int) -> None:
-        """Enqueue a copy to the host. Rows of two dimensions may be parts of longer ones."""
+        """Enqueue a copy to the host. Rows of two dimensions may be parts of longer ones.
+
+        It is there when the host has waited for the stream, or for an event behind it, and for the host's
+        work that the stream does later.
+        """
 
     def can_reach(self, card: "Driver") -> bool:
         """Whether the machine has peer access from this card to another one's memory."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from ggrun.devices.base import Rows
 from ggrun.devices.best import TopK
@@ -16,8 +16,7 @@ Kernels for more tokens are not made for graphs: see wait_for_previous in kernel
 """
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """What launches depend on; all else is in the card's memory.
 
     context    the most positions that a token may look at: rounded up, so that a graph lasts a while
@@ -87,7 +86,10 @@ class CudaProgram:
 
     def run(self) -> None:
         """Enqueue all launches."""
-        counts = self._counts()
+        counts, capturing = self._counts(), self._driver.capturing
+        if not capturing and (graph := self._graphs.get(counts)):  # so go most tokens
+            graph.launch()
+            return
         if counts.tokens > FEW:
             for step in self._steps:  # the card begins with the first while the host goes through the others
                 enqueue(self._driver, step(counts))
@@ -96,7 +98,7 @@ class CudaProgram:
             launches = self._launches[counts]
         else:
             launches = self._launches[counts] = self.launches(counts)
-        if again and launches and not self._driver.capturing and (graph := self._graph(counts)):
+        if again and launches and not capturing and (graph := self._graph(counts)):
             graph.launch()
         else:
             enqueue(self._driver, launches)

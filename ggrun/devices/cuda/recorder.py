@@ -4,7 +4,6 @@ Everything goes to one stream, in order, so that nothing has to wait but the str
 dropped buffer can be used by what is recorded later.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from ggrun.devices.base import Cells, Inputs, Limits, Rows
 from ggrun.devices.cuda import gemm, grids, matvec, top_k
 from ggrun.devices.cuda.attention import Shape, bucket, counter_bytes
 from ggrun.devices.cuda.driver import Driver
+from ggrun.devices.cuda.feed import Feed
 from ggrun.devices.cuda.flash import Attend, Attention
 from ggrun.devices.cuda.gemm import ByGemm, GemmFrom, ToHalves
 from ggrun.devices.cuda.memory import CudaBuffer, CudaMemory, CudaPlace, CudaWeight, Pool, address_of
@@ -31,12 +31,9 @@ from ggrun.devices.cuda.products import (
 )
 from ggrun.devices.cuda.program import Counts, CudaProgram, Launch, Step
 from ggrun.devices.cuda.rope_store import Heads, Rope, RopeStore, Store
-from ggrun.devices.streams import Event
 from ggrun.devices.wire import DTYPES
 from ggrun.kernels.code_books import format_defines
 
-_AHEAD = 4
-"""Batches that are enqueued at most: so soon a stream ends that was interrupted."""
 _NEVER = GemmFrom()
 
 
@@ -91,11 +88,10 @@ class CudaRecorder:
         self._begun = 0  # steps before this one are in programs
         self._keep: list[Any] = []
         self._pairs_a_token = 0
-        self._written = Inputs(limits)  # the host's
-        self._offsets = self._written.offsets
-        self._inputs = self._memory.new(self._written.words.nbytes)
+        self._feed = Feed(driver, limits)
+        self._offsets = self._feed.offsets
+        self._inputs = self._memory.new(self._feed.nbytes)
         self.counts = Counts(0, 0, 0, 0, bucket(1))
-        self._fed: deque[Event] = deque()
         arrived = self._memory.new(counter_bytes(driver.multiprocessors))
         driver.fill(arrived.address, 0, arrived.nbytes)
         inputs = {name: self._input(name) for name in self._offsets}
@@ -180,15 +176,12 @@ class CudaRecorder:
     def feed(self, write: Callable[[Inputs], None]) -> None:
         """Enqueue the copy of inputs, which are written now: the host has to know the counts."""
         self._check()
-        self._fed.append(self._driver.stream.record())
-        if len(self._fed) > _AHEAD:
-            self._fed.popleft().block()
-        inputs = self._written
+        inputs = self._feed.next()
         inputs.counts[:], inputs.top = 0, None
         write(inputs)
-        self._driver.upload(self._inputs.address, inputs.words.copy())  # which may be read late
-        n, outputs, pairs = (int(inputs.counts[rows]) for rows in Rows)
-        longest = int(inputs.positions[:n].max(initial=0)) + 1
+        self._feed.send(self._inputs.address)
+        n, outputs, pairs = inputs.counts.tolist()
+        longest = max(inputs.positions[:n].tolist(), default=0) + 1
         sequences = len(set(inputs.sequences[:n].tolist()))
         self.counts = Counts(n, outputs, pairs, sequences, bucket(longest), inputs.top)
 
