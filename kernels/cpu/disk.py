@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import llvmlite.binding as llvm
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, InTreeCacheLocator
-from numba.core.runtime import _nrt_python
+from numba.core.runtime import _nrt_python  # type: ignore[attr-defined]  # it is in C
 
 
 class _Locator(InTreeCacheLocator):
@@ -39,9 +39,9 @@ class _Entries(CompileResultCacheImpl):
     def reduce(self, compiled: Any) -> Any:
         """What is kept of a compiled function: its machine code, and less beside it than Numba keeps.
 
-        Nothing is ever linked with a kernel, as kernels call each other by address: of its bitcode only the
-        names are needed, by which it is entered. Its helpers hold no Python objects: their environments, to
-        make which Numba imports the modules that they are from, are not either.
+        Kernels call each other by address and are linked with nothing: of the bitcode, which is for that,
+        only the names are needed by which a kernel is entered. Environments hold the Python objects of
+        helpers, of which there are none: Numba would import the modules of its own helpers to make them.
         """
         (name, kind, (code, _)), description, *rest, _ = super().reduce(compiled)
         entries = {description.llvm_cfunc_wrapper_name, description.llvm_cpython_wrapper_name}
