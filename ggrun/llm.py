@@ -32,6 +32,24 @@ from ggrun.rpc.placed import Placed, RpcOptions, Where
 from ggrun.tokens import Tokenizer, TokenizerError
 
 
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Loading makes much that stays: to look for garbage in it, two hundred times, is a tenth of a start.
+
+    What was made counts as old afterwards: it is looked at with all the rest, when there is much new.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if not gc.get_freeze_count():  # what somebody has frozen must stay so
+            gc.freeze()
+            gc.unfreeze()
+        if collecting:
+            gc.enable()
+
+
 class LLM:
     """A GGUF model.
 
@@ -60,6 +78,7 @@ class LLM:
     loads, and takes token ids; `tokenizer` then raises the TokenizerError that says why.
     """
 
+    @_without_collecting()
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -95,8 +114,7 @@ class LLM:
         where = Where(devices, threads, plan, p2p, (all_reduce, wire), self.meter, progress)
         try:
             workers = RpcOptions(rpc) if isinstance(rpc, str) else rpc
-            with _without_collecting():
-                self._placed = Placed(self._model, wishes, where, workers)
+            self._placed = Placed(self._model, wishes, where, workers)
         except BaseException:
             self._model.close()
             raise
@@ -277,18 +295,6 @@ def _check_kinds(threads: Any, devices: Any, plan: Any) -> None:
         raise UsageError(f"devices is {devices!r:.40}: it must be text, as cpu or cpu:0:2GB,cpu:1:2GB")
     if plan is not None and not isinstance(plan, Plan):
         raise UsageError(f"plan is {plan!r:.40}: it must be a ggrun.plan.Plan")
-
-
-@contextmanager
-def _without_collecting() -> Iterator[None]:
-    """Loading makes much that stays: to look for garbage in it, two hundred times, is a tenth of a start."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _plan_options(fields: dict[str, Any]) -> PlanOptions:

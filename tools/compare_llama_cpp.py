@@ -88,6 +88,8 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
+            # An installed package has its bytecode, and so has a checkout from its second start on.
+            env={name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         )
         self.hello: dict[str, Any] = self._answer()
         self.start = time.perf_counter() - begin

@@ -34,6 +34,8 @@ OPTIONS = [
     ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
 ]
 """Of both sides."""
+TOKEN = "ggrun-token-bin"
+"""The name of the metadata with a client's token."""
 
 
 class Unreachable(HostLost):

@@ -13,9 +13,8 @@ from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError
 from ggrun.rpc import PROTOCOL
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc.channel import TIMEOUT, Certificates, check_certificates, open_channel
+from ggrun.rpc.channel import TIMEOUT, TOKEN, Certificates, check_certificates, open_channel
 from ggrun.rpc.keys import Key
-from ggrun.rpc.server import TOKEN
 from ggrun.rpc.wire import ProtocolError, parsed, shown
 
 BEAT = 2.0

@@ -11,7 +11,7 @@ import grpc
 
 from ggrun.errors import GgrunError
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc.channel import OPTIONS
+from ggrun.rpc.channel import OPTIONS, TOKEN
 from ggrun.rpc.handoff import KEY
 from ggrun.rpc.keys import Identity
 from ggrun.rpc.session import Session
@@ -19,8 +19,6 @@ from ggrun.rpc.shop import Shop
 from ggrun.rpc.wire import ProtocolError, parsed
 
 log = logging.getLogger(__name__)
-TOKEN = "ggrun-token-bin"
-"""The name of the metadata with a client's token."""
 _LOOK = 1.0
 _HANDSHAKE = 5.0
 """Seconds that a connection has until it speaks TLS and HTTP/2."""

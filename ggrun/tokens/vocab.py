@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from itertools import compress, count
 
 from ggrun.tokens import pre
 from ggrun.tokens.errors import TokenizerError
@@ -94,7 +95,8 @@ class Vocab:
 
     def of_type(self, *types: Type) -> list[int]:
         """The ids of all tokens of these types."""
-        return [i for i, t in enumerate(self.types) if t in types]
+        wanted = {t.value for t in types}  # plain ints are faster to compare with
+        return list(compress(count(), map(wanted.__contains__, self.types)))
 
 
 def read_vocab(fields: Fields) -> Vocab:

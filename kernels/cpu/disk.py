@@ -2,14 +2,16 @@
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
+import llvmlite.binding as llvm
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, InTreeCacheLocator
-from numba.core.runtime.nrt import rtsys
+from numba.core.runtime import _nrt_python  # type: ignore[attr-defined]  # it is in C
 
 
 class _Locator(InTreeCacheLocator):
@@ -33,6 +35,34 @@ class _Entries(CompileResultCacheImpl):
         self._filename_base = self.get_filename_base(
             f"{Path(source).stem}.{function.__qualname__}", sys.abiflags
         )
+
+    def reduce(self, compiled: Any) -> Any:
+        """What is kept of a compiled function: its machine code, and less beside it than Numba keeps.
+
+        Kernels call each other by address and are linked with nothing: of the bitcode, which is for that,
+        only the names are needed by which a kernel is entered. Environments hold the Python objects of
+        helpers, of which there are none: Numba would import the modules of its own helpers to make them.
+        """
+        (name, kind, (code, _)), description, *rest, _ = super().reduce(compiled)
+        entries = {description.llvm_cfunc_wrapper_name, description.llvm_cpython_wrapper_name}
+        entries &= {function.name for function in compiled.library.get_defined_functions()}
+        return (name, kind, (code, _names_alone(sorted(entries)))), description, *rest, ()
+
+
+def _names_alone(names: Iterable[str]) -> bytes:
+    """The bitcode of a module in which names are defined, as what cannot be called."""
+    lines = (f'@"{name}" = global i8 0' for name in names)
+    return bytes(llvm.parse_assembly("\n".join(lines)).as_bitcode())
+
+
+@cache
+def _name_runtime() -> None:
+    """Tell the linker where Numba's runtime is.
+
+    As Numba does before it compiles, when it also compiles a part of it: that is in each kernel already.
+    """
+    for name, address in _nrt_python.c_helpers.items():
+        llvm.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
 
 
 class DiskCache(FunctionCache):
@@ -61,7 +91,7 @@ class DiskCache(FunctionCache):
         numpy, a third of a start. Numba does that itself when it compiles.
         """
         try:
-            rtsys.initialize(target_context)  # machine code is linked with Numba's runtime
+            _name_runtime()
             return self._load_overload(sig, target_context)
         except Exception:  # unpickling what is damaged may raise anything
             # An empty index forgets the entry; the next one is written over its file.

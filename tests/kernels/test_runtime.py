@@ -10,6 +10,7 @@ import pytest
 
 from ggrun.kernels import load_cpu
 
+ROOT = Path(__file__).parents[2]
 simd, runtime = load_cpu("simd"), load_cpu("runtime")
 CHECK = """
 import sys
@@ -26,16 +27,59 @@ for name in sys.argv[1].split():
 def test_kernels_of_several_processes_in_one(tmp_path: Path) -> None:
     # Each process numbers its functions from one on: without names of their own, the helpers of F16 that one
     # process compiled and those of F32 that another did would be taken for the same.
-    for names in ("F32", "F16", "Q4_0", "Q4_0 F32 F16"):
+    for names in ("F32", "F32 F16", "Q4_0", "Q4_0 F32 F16"):
         done = subprocess.run(
             [sys.executable, "-c", CHECK, names],
             env={**os.environ, "GGRUN_CACHE": str(tmp_path)},
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
             capture_output=True,
             text=True,
             check=False,
         )
         assert done.returncode == 0, done.stderr
+
+
+KERNEL = """
+import numpy as np
+from ggrun.kernels import load_cpu
+runtime, simd = load_cpu("runtime"), load_cpu("simd")
+store, i64 = simd.store, simd.i64
+
+@runtime.jit
+def checked(n: int) -> int:
+    if n == 9:
+        raise ValueError("nine")
+    return n
+
+@runtime.kernel
+def fill(n: int, out: int) -> None:
+    memory = np.zeros(checked(n), np.int64)
+    memory[0] = n
+    store(i64, memory[0], out)
+"""
+FILL = """
+import sys
+import numpy as np
+from filling import fill
+out, told = np.zeros(1, np.int64), []
+sys.unraisablehook = lambda error: told.append(error.exc_type.__name__)
+kept = fill.is_kept
+for n in (8, 9, 1 << 58, 7):
+    fill(n, out.ctypes.data)
+    told.append(int(out[0]))
+print(kept, "numba.np.arrayobj" in sys.modules, *told)
+"""
+
+
+def test_a_kernel_from_the_cache_has_memory_and_errors_of_numba(tmp_path: Path) -> None:
+    """Without the modules of Numba's that it was made of."""
+    (tmp_path / "filling.py").write_text(KERNEL)
+    env = {**os.environ, "GGRUN_CACHE": str(tmp_path / "cache"), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    for kept in (False, True):
+        done = subprocess.run(
+            [sys.executable, "-c", FILL], env=env, capture_output=True, text=True, check=False
+        )
+        assert (done.stderr, done.stdout) == ("", f"{kept} {not kept} 8 ValueError 8 MemoryError 8 7\n")
 
 
 def reads_of(kind: Any) -> Any:

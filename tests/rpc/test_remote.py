@@ -1,5 +1,7 @@
 """Models whose stages run in other processes: the same text as here, whatever the plan."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +60,24 @@ def test_all_plans_give_the_same_text(workers: list[WorkerProcess], want: str) -
         rpc = RpcOptions(",".join(sorted(names)), insecure=1)
         with LLM(MODEL, n_ctx=256, threads=1, plan=plan_of(MODEL, *stages), rpc=rpc, n_ubatch=4) as llm:
             assert text(llm) == want, stages
+
+
+def test_a_second_load_imports_what_it_needs(start: Start) -> None:
+    """Nothing of the worker's side, of making certificates, or that only compiling needs."""
+    worker = start()
+    code = (
+        "import sys; from ggrun import LLM; from ggrun.bundled import demo_model\n"
+        f"plan = dict(devices='cpu', rpc={worker.address!r}, n_gpu_layers=4, n_ctx=64, threads=1)\n"
+        "with LLM(demo_model(), **plan) as llm: llm.logits([1, 2])\n"
+        "heavy = ('ggrun.rpc.server', 'ggrun.rpc.session', 'ggrun.rpc.store', 'cryptography', 'zeroconf',\n"
+        "    'numba.np.linalg', 'numba.np.arrayobj', 'jinja2', 'tokenizers', 'llguidance')\n"
+        "print('ggrun.rpc.remote' in sys.modules, *(name for name in heavy if name in sys.modules))"
+    )
+    loads = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    assert loads[1].stdout == "True\n"
 
 
 def test_rows_inside_a_worker(start: Start, tmp_path: Path) -> None:
