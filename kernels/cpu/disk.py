@@ -43,7 +43,11 @@ class _Entries(CompileResultCacheImpl):
         only the names are needed by which a kernel is entered. Environments hold the Python objects of
         helpers, of which there are none: Numba would import the modules of its own helpers to make them.
         """
-        (name, kind, (code, _)), description, *rest, _ = super().reduce(compiled)
+        whole = super().reduce(compiled)
+        try:
+            (name, kind, (code, _)), description, *rest, _ = whole
+        except (TypeError, ValueError):
+            return whole  # another Numba's, of which this knows nothing
         entries = {description.llvm_cfunc_wrapper_name, description.llvm_cpython_wrapper_name}
         entries &= {function.name for function in compiled.library.get_defined_functions()}
         return (name, kind, (code, _names_alone(sorted(entries)))), description, *rest, ()

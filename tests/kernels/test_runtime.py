@@ -82,6 +82,13 @@ def test_a_kernel_from_the_cache_has_memory_and_errors_of_numba(tmp_path: Path) 
         assert (done.stderr, done.stdout) == ("", f"{kept} {not kept} 8 ValueError 8 MemoryError 8 7\n")
 
 
+@pytest.mark.parametrize("whole", [("a", "b"), (1, 2, 3, 4, 5, 6), (("a", "b", 3), 4, 5)])
+def test_what_another_numba_keeps_is_kept_whole(whole: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = load_cpu("disk")
+    monkeypatch.setattr(disk.CompileResultCacheImpl, "reduce", lambda self, compiled: whole)
+    assert disk._Entries.reduce(object.__new__(disk._Entries), None) == whole
+
+
 def reads_of(kind: Any) -> Any:
     """A factory of intrinsics that gives them no name."""
 
