@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from ggrun.devices.cuda.found import usable_cards
 from ggrun.devices.host_memory import host_memory
+from ggrun.devices.kept import tell
 from ggrun.devices.names import DeviceName, refuse_twins
 from ggrun.devices.speeds import cpu_key, forget, keep, kept, measured_cpu
 from ggrun.errors import UsageError
@@ -176,6 +177,7 @@ def local_cpu(threads: int | None = None, measure: bool = False) -> DeviceInfo:
     memory, key = host_memory(), cpu_key(threads)
     known = kept(key)
     if known is None and measure:
+        tell("measuring how fast this machine's CPU is: once, some seconds")
         known = measured_cpu(threads)
         keep(key, known)
     return cpu_info("cpu", memory.total, memory.available, known or Speeds(_BANDWIDTH))

@@ -115,10 +115,14 @@ def opened(name: str = "cuda:0") -> GemmFrom:
     return device.gemm_from
 
 
-def test_measured_once_for_all_cards_of_a_kind(cupy: FakeCupy, measured: list[str]) -> None:
+def test_measured_once_for_all_cards_of_a_kind(
+    cupy: FakeCupy, measured: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert opened() == GemmFrom()
     local.local_card(0)
+    assert capsys.readouterr().err.startswith("ggrun: measuring how fast cuda:0 is (")
     local.local_card(0)
+    assert not capsys.readouterr().err
     assert measured == ["gemm", "speeds with cuBLAS"]
     local.local_card(1)
     assert measured == ["gemm", "speeds with cuBLAS", "speeds with cuBLAS"]

@@ -37,14 +37,18 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return runs
 
 
-def test_measured_once_and_kept(measured: list[int]) -> None:
+def test_measured_once_and_kept(measured: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    """And told, as it takes a while."""
     assert local_cpu(1).bandwidth == local._BANDWIDTH
     assert measured == []
+    assert not capsys.readouterr().err
     first = local_cpu(1, measure=True)
     assert (first.bandwidth, measured) == (4e9, [1, 1, 1, 1])  # the best of them
+    assert "measuring how fast this machine's CPU is: once" in capsys.readouterr().err
     another_process()
     assert local_cpu(1, measure=True).bandwidth == local_cpu(1).bandwidth == 4e9
     assert len(measured) == 4
+    assert not capsys.readouterr().err
     assert local_cpu(2, measure=True).bandwidth == 8e9  # threads have speeds of their own
 
 

@@ -7,6 +7,7 @@ from ggrun.devices import open_devices
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.links import known_pairs, pairs_of
 from ggrun.devices.cuda.switch_over import keep_gemm, kept_gemm, measured_gemm
+from ggrun.devices.kept import tell
 from ggrun.devices.speeds import card_key, forget, keep, kept, measured_card
 from ggrun.errors import GgrunError
 from ggrun.plan.hardware import DeviceInfo, Link, Speeds, card_info
@@ -33,7 +34,10 @@ def local_card(index: int) -> DeviceInfo:
 
 def _card_speeds(device: Cuda, index: int) -> Speeds:
     driver, key = device.driver, card_key(device.driver.name, index)
-    if kept_gemm(driver) is None and driver.has_gemm:
+    gemm_unknown = kept_gemm(driver) is None and driver.has_gemm
+    if gemm_unknown or kept(key) is None:
+        tell(f"measuring how fast {device.name} is ({driver.name}): once, some seconds")
+    if gemm_unknown:
         with suppress(GgrunError):  # what fails here is not taken
             device.gemm_from = measured_gemm(device)
             keep_gemm(driver, device.gemm_from)
