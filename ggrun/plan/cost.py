@@ -4,10 +4,8 @@ A roofline a half layer: it reads its bytes at the speed of memory, or computes 
 whichever takes longer, and pays for its launches. Times are whole picoseconds, so that sums are exact and two
 plans can be compared.
 
-Two constants say all that is not the hardware's: EFFICIENCY and HALF_LAYER. They are the straight line
-through llama.cpp's published tg512 on one RTX 3090 and one 4090 with 8B and on two of them with 70B (Q4_K_M:
-115.4, 130.6, 16.57, 19.22 tokens/s; github.com/XiongjieDai/GPU-Benchmarks-on-LLM-Inference, May 2024), which
-they meet within 6 %; and that through Q4_K_M and Q8_0 of a 1.1B on two cores with AVX-512 is the same.
+Two numbers of a device say all that is not its memory and arithmetic, `efficiency` and `half_layer`: see
+hardware.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +17,6 @@ from ggrun.plan.facts import ModelFacts
 from ggrun.plan.hardware import DeviceInfo, card_name
 from ggrun.plan.usage import Sizes
 
-EFFICIENCY = 0.87
-"""What a product of a matrix and a vector reaches of the memory's bandwidth."""
-HALF_LAYER = 42e-6
-"""Seconds that a half layer takes beside its matrices: launches or barriers, norms, attention."""
 HOP = 20e-6
 """Seconds that a message between two devices takes, however short it is, where that was not measured."""
 DEPTH = 512
@@ -166,13 +160,13 @@ class Clock:
             floats, slow = facts.of(part.floats, member), facts.of(part.slow, member)
             if part.experts:  # many tokens together use all experts
                 read = min(facts.of(part.nbytes, member), read * tokens)
-        seconds = read / (device.bandwidth * EFFICIENCY)
+        seconds = read / (device.bandwidth * device.efficiency)
         if item % 2 == 0 and item < len(facts.parts):
             cells = facts.cell_bytes(member, self._sizes.keys, self._sizes.values) * depth
             over_link = self._kv_on_host and not device.host
-            seconds += cells / (device.link if over_link else device.bandwidth * EFFICIENCY)
+            seconds += cells / (device.link if over_link else device.bandwidth * device.efficiency)
             weights += (member.heads[1] - member.heads[0]) * (c.key_dim + c.value_dim) * depth
-        return _ps(max(seconds, device.products(weights, floats, slow, tokens)) + HALF_LAYER)
+        return _ps(max(seconds, device.products(weights, floats, slow, tokens)) + device.half_layer)
 
 
 def predict(

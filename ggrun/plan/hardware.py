@@ -7,7 +7,18 @@ from dataclasses import dataclass, replace
 from ggrun.errors import UsageError
 from ggrun.plan.cards import CARDS, Card, key
 
-CARD_EFFICIENCY = 0.18
+EFFICIENCY, HALF_LAYER = 0.87, 42e-6
+"""What a product of a matrix and a vector reaches of the memory's bandwidth, and the seconds that a half
+layer takes beside its matrices: launches or barriers, norms, attention.
+
+The straight line through llama.cpp's published tg512 on one RTX 3090 and one 4090 with 8B and on two of them
+with 70B (Q4_K_M: 115.4, 130.6, 16.57, 19.22 tokens/s; github.com/XiongjieDai/GPU-Benchmarks-on-LLM-Inference,
+May 2024), which meets them within 6 %; and that through Q4_K_M and Q8_0 of a 1.1B on two cores with AVX-512
+is the same."""
+CARD_EFFICIENCY, CARD_HALF_LAYER = 0.95, 15e-6
+"""The same of a card whose bandwidth was measured, by a copy, with kernels of our own: 8B Q4_K_M, 8B Q8_0 and
+70B Q4_K_M on an H100 and on an H200 (benchmarks/2026-11-26-h100.md, -h200.md) are within 16 %."""
+CARD_PRODUCTS = 0.18
 """What quantized products reach of a card's int8 arithmetic: llama.cpp's prompts of 512 tokens on RTX 3090
 and 4090, 8B and 70B (github.com/XiongjieDai/GPU-Benchmarks-on-LLM-Inference, May 2024; 0.17 to 0.21)."""
 CPU_OPERATIONS = 12.0
@@ -59,6 +70,8 @@ class DeviceInfo:
     network: float = 0.0  # bytes a second to the machine that it is in, where that is another one
     latency: float = 0.0  # seconds that a message takes there
     peers: tuple[tuple[str, Link], ...] = ()  # links to other cards, by card_name
+    efficiency: float = EFFICIENCY
+    half_layer: float = HALF_LAYER
 
     def link_to(self, other: "DeviceInfo") -> Link | None:
         """How copies go to another card, if that was measured."""
@@ -99,8 +112,9 @@ def card_info(name: str, label: str, memory: int, free: int, speeds: Speeds) -> 
     """A card that is here."""
     floats = speeds.float_operations
     return DeviceInfo(
-        name, memory, free, speeds.bandwidth, speeds.operations, speeds.link, label, float_operations=floats
-    )
+        name, memory, free, speeds.bandwidth, speeds.operations, speeds.link, label, float_operations=floats,
+        efficiency=CARD_EFFICIENCY, half_layer=CARD_HALF_LAYER,
+    )  # fmt: skip
 
 
 def cpu_info(name: str, memory: int, free: int, speeds: Speeds) -> DeviceInfo:
@@ -283,7 +297,7 @@ def _device(
 def _card(name: str, card: Card, memory: int, speed: float) -> DeviceInfo:
     size = memory or int(card.memory * 2**30)
     rate = speed or card.bandwidth * 1e9
-    operations = CARD_EFFICIENCY * (card.int8 * 1e12 or 200 * rate)  # 200: what cards with tensor cores have
+    operations = CARD_PRODUCTS * (card.int8 * 1e12 or 200 * rate)  # 200: what cards with tensor cores have
     link = card.lanes * _LANE[card.pcie] if card.bandwidth else _DEFAULT_LINK
     return DeviceInfo(name, size, size, rate, operations, link, card.label)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from ggrun.errors import GgrunError, UsageError
 from ggrun.plan import Plan, whole
-from ggrun.plan.cost import HALF_LAYER
 from ggrun.plan.facts import PAGE
 from ggrun.plan.options import FIT_MARGIN, PlanOptions
 from ggrun.plan.planned import Planned, Settled
@@ -91,7 +90,8 @@ def bottleneck(planned: Planned) -> str:
     busy, halves = planned.speed.busy, len(planned.facts.parts)
     name = max(busy, key=lambda device: busy[device])
     items = sum(name in names for names in _owners(planned.plan, halves))
-    beside = 1e12 * HALF_LAYER * items
+    half_layer = next(device.half_layer for device in planned.devices if device.name == name)
+    beside = 1e12 * half_layer * items
     what = (
         "reading weights and KV cache" if beside < busy[name] / 2 else "what layers do beside their matrices"
     )

@@ -1,7 +1,9 @@
 """A worker's devices as the planner sees them: what it says of them is checked."""
 
+from dataclasses import replace
+
 from ggrun.devices.names import DeviceName
-from ggrun.plan.hardware import DeviceInfo
+from ggrun.plan.hardware import CARD_EFFICIENCY, CARD_HALF_LAYER, DeviceInfo
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.wire import ProtocolError, shown
 
@@ -23,9 +25,10 @@ def _device(host: str, d: "pb.Device", latency: float, bandwidth: float) -> Devi
     sane = all(speed == 0 or _SLOWEST <= speed <= _FASTEST for speed in speeds)
     if not (sane and d.bandwidth > 0 and d.operations > 0 and 0 <= d.free <= _MOST and d.memory <= _MOST):
         raise ProtocolError(f"{host}: the worker has a device with numbers that no device has")
-    DeviceName.parse(d.name)
-    return DeviceInfo(
+    is_card = DeviceName.parse(d.name).kind == "cuda"
+    device = DeviceInfo(
         f"{host}/{d.name}", d.memory, d.free, d.bandwidth, d.operations, d.link or d.bandwidth,
         shown(d.label)[:40], shared=False, float_operations=d.float_operations, unpacked=d.unpacked,
         latency=latency, network=bandwidth,
     )  # fmt: skip
+    return replace(device, efficiency=CARD_EFFICIENCY, half_layer=CARD_HALF_LAYER) if is_card else device

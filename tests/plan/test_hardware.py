@@ -124,6 +124,26 @@ def test_predictions_are_near_what_was_published(
     assert isclose(planned.speed.prefill, prefill, rel_tol=0.25)
 
 
+# benchmarks/2026-11-26-h100-gpu-check.md and -h200-gpu-check.md: the copy bandwidth in GB/s, tg128.
+MEASURED = [
+    ("llama-3-8b", "Q4_K_M", 3004, 414),
+    ("llama-3-8b", "Q8_0", 3004, 306),
+    ("llama-3-70b", "Q4_K_M", 3004, 61.1),
+    ("llama-3-8b", "Q4_K_M", 4251, 427),
+    ("llama-3-8b", "Q8_0", 4251, 353),
+    ("llama-3-70b", "Q4_K_M", 4251, 73.9),
+]
+
+
+@pytest.mark.parametrize(("shape", "mix", "bandwidth", "decode"), MEASURED)
+def test_predictions_are_near_what_was_measured_on_cards(
+    shape: str, mix: str, bandwidth: float, decode: float
+) -> None:
+    found = card_info("cuda:0", "", 80 << 30, 80 << 30, Speeds(bandwidth * 1e9, 5e14, 2e14, 5e10))
+    planned = make_plan(facts_of(shape, mix), [found], PlanOptions(n_ctx=512))
+    assert isclose(planned.speed.decode, decode, rel_tol=0.16)
+
+
 def test_a_pipeline_overlaps_micro_batches() -> None:
     """Four micro-batches through two equal stages take the time of five halves and not of eight."""
     facts = facts_of("llama-3-70b")

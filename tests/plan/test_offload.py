@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from ggrun.plan import Plan, Stage, whole
-from ggrun.plan.cost import EFFICIENCY, HALF_LAYER, HOP
+from ggrun.plan.cost import HOP
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.hardware import DeviceInfo, parse_devices
 from ggrun.plan.mixes import outline
@@ -37,9 +37,9 @@ def test_from_where_on_it_pays() -> None:
         nbytes = F.part(half).total
 
         def sooner(n: int, nbytes: int = nbytes, weights: int = weights) -> bool:
-            here = max(nbytes / (cpu.bandwidth * EFFICIENCY), 2 * n * weights / cpu.operations)
-            there = max(nbytes / (card.bandwidth * EFFICIENCY), 2 * n * weights / card.operations)
-            return max(nbytes / card.link, there + HALF_LAYER) < here + HALF_LAYER
+            here = max(nbytes / (cpu.bandwidth * cpu.efficiency), 2 * n * weights / cpu.operations)
+            there = max(nbytes / (card.bandwidth * card.efficiency), 2 * n * weights / card.operations)
+            return max(nbytes / card.link, there + card.half_layer) < here + cpu.half_layer
 
         assert sooner(offload.least)
         assert not sooner(offload.least - 1)
@@ -55,10 +55,10 @@ def test_prompts_are_predicted_with_it() -> None:
     card, cpu = with_it.devices
     ways = 16 * (HOP + 4 * 512 * 4096 / min(card.link, cpu.link))  # to the CPU and back
     weights = 3 * 4096 * 14336
-    saved = ways + 8 * (2 * 512 * weights / cpu.operations + HALF_LAYER)
+    saved = ways + 8 * (2 * 512 * weights / cpu.operations + cpu.half_layer)
     saved -= sum(
         max(F.part(with_it.plan.stages[i].halves[0]).total / card.link,
-            2 * 512 * weights / card.operations + HALF_LAYER)
+            2 * 512 * weights / card.operations + card.half_layer)
         for i in with_it.offloads
     )  # fmt: skip
     assert (without.speed.prompt - with_it.speed.prompt) / 1e12 == pytest.approx(saved, rel=1e-6)
