@@ -16,6 +16,7 @@ from ggrun.bundled import demo_model
 from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError
 from ggrun.plan.hardware import DeviceInfo
+from ggrun.plan.hardware import CARD_EFFICIENCY, CARD_HALF_LAYER
 from ggrun.rpc import PROTOCOL, remote, server, session, upload
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.link import Link
@@ -172,6 +173,8 @@ def test_a_link_that_was_closed_says_so(start: Start) -> None:
 def test_devices_that_cannot_be(wrong: dict[str, object]) -> None:
     right = {"name": "cpu:0:1GB", "memory": 1, "free": 1, "bandwidth": 1e10, "operations": 1e11}
     assert devices_of("w", pb.Welcome(devices=[pb.Device(**right)]), 1e-4, 1e9)[0].name == "w/cpu:0:1GB"
+    (card,) = devices_of("w", pb.Welcome(devices=[pb.Device(**{**right, "name": "cuda:0"})]), 1e-4, 1e9)
+    assert (card.efficiency, card.half_layer) == (CARD_EFFICIENCY, CARD_HALF_LAYER)
     with pytest.raises(GgrunError) as caught:
         devices_of("w", pb.Welcome(devices=[pb.Device(**{**right, **wrong})]), 1e-4, 1e9)
     assert str(caught.value).isprintable()
