@@ -15,8 +15,7 @@ from ggrun import LLM, Interrupted
 from ggrun.bundled import demo_model
 from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError
-from ggrun.plan.hardware import DeviceInfo
-from ggrun.plan.hardware import CARD_EFFICIENCY, CARD_HALF_LAYER
+from ggrun.plan.hardware import CARD_EFFICIENCY, CARD_HALF_LAYER, DeviceInfo
 from ggrun.rpc import PROTOCOL, remote, server, session, upload
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.link import Link
