@@ -11,6 +11,7 @@ import click
 
 from ggrun.cli.flags import TEXT, Command, option
 from ggrun.cli.streams import say
+from ggrun.cli.terminal import printable
 from ggrun.errors import GgrunError, UsageError
 from ggrun.rpc import PORT
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from ggrun.rpc.worker import WorkerOptions
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", re.IGNORECASE | re.ASCII)
+_LONGEST = 1000
+"""Characters of a line in the log."""
 _UNITS = {unit: 1 << (10 * i) for i, unit in enumerate(("", "K", "M", "G", "T"))}
 
 
@@ -30,7 +33,7 @@ _UNITS = {unit: 1 << (10 * i) for i, unit in enumerate(("", "K", "M", "G", "T"))
 @option("-d", "--device", "devices", type=TEXT,
         help="Devices to lend: cuda:0,cpu or cpu:0:8GB. Default: all cards, and the CPU.")  # fmt: skip
 @option("-t", "--threads", type=click.IntRange(1), help="Of the CPU. Default: one for each physical core.")
-@option("--models", type=click.Path(path_type=Path, file_okay=False),
+@option("--models", type=click.Path(path_type=Path, file_okay=False, exists=True),
         help="A folder with GGUF files: weights that are in them need not be sent.")  # fmt: skip
 @option("-c/-nc", "--cache/--no-cache", default=True, show_default=False, envvar="GGRUN_KEEP_WEIGHTS",
         help="Keep weights that were sent (the default), or only while they are used.")  # fmt: skip
@@ -42,19 +45,23 @@ _UNITS = {unit: 1 << (10 * i) for i, unit in enumerate(("", "K", "M", "G", "T"))
 @option("-fitt", "--fit-target", "margin", default=1024, type=click.IntRange(0),
         help="MiB that stay free on each device.")  # fmt: skip
 @option("--client-ca", type=click.Path(path_type=Path, dir_okay=False),
-        help="Certificates (PEM): clients need one that these signed, and no token.")  # fmt: skip
+        help="Certificates (PEM): clients need one that these signed, and not the token; they are joined all "
+             "the same, as the join line has this worker's fingerprint.")  # fmt: skip
 @option("--announce/--no-announce", default=True, show_default=False,
         help="Let ggrun --rpc auto find this worker (mDNS), or not.")  # fmt: skip
-@option("--new-token", is_flag=True, help="Make another join token: who joined before is locked out.")
+@option("--new-token", is_flag=True,
+        help="Make another join token: who joined before is locked out. A worker that is running keeps the old "
+             "one until it is started again. Not for a service: each start would make one.")  # fmt: skip
 @option("--insecure", count=True, help="No TLS and no token: for this machine's loopback; twice: anywhere.")
 @option("--list", "list_only", is_flag=True, help="List the devices that would be lent, and end.")
 def worker(**options: Any) -> int:
     """Lend this machine's devices and memory to ggrun on other machines.
 
-    At the first start a certificate and a join token are made, and a line is printed to paste on the machines
-    that may use this worker.
+    At the first start a certificate and a join token are made, and a line is printed, once, to paste on the
+    machines that may use this worker.
     """
     from ggrun.cli.terminal import compile_progress
+    from ggrun.rpc.keys import client_authorities
     from ggrun.rpc.native_log import native_lines
     from ggrun.rpc.worker import WorkerOptions, offered
 
@@ -66,7 +73,7 @@ def worker(**options: Any) -> int:
         **{("sessions" if name == "max_clients" else name): value for name, value in options.items()},
         cache_size=cache_size if cache else 0,
         max_memory=None if memory is None else _size("--max-memory", memory),
-        client_ca=None if client_ca is None else _read(client_ca),
+        client_ca=None if client_ca is None else client_authorities(client_ca),
     )
     with compile_progress():
         devices = offered(settings.devices, settings.threads, margin)
@@ -81,22 +88,58 @@ def worker(**options: Any) -> int:
 def _serve(settings: "WorkerOptions", devices: "list[DeviceInfo]", new_token: bool, announce: bool) -> None:
     from ggrun.rpc.channel import joined_address
     from ggrun.rpc.keys import config_home, identity
+    from ggrun.rpc.server import check_port
     from ggrun.rpc.worker import open_worker
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
-    known, fresh = (None, False) if settings.insecure else identity(config_home() / "worker", new_token)
+    handler = logging.StreamHandler()
+    handler.setFormatter(log_format())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    check_port(settings.host, settings.port)  # before a token is made that nobody would be shown
+    folder = config_home() / "worker"
+    known = None if settings.insecure else identity(folder, new_token)
     server = open_worker(settings, devices, known)
-    if known and fresh:
-        say("ggrun worker: paste this on each machine that may use this worker (it is shown only now):")
-        say(f"  ggrun join {joined_address(_name(settings.host), server.port)} {known.key}")
+    hint = _joining(folder, known, settings.host, server.port) if known else ""
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, lambda *_: server.stop())
     said = _announced(settings.host, server.port, known) if announce and known else None
-    say(f"ggrun worker: listening at {joined_address(settings.host, server.port)}")
+    say(f"ggrun worker: listening at {joined_address(settings.host, server.port)}{hint}")
     server.wait()
     if said:
         said.close()
     server.close()
+
+
+class _OneLine(logging.Formatter):
+    """Lines of a log that has texts of strangers in it: none of them is two, or steers a terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - Python's name
+        """See logging.Formatter."""
+        return printable(" ".join(super().formatMessage(record).split()))[:_LONGEST]
+
+
+def log_format() -> logging.Formatter:
+    """Of the worker's log."""
+    return _OneLine("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
+
+
+def _joining(folder: Path, known: "Identity", host: str, port: int) -> str:
+    """Show the line to paste, once; the hint of later starts how to get one."""
+    from ggrun.rpc.channel import is_loopback, joined_address
+    from ggrun.rpc.keys import mark_shown, was_shown
+
+    if was_shown(folder, known.key):
+        return " (for another join line: --new-token)"
+    here, every = is_loopback(host), host in ("0.0.0.0", "::")
+    where = "here" if here else "on each machine that may use this worker"
+    name = socket.gethostname() if every else host
+    say(f"ggrun worker: paste this {where} (it is shown only now):")
+    say(f"  ggrun join {joined_address(name, port)} {known.key}")
+    if here:
+        say(f"ggrun worker: only this machine can use it at {host}; -H 0.0.0.0 lets others")
+    if every:
+        say(f"ggrun worker: where {name} is not known, put in an address of this machine instead")
+    mark_shown(folder, known.key)
+    return ""
 
 
 def _announced(host: str, port: int, known: "Identity") -> Any:
@@ -113,11 +156,6 @@ def _announced(host: str, port: int, known: "Identity") -> Any:
         return None
 
 
-def _name(host: str) -> str:
-    """How others call this machine."""
-    return socket.gethostname() if host in ("0.0.0.0", "::") else host
-
-
 def _list(devices: "list[DeviceInfo]") -> None:
     print("devices:")
     for device in devices:
@@ -128,10 +166,3 @@ def _size(flag: str, text: str) -> int:
     if (match := _SIZE.fullmatch(text.strip())) is None:
         raise UsageError(f"{flag} {text!r:.20}: write it as 16GB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise GgrunError(f"{file}: {error.strerror}") from None

@@ -107,29 +107,41 @@ def open_channel(
         return grpc.insecure_channel(address, OPTIONS)
     with _secured(address, own, timeout) as connection:
         certificate = _certificate(address, connection)
-    if fingerprint(certificate) != expected:
-        raise GgrunError(
-            f"{address}: its certificate is not the one that was joined: somebody else answers there, or the "
-            "worker has made a new one; if so, paste the join line that it printed"
-        )
+        if fingerprint(certificate) != expected:
+            raise GgrunError(
+                f"{address}: its certificate is not the one that was joined: somebody else answers there, or "
+                "the worker has made a new one; if so, paste the join line that it printed"
+            )
+        _check_taken(address, own, certificate, connection)
     pair = (own.private_key, own.certificate) if own else (None, None)
     credentials = grpc.ssl_channel_credentials(certificate, *pair)
     return grpc.secure_channel(address, credentials, [*OPTIONS, ("grpc.ssl_target_name_override", NAME)])
 
 
-def check_certificates(address: str, own: Certificates | None, timeout: float = TIMEOUT) -> None:
-    """GgrunError when one side does not take the other's certificate: gRPC says less clearly why."""
-    with _secured(address, own, timeout) as connection:
-        try:
-            check_valid(_certificate(address, connection), address)
-        except ValueError:
-            raise GgrunError(f"{address}: its certificate cannot be read") from None
-        try:
-            taken = bool(connection.recv(1))  # HTTP/2 begins with a word of the worker's
-        except TimeoutError:
-            return
-        except OSError:
-            taken = False
+def speaks_tls(address: str) -> bool:
+    """Whether TLS is spoken at an address that was taken for one of plain text."""
+    try:
+        with _secured(address, None, TIMEOUT):
+            return True
+    except GgrunError:
+        return False
+
+
+def _check_taken(address: str, own: Certificates | None, shown: bytes, connection: ssl.SSLSocket) -> None:
+    """GgrunError when one side does not take the other's certificate.
+
+    gRPC says less clearly why, and tries again: each time is a line in the worker's log.
+    """
+    try:
+        check_valid(shown, address)
+    except ValueError:
+        raise GgrunError(f"{address}: its certificate cannot be read") from None
+    try:
+        taken = bool(connection.recv(1))  # HTTP/2 begins with a word of the worker's
+    except TimeoutError as error:
+        raise _unreachable(address, error) from None
+    except OSError:
+        taken = False
     if not taken and own:
         raise GgrunError(
             f"{address}: the worker hangs up on {own.files[0]}: one of its --client-ca must have signed it, "
@@ -153,12 +165,14 @@ def _secured(address: str, own: Certificates | None, timeout: float) -> Iterator
             if own:
                 own.show(context)
             secure = context.wrap_socket(raw)
+        except ssl.SSLEOFError:
+            raise Unreachable(address, "cannot be reached: the connection is closed at once") from None
         except ssl.SSLError:
             raise GgrunError(
                 f"{address}: no TLS is spoken there: was the worker started with --insecure?"
             ) from None
         except OSError as error:
-            raise Unreachable(address, f"cannot be reached: {error.strerror or error}") from None
+            raise _unreachable(address, error) from None
         with secure:
             yield secure
 
@@ -174,4 +188,10 @@ def _connected(address: str, timeout: float) -> socket.socket:
     try:
         return socket.create_connection(split_address(address), timeout)
     except OSError as error:
-        raise Unreachable(address, f"cannot be reached: {error.strerror or error}") from None
+        raise _unreachable(address, error) from None
+
+
+def _unreachable(address: str, error: OSError) -> Unreachable:
+    # Of a timeout Python gives a line of its source, if anything.
+    why = "it does not answer" if isinstance(error, TimeoutError) else error.strerror or error
+    return Unreachable(address, f"cannot be reached: {why}")

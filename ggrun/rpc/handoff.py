@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any
 
+import grpc
+
 from ggrun.errors import GgrunError
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.channel import is_loopback, open_channel, split_address
 from ggrun.rpc.part import Inbox
-from ggrun.rpc.wire import ProtocolError
+from ggrun.rpc.wire import ProtocolError, shown
 
 log = logging.getLogger(__name__)
 KEY = "ggrun-inbox-bin"
@@ -105,7 +107,7 @@ class Handoff:
             timer.start()
             next(call)  # the other side says that the key is good
         except Exception as error:  # of many kinds; the client then has results sent to itself
-            log.info("no way to %s: %s", self._address, error)
+            log.info("no way to %s: %s", shown(self._address), _why(error))
             self.close()
             return False
         finally:
@@ -133,7 +135,14 @@ class Handoff:
         try:
             for _ in call:
                 pass
+            why = "it has ended the way"
         except Exception as error:  # gRPC's
-            log.info("%s: %s", self._address, error)
+            why = _why(error)
         if not self._closed:
-            self._lost(GgrunError(f"the worker at {self._address} takes no more activations"))
+            self._lost(GgrunError(f"the worker at {shown(self._address)} takes no more activations: {why}"))
+
+
+def _why(error: Exception) -> str:
+    """An error in one line: those of gRPC have five."""
+    text = error.details() or error.code().name if isinstance(error, grpc.RpcError) else str(error)
+    return shown(text)

@@ -4,9 +4,11 @@ import base64
 import binascii
 import hmac
 import json
+import logging
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -15,10 +17,13 @@ from typing import Any
 
 from ggrun.errors import GgrunError, UsageError
 
+log = logging.getLogger(__name__)
 NAME = "ggrun-worker"
 """The host name in the certificates that workers make: clients know a worker by its fingerprint."""
 _YEARS = 10
 _TOKEN_BYTES = 32
+_SHOWN = "shown"
+"""The file with the hash of the key that somebody was shown."""
 
 
 def config_home() -> Path:
@@ -74,32 +79,83 @@ class Identity:
         return hmac.compare_digest(self.token, token)
 
 
-def identity(folder: Path, new_token: bool = False) -> tuple[Identity, bool]:
-    """The secrets in a folder, made where there are none; and whether clients need to be told a new key."""
+def identity(folder: Path, new_token: bool = False) -> Identity:
+    """The secrets in a folder, made where there are none. GgrunError for those that are damaged."""
+    certificate, private_key, token = (
+        folder / name for name in ("certificate.pem", "private_key.pem", "token")
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        certificate, private_key = folder / "certificate.pem", folder / "private_key.pem"
-        new_pair = not (certificate.exists() and private_key.exists())
-        if new_pair:
+        if not (certificate.exists() and private_key.exists()):
             pair = _certificate()
             _write(private_key, pair[1])
             _write(certificate, pair[0])
-        token = folder / "token"
-        new_token = new_token or not token.exists()
-        if new_token:
+        if new_token or not token.exists():
             _write(token, _word(secrets.token_bytes(_TOKEN_BYTES)).encode() + b"\n")
-        known = _bytes(token.read_text(encoding="ascii").strip())
-        if len(known) != _TOKEN_BYTES:
-            raise ValueError("not a token")
-        found = Identity(certificate.read_bytes(), private_key.read_bytes(), known)
+        found = Identity(certificate.read_bytes(), private_key.read_bytes(), _token(token))
         check_valid(found.certificate, str(certificate))
+        _check_pair(found, private_key)
     except OSError as error:
         raise GgrunError(f"{error.filename or folder}: {error.strerror}") from None
-    except (ValueError, binascii.Error):
-        raise GgrunError(
-            f"{folder}: the token or the certificate is damaged: remove it, and join again"
-        ) from None
-    return found, new_pair or new_token
+    except ValueError:
+        raise GgrunError(f"{certificate}: damaged: remove it, and join again") from None
+    return found
+
+
+def was_shown(folder: Path, key: Key) -> bool:
+    """Whether somebody was shown this key: the start that made it may have failed before that."""
+    with suppress(OSError):
+        return (folder / _SHOWN).read_bytes() == _shown(key)
+    return False
+
+
+def mark_shown(folder: Path, key: Key) -> None:
+    """Remember that somebody was shown this key; where that cannot be written, it is shown again."""
+    with suppress(OSError):
+        _write(folder / _SHOWN, _shown(key))
+
+
+def _shown(key: Key) -> bytes:
+    return sha256(str(key).encode()).hexdigest().encode() + b"\n"
+
+
+def _token(file: Path) -> bytes:
+    try:
+        token = _bytes(file.read_text(encoding="ascii").strip())
+    except ValueError:
+        token = b""
+    if len(token) != _TOKEN_BYTES:
+        raise GgrunError(f"{file}: damaged: remove it, and join again")
+    return token
+
+
+def _check_pair(found: Identity, file: Path) -> None:
+    """GgrunError when the private key is not that of the certificate: of gRPC it would be lines of its own."""
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    public = x509.load_pem_x509_certificate(found.certificate).public_key()
+    try:
+        if load_pem_private_key(found.private_key, None).public_key() == public:
+            return
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it has a password
+        pass
+    raise GgrunError(f"{file}: damaged, or not that of certificate.pem: remove it, and join again")
+
+
+def client_authorities(file: Path) -> bytes:
+    """The certificates (PEM) in a file of --client-ca; GgrunError when there are none."""
+    from cryptography import x509
+
+    try:
+        found = file.read_bytes()
+        x509.load_pem_x509_certificates(found)
+    except OSError as error:
+        raise GgrunError(f"{file}: {error.strerror}") from None
+    except ValueError:
+        raise GgrunError(f"{file}: has no certificates, or damaged ones (PEM is needed)") from None
+    return found
 
 
 def _certificate() -> tuple[bytes, bytes]:
@@ -159,8 +215,29 @@ def join(address: str, key: Key) -> Path:
 
 
 def known_workers() -> dict[str, Key]:
-    """The keys of all workers that were joined, by address."""
-    return {address: Key.parse(key) for address, key in _known(config_home() / "workers.json").items()}
+    """The keys of all workers that were joined, by address; those that are damaged are left out."""
+    file = config_home() / "workers.json"
+    found = {}
+    for address, key in _known(file).items():
+        try:
+            found[address] = _kept(file, address, key)
+        except GgrunError as error:
+            log.warning("%s", error)
+    return found
+
+
+def known_worker(address: str) -> Key | None:
+    """The key of one, if it was joined; GgrunError for a damaged one."""
+    file = config_home() / "workers.json"
+    key = _known(file).get(address)
+    return None if key is None else _kept(file, address, key)
+
+
+def _kept(file: Path, address: str, key: str) -> Key:
+    try:
+        return Key.parse(key)
+    except UsageError:
+        raise GgrunError(f"{file}: the key of {address!r:.60} is damaged: join that worker again") from None
 
 
 def _known(file: Path) -> Mapping[str, str]:

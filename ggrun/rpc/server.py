@@ -2,21 +2,23 @@
 
 import logging
 import resource
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import grpc
 
 from ggrun.errors import GgrunError
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc.channel import OPTIONS, TOKEN
+from ggrun.rpc.channel import OPTIONS, TOKEN, joined_address
 from ggrun.rpc.handoff import KEY
 from ggrun.rpc.keys import Identity
 from ggrun.rpc.session import Session
 from ggrun.rpc.shop import Shop
-from ggrun.rpc.wire import ProtocolError, parsed
+from ggrun.rpc.wire import ProtocolError, parsed, shown
 
 log = logging.getLogger(__name__)
 _LOOK = 1.0
@@ -46,15 +48,13 @@ class Server:
         self._most_inboxes = 2 * sessions
         threads = ThreadPoolExecutor(sessions + self._most_inboxes + 16)
         self._server = grpc.server(threads, options=[*OPTIONS, *_connections(sessions)])
-        self._server.add_generic_rpc_handlers((self._handlers(),))
+        self._server.add_generic_rpc_handlers((_Methods(self._session, self._inbox, self._no_method),))
         try:
             self.port = self._listen(address)
         except RuntimeError:
             self.port = 0
         if not self.port:
-            raise GgrunError(
-                f"{address}: cannot listen there: the port is in use, or the address not this machine's"
-            )
+            raise GgrunError(f"{address}: cannot listen there")  # check_port says why
         self._server.start()
         threading.Thread(target=self._watch, daemon=True, name="ggrun-watch").start()
 
@@ -85,12 +85,6 @@ class Server:
         pair = (self._identity.private_key, self._identity.certificate)
         credentials = grpc.ssl_server_credentials([pair], self._client_ca, self._client_ca is not None)
         return int(self._server.add_secure_port(address, credentials))
-
-    def _handlers(self) -> Any:
-        # Bytes come as they are: what is no message is for the session to refuse.
-        session = grpc.stream_stream_rpc_method_handler(self._session, None, pb.Reply.SerializeToString)
-        inbox = grpc.stream_stream_rpc_method_handler(self._inbox, None, pb.Pushed.SerializeToString)
-        return grpc.method_handlers_generic_handler("ggrun.Worker", {"Session": session, "Inbox": inbox})
 
     def _session(self, requests: Any, context: Any) -> Iterator["pb.Reply"]:
         peer = _peer(context)
@@ -128,6 +122,11 @@ class Server:
         finally:
             doors.leave(inbox, cancel)
 
+    def _no_method(self, name: str, _: Any, context: Any) -> Iterator[bytes]:
+        text = f"there is no {shown(name)}: what came is no client of ggrun"
+        self._refuse(_peer(context), context, grpc.StatusCode.UNIMPLEMENTED, text)
+        return iter(())
+
     def _check_token(self, peer: str, context: Any) -> None:
         """Before anything that the client sends is read."""
         if self._identity is None or self._client_ca is not None:
@@ -137,6 +136,7 @@ class Server:
             self._refuse(peer, context, grpc.StatusCode.UNAUTHENTICATED, text)
 
     def _refuse(self, peer: str, context: Any, code: Any, text: str) -> None:
+        """Say it on both sides, in one line; raises gRPC's own exception."""
         log.warning("%s: refused: %s", peer, text)
         context.abort(code, text)
 
@@ -144,6 +144,37 @@ class Server:
         while not self._closed.wait(_LOOK):
             for session in list(self._sessions):
                 session.check()
+
+
+class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Which function answers which method. Bytes come as they are: what is no message is for it to refuse."""
+
+    def __init__(self, session: Any, inbox: Any, other: Any) -> None:
+        make = grpc.stream_stream_rpc_method_handler
+        self._known = {
+            "/ggrun.Worker/Session": make(session, None, pb.Reply.SerializeToString),
+            "/ggrun.Worker/Inbox": make(inbox, None, pb.Pushed.SerializeToString),
+        }
+        self._other = other
+
+    def service(self, details: Any) -> Any:
+        """The handler of a call."""
+        other = partial(self._other, details.method)
+        return self._known.get(details.method) or grpc.stream_stream_rpc_method_handler(other)
+
+
+def check_port(host: str, port: int) -> None:
+    """GgrunError when a worker cannot listen there; gRPC would not say why."""
+    address = joined_address(host, port)
+    try:
+        family, kind, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+            probe.listen()
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "no name of a machine"
+        raise GgrunError(f"{address}: cannot listen there: {why}") from None
 
 
 def _connections(sessions: int) -> list[tuple[str, int]]:

@@ -46,7 +46,7 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
-            raise GgrunError(f"{folder}: {error.strerror}: give another cache with GGRUN_CACHE") from None
+            raise GgrunError(f"{folder}: {error.strerror}: give another folder with --cache-dir") from None
         self.trim()
 
     def find(self, tensor: Declared) -> Bytes | None:
@@ -73,13 +73,21 @@ class Store:
             return Incoming(self, tensor, path, part)
         except OSError as error:
             self.ended(part)
-            raise _failed(error) from None
+            raise self.failed(error) from None
 
     def check_room(self, nbytes: int) -> None:
         """GgrunError when the disk has no room for so many bytes."""
-        free = shutil.disk_usage(self._folder).free - _ROOM
-        if nbytes > free:
-            raise GgrunError(f"the worker's disk has no room for {nbytes >> 20} MiB of weights")
+        free = shutil.disk_usage(self._folder).free
+        if nbytes > free - _ROOM:
+            raise GgrunError(
+                f"the worker has no room for {_mib(nbytes)} MiB of weights in {self._folder}: {free >> 20} MiB "
+                f"are free, of which {_ROOM >> 20} are left to others; start it with --cache-dir on another "
+                "disk, or with a smaller --cache-size or -nc, which remove what it has kept"
+            )
+
+    def failed(self, error: OSError) -> GgrunError:
+        """An error of the disk's, with the folder."""
+        return GgrunError(f"the worker's cache, {self._folder}: {error.strerror}")
 
     def ended(self, part: Path) -> None:
         """Nobody writes this any more."""
@@ -135,7 +143,7 @@ class Incoming:
             with open(self._part, "ab", opener=_private) as file:
                 file.write(data)
         except OSError as error:
-            raise _failed(error) from None
+            raise self._store.failed(error) from None
         self.offset += len(data)
 
     def finish(self) -> Bytes:
@@ -158,7 +166,7 @@ class Incoming:
             else:
                 self._part.replace(self._path)
         except OSError as error:
-            raise _failed(error) from None
+            raise self._store.failed(error) from None
         self._store.ended(self._part)
         return data
 
@@ -220,5 +228,6 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _failed(error: OSError) -> GgrunError:
-    return GgrunError(f"the worker's cache: {error.strerror}")
+def _mib(nbytes: int) -> int:
+    """Rounded up: nothing is none."""
+    return -(-nbytes >> 20)

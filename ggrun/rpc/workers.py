@@ -9,7 +9,7 @@ from ggrun.errors import GgrunError, UsageError
 from ggrun.plan import Plan
 from ggrun.plan.hardware import DeviceInfo
 from ggrun.rpc.channel import Certificates, is_loopback, split_address
-from ggrun.rpc.keys import Key, known_workers
+from ggrun.rpc.keys import Key, known_worker, known_workers
 from ggrun.rpc.link import Link
 from ggrun.rpc.remote import Remote
 from ggrun.rpc.wire import FORMS
@@ -123,6 +123,6 @@ def _key(address: str, insecure: int) -> Key | None:
         return None
     if insecure:
         raise UsageError(f"{address}: --insecure is for this machine's own workers; twice for any")
-    if (key := known_workers().get(address)) is None:
+    if (key := known_worker(address)) is None:
         raise UsageError(f"{address}: was not joined: paste the join line that ggrun worker printed there")
     return key

@@ -1,12 +1,16 @@
 """ggrun worker and ggrun join, as users type them."""
 
 import json
+import logging
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ggrun.cli.worker import log_format
 from ggrun.rpc import keys
 
 KEY = keys.Key(bytes(range(32)), bytes(range(32, 64)))
@@ -38,7 +42,9 @@ def test_joining(config: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "")
     assert str(KEY) not in done.stderr
     assert json.loads((config / "workers.json").read_text()) == {"spare:50052": str(KEY)}
-    assert ggrun("join", "other:1", text=f"{KEY}\n").returncode == 0
+    piped = ggrun("join", "other:1", text=f"{KEY}\n")
+    assert piped.returncode == 0
+    assert re.fullmatch(r"ggrun join: other:1 is kept in .*\n", piped.stderr)
     assert keys.known_workers() == {"spare:50052": KEY, "other:1": KEY}
 
 
@@ -49,6 +55,8 @@ def test_joining(config: Path) -> None:
         (["join", "spare:0", str(KEY)], "is no address"),
         (["join", "::1:50052", str(KEY)], "write it as host:port or [IPv6]:port"),
         (["join", "spare:50052", "abc"], "that is no key of a worker"),
+        (["join", "spare:50052"], "no key: give it after the address, or on standard input"),
+        (["worker", "--models", "/nonexist"], "'/nonexist' does not exist"),
         (["worker", "--max-memory", "much"], "--max-memory 'much': write it as 16GB"),
         (["worker", "-d", "tpu:0", "-t", "1"], "unknown device 'tpu:0'"),
         (["worker", "-p", "70000"], "70000 is not in the range"),
@@ -58,7 +66,7 @@ def test_joining(config: Path) -> None:
     ],
 )
 def test_what_cannot_be(arguments: list[str], why: str) -> None:
-    done = ggrun(*arguments)
+    done = ggrun(*arguments, text="")
     assert done.returncode == 2
     assert done.stdout == ""
     assert why in done.stderr
@@ -73,11 +81,48 @@ def test_a_damaged_list_of_workers(config: Path) -> None:
     assert f"{config / 'workers.json'}: cannot be read" in done.stderr
 
 
-def test_a_port_in_use() -> None:
-    import socket
+def test_a_damaged_key_is_one_workers_only(config: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keys.join("spare:50052", KEY)
+    file = config / "workers.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "other:1": "abc"}))
+    done = ggrun("run", "--rpc", "other:1", "-p", "x")
+    assert done.returncode == 1
+    why = f"{file}: the key of 'other:1' is damaged: join that worker again"
+    assert why in done.stderr
+    assert keys.known_worker("spare:50052") == KEY
+    assert keys.known_workers() == {"spare:50052": KEY}
+    assert [record.message for record in caplog.records] == [why]
 
+
+def test_a_port_in_use(config: Path) -> None:
+    """The start fails in one line, and makes no token that nobody would see."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = ggrun("worker", "--insecure", "-t", "1", "-d", "cpu:0:1GB", "-p", str(port))
+        done = ggrun("worker", "--new-token", "-t", "1", "-d", "cpu:0:1GB", "-p", str(port))
     assert done.returncode == 1
-    assert f"127.0.0.1:{port}: cannot listen there" in done.stderr
+    assert done.stderr == f"ggrun: 127.0.0.1:{port}: cannot listen there: Address already in use\n"
+    assert not config.exists()
+
+
+def test_an_address_of_another_machine() -> None:
+    done = ggrun("worker", "-t", "1", "-d", "cpu:0:1GB", "-H", "192.0.2.1")
+    assert done.returncode == 1
+    why = "192.0.2.1:50052: cannot listen there: Cannot assign requested address"
+    assert done.stderr == f"ggrun: {why}\n"
+
+
+@pytest.mark.parametrize("text", ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+def test_no_authorities_of_clients(text: str, tmp_path: Path) -> None:
+    """Such a worker would refuse everybody."""
+    file = tmp_path / "clients.pem"
+    file.write_text(text)
+    done = ggrun("worker", "-p", "0", "-t", "1", "-d", "cpu:0:1GB", "--client-ca", str(file))
+    assert done.returncode == 1
+    assert done.stderr == f"ggrun: {file}: has no certificates, or damaged ones (PEM is needed)\n"
+
+
+def test_no_text_makes_two_lines_of_the_log() -> None:
+    record = logging.makeLogRecord({"msg": "%s: refused: %s", "args": ("w", "a\nb\x1b[2Jc\u2028d")})
+    assert re.fullmatch(r"[-0-9]+ [:0-9]+ w: refused: a b\[2Jc d", log_format().format(record))
+    record = logging.makeLogRecord({"msg": "x" * 10_000})
+    assert len(log_format().format(record)) == 1000

@@ -47,12 +47,13 @@ def test_joined(start: Start, tmp_path: Path) -> None:
     worker = start()
     assert devices(connect(worker.address)) == [worker.device()]
     secrets = [tmp_path / "client" / "workers.json", *(tmp_path / "worker" / "worker").iterdir()]
-    assert len(secrets) == 4
+    assert len(secrets) == 5
     assert {stat.S_IMODE(file.stat().st_mode) for file in secrets} == {0o600}
     worker.end()
     assert worker.key
     worker.start(str(worker.port))
     assert worker.key not in worker.text, "the token is shown once"
+    worker.wait_for(r"listening at 127.0.0.1:\d+ \(for another join line: --new-token\)$")
     assert devices(connect(worker.address)) == [worker.device()]
 
 
@@ -116,7 +117,7 @@ def test_an_expired_certificate(start: Start, tmp_path: Path) -> None:
     (folder / "private_key.pem").write_bytes(private)
     with pytest.raises(GgrunError, match=r"certificate.pem: the certificate is valid from .* to .*: make"):
         keys.identity(folder)
-    shown, _ = keys.identity(tmp_path / "new")
+    shown = keys.identity(tmp_path / "new")
     with pytest.raises(GgrunError, match=r"^here: the certificate is valid from"):
         keys.check_valid(certificate, "here")
     keys.check_valid(shown.certificate, "here")
@@ -133,28 +134,33 @@ def test_an_expired_certificate(start: Start, tmp_path: Path) -> None:
 
 def test_plain_text_on_the_tls_port(start: Start) -> None:
     worker = start()
-    with pytest.raises(GgrunError, match="--insecure is for workers"):
+    with pytest.raises(
+        GgrunError, match=f"^{worker.address}: the worker there speaks TLS: leave --insecure out$"
+    ):
         connect(worker.address, insecure=1)
     worker.wait_for("refused: no TLS: plain text came")
+    assert worker.text.count("refused") == 1
     assert devices(connect(worker.address)) == [worker.device()]
 
 
 def test_tls_on_the_plain_port(start: Start, tmp_path: Path) -> None:
     worker = start("--insecure")
-    shown, _ = keys.identity(tmp_path / "other")
+    shown = keys.identity(tmp_path / "other")
     keys.join(worker.address, shown.key)
     with pytest.raises(GgrunError, match=f"^{worker.address}: no TLS is spoken there"):
         connect(worker.address)
     assert devices(connect(worker.address, insecure=1)) == [worker.device()]
 
 
-def test_insecure_is_for_loopback_unless_repeated(start: Start) -> None:
+def test_insecure_is_for_loopback_unless_repeated(start: Start, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="this machine's own workers; twice for any"):
         connect("192.0.2.1:50052", insecure=1)
-    refused = ggrun("worker", "--insecure", "-H", "0.0.0.0", "-d", "cpu:0:1GB")
+    refused = ggrun("worker", "--insecure", "-H", "0.0.0.0", "-p", "0", "-d", "cpu:0:1GB")
     assert refused.returncode == 2
     assert "--insecure on 0.0.0.0: without TLS for this machine only; give it twice" in refused.stderr
-    refused = ggrun("worker", "--insecure", "--client-ca", __file__, "-d", "cpu:0:1GB")
+    ca = tmp_path / "clients.pem"
+    ca.write_bytes(self_made()[0])
+    refused = ggrun("worker", "--insecure", "--client-ca", str(ca), "-p", "0", "-d", "cpu:0:1GB")
     assert refused.returncode == 2
     assert "--insecure is without TLS, and so without the certificates of --client-ca" in refused.stderr
     worker = start("--insecure", "--insecure", "-H", "0.0.0.0", name="open")
@@ -184,6 +190,7 @@ def test_mutual_tls(start: Start, tmp_path: Path) -> None:
     with pytest.raises(GgrunError, match=f"^{worker.address}: the worker hangs up: if it wants a cert"):
         connect(worker.address)
     worker.wait_for("refused: the client has no certificate")
+    assert worker.text.count("refused") == 2, "one line each"
     assert devices(connect(worker.address, certificate=pair)) == [worker.device()]
 
 
@@ -260,15 +267,41 @@ def test_no_key(line: str) -> None:
 
 
 def test_keys_survive_the_way_through_text(tmp_path: Path) -> None:
-    made, fresh = keys.identity(tmp_path / "worker")
-    assert fresh
+    folder = tmp_path / "worker"
+    made = keys.identity(folder)
     assert keys.Key.parse(str(made.key)) == made.key
-    again, fresh = keys.identity(tmp_path / "worker")
-    assert (again, fresh) == (made, False)
-    (tmp_path / "worker" / "certificate.pem").unlink()
-    other, fresh = keys.identity(tmp_path / "worker")
-    assert fresh  # the fingerprint is in the join line, as the token is
+    assert keys.identity(folder) == made
+    (folder / "certificate.pem").unlink()
+    other = keys.identity(folder)
     assert (other.token, other.key.fingerprint == made.key.fingerprint) == (made.token, False)
+
+
+def test_a_key_is_to_be_shown_until_it_was(tmp_path: Path) -> None:
+    """And again when it is another: the fingerprint is in the join line, as the token is."""
+    made = keys.identity(tmp_path)
+    assert not keys.was_shown(tmp_path, made.key)
+    keys.mark_shown(tmp_path, made.key)
+    assert keys.was_shown(tmp_path, keys.identity(tmp_path).key)
+    assert str(made.key).partition(".")[0] not in (tmp_path / "shown").read_text()
+    assert not keys.was_shown(tmp_path, keys.identity(tmp_path, new_token=True).key)
+    (tmp_path / "private_key.pem").unlink()
+    assert not keys.was_shown(tmp_path, keys.identity(tmp_path).key)
+
+
+@pytest.mark.parametrize("name", ["certificate.pem", "private_key.pem", "token"])
+def test_a_damaged_secret_is_named(name: str, tmp_path: Path) -> None:
+    """One that is half there, is none, or is another's."""
+    keys.identity(tmp_path / "other")
+    for wrong in (b"", b"\xff", (tmp_path / "other" / name).read_bytes()[:-30]):
+        keys.identity(folder := tmp_path / "worker")
+        before = (folder / name).read_bytes()
+        (folder / name).write_bytes(wrong)
+        with pytest.raises(GgrunError, match=rf"^{folder / name}: damaged.*: remove it, and join again$"):
+            keys.identity(folder)
+        (folder / name).write_bytes(before)
+    (folder / "private_key.pem").write_bytes((tmp_path / "other" / "private_key.pem").read_bytes())
+    with pytest.raises(GgrunError, match="private_key.pem: damaged, or not that of certificate.pem"):
+        keys.identity(folder)
 
 
 # ---------------------------------------------------------------- handshakes
