@@ -138,8 +138,8 @@ def _check_taken(address: str, own: Certificates | None, shown: bytes, connectio
         raise GgrunError(f"{address}: its certificate cannot be read") from None
     try:
         taken = bool(connection.recv(1))  # HTTP/2 begins with a word of the worker's
-    except TimeoutError as error:
-        raise _unreachable(address, error) from None
+    except TimeoutError:
+        raise HostLost(address, "cannot be reached: it does not answer") from None
     except OSError:
         taken = False
     if not taken and own:
@@ -166,13 +166,13 @@ def _secured(address: str, own: Certificates | None, timeout: float) -> Iterator
                 own.show(context)
             secure = context.wrap_socket(raw)
         except ssl.SSLEOFError:
-            raise Unreachable(address, "cannot be reached: the connection is closed at once") from None
+            raise HostLost(address, "cannot be reached: the connection is closed at once") from None
         except ssl.SSLError:
             raise GgrunError(
                 f"{address}: no TLS is spoken there: was the worker started with --insecure?"
             ) from None
         except OSError as error:
-            raise _unreachable(address, error) from None
+            raise Unreachable(address, f"cannot be reached: {error.strerror or error}") from None
         with secure:
             yield secure
 
@@ -188,10 +188,4 @@ def _connected(address: str, timeout: float) -> socket.socket:
     try:
         return socket.create_connection(split_address(address), timeout)
     except OSError as error:
-        raise _unreachable(address, error) from None
-
-
-def _unreachable(address: str, error: OSError) -> Unreachable:
-    # Of a timeout Python gives a line of its source, if anything.
-    why = "it does not answer" if isinstance(error, TimeoutError) else error.strerror or error
-    return Unreachable(address, f"cannot be reached: {why}")
+        raise Unreachable(address, f"cannot be reached: {error.strerror or error}") from None
