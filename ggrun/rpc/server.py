@@ -48,7 +48,7 @@ class Server:
         self._most_inboxes = 2 * sessions
         threads = ThreadPoolExecutor(sessions + self._most_inboxes + 16)
         self._server = grpc.server(threads, options=[*OPTIONS, *_connections(sessions)])
-        self._server.add_generic_rpc_handlers((_Methods(self._session, self._inbox, self._no_method),))
+        self._server.add_generic_rpc_handlers((self._handlers(), _Others(self._no_method)))
         try:
             self.port = self._listen(address)
         except RuntimeError:
@@ -85,6 +85,12 @@ class Server:
         pair = (self._identity.private_key, self._identity.certificate)
         credentials = grpc.ssl_server_credentials([pair], self._client_ca, self._client_ca is not None)
         return int(self._server.add_secure_port(address, credentials))
+
+    def _handlers(self) -> Any:
+        # Bytes come as they are: what is no message is for the session to refuse.
+        session = grpc.stream_stream_rpc_method_handler(self._session, None, pb.Reply.SerializeToString)
+        inbox = grpc.stream_stream_rpc_method_handler(self._inbox, None, pb.Pushed.SerializeToString)
+        return grpc.method_handlers_generic_handler("ggrun.Worker", {"Session": session, "Inbox": inbox})
 
     def _session(self, requests: Any, context: Any) -> Iterator["pb.Reply"]:
         peer = _peer(context)
@@ -146,21 +152,15 @@ class Server:
                 session.check()
 
 
-class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Which function answers which method. Bytes come as they are: what is no message is for it to refuse."""
+class _Others(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Answers methods that there are not: gRPC would refuse them without a line in the log."""
 
-    def __init__(self, session: Any, inbox: Any, other: Any) -> None:
-        make = grpc.stream_stream_rpc_method_handler
-        self._known = {
-            "/ggrun.Worker/Session": make(session, None, pb.Reply.SerializeToString),
-            "/ggrun.Worker/Inbox": make(inbox, None, pb.Pushed.SerializeToString),
-        }
-        self._other = other
+    def __init__(self, refuse: Any) -> None:
+        self._refuse = refuse
 
     def service(self, details: Any) -> Any:
         """The handler of a call."""
-        other = partial(self._other, details.method)
-        return self._known.get(details.method) or grpc.stream_stream_rpc_method_handler(other)
+        return grpc.stream_stream_rpc_method_handler(partial(self._refuse, details.method))
 
 
 def check_port(host: str, port: int) -> None:
