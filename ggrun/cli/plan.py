@@ -129,14 +129,14 @@ def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
     hardware, own, p2p, rpc = (placement.pop(name) for name in ("hardware", "plan", "p2p", "rpc"))
     options["n_ubatch"] = min(options["n_ubatch"], n_batch)
     wishes = PlanOptions(**options, **placement)
+    workers = [] if rpc is None else _of_workers(rpc)  # what is wrong with one is said at once
     # Speeds of this machine are only measured where they count.
     if not here_is_known(threads) and (hardware is None or not _is_elsewhere(hardware)):
         with compile_progress():
             local_cpu(threads, measure=True)
     own_here = own is not None and hardware is None
-    devices = devices_of(own, threads, p2p) if own_here else local_devices(hardware, threads, p2p)
-    if rpc is not None:
-        devices = [*_of_workers(rpc), *devices]
+    here = devices_of(own, threads, p2p) if own_here else local_devices(hardware, threads, p2p)
+    devices = [*workers, *here]
     if hardware is None or pretends(devices):
         devices = shared_out(devices, wishes)
     return (

@@ -59,11 +59,12 @@ class ShownProgress:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """See ggrun.devices.progress.Progress."""
+        all_of_it = -(-total >> 20)  # rounded up: a small model is no model of 0 MiB
         if sys.stderr.isatty():
-            self._show(f"{what}: {done >> 20} of {total >> 20} MiB", done >= total)
+            self._show(f"{what}: {done >> 20} of {all_of_it} MiB", done >= total)
         elif what not in self._said and not self._quiet:
             self._said.add(what)
-            say(f"{what}: {total >> 20} MiB")
+            say(f"{what}: {all_of_it} MiB")
 
     def _show(self, line: str, last: bool) -> None:
         """Not each of many: a terminal is slower than a bus."""

@@ -112,10 +112,19 @@ def open_channel(
                 f"{address}: its certificate is not the one that was joined: somebody else answers there, or "
                 "the worker has made a new one; if so, paste the join line that it printed"
             )
-        _check_taken(address, own, certificate, connection)
+        _check_taken(address, own, connection)
     pair = (own.private_key, own.certificate) if own else (None, None)
     credentials = grpc.ssl_channel_credentials(certificate, *pair)
     return grpc.secure_channel(address, credentials, [*OPTIONS, ("grpc.ssl_target_name_override", NAME)])
+
+
+def check_certificates(address: str, own: Certificates | None, timeout: float = TIMEOUT) -> None:
+    """GgrunError when the worker's certificate is not valid: gRPC says less clearly why."""
+    with _secured(address, own, timeout) as connection:
+        try:
+            check_valid(_certificate(address, connection), address)
+        except ValueError:
+            raise GgrunError(f"{address}: its certificate cannot be read") from None
 
 
 def speaks_tls(address: str) -> bool:
@@ -127,15 +136,11 @@ def speaks_tls(address: str) -> bool:
         return False
 
 
-def _check_taken(address: str, own: Certificates | None, shown: bytes, connection: ssl.SSLSocket) -> None:
-    """GgrunError when one side does not take the other's certificate.
+def _check_taken(address: str, own: Certificates | None, connection: ssl.SSLSocket) -> None:
+    """GgrunError when the worker does not take this side's certificate, or wants one.
 
     gRPC says less clearly why, and tries again: each time is a line in the worker's log.
     """
-    try:
-        check_valid(shown, address)
-    except ValueError:
-        raise GgrunError(f"{address}: its certificate cannot be read") from None
     try:
         taken = bool(connection.recv(1))  # HTTP/2 begins with a word of the worker's
     except TimeoutError:

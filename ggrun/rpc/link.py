@@ -13,7 +13,7 @@ from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError
 from ggrun.rpc import PROTOCOL
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc.channel import TIMEOUT, TOKEN, Certificates, open_channel, speaks_tls
+from ggrun.rpc.channel import TIMEOUT, TOKEN, Certificates, check_certificates, open_channel, speaks_tls
 from ggrun.rpc.keys import Key
 from ggrun.rpc.wire import ProtocolError, parsed, shown
 
@@ -145,8 +145,15 @@ class Link:
 
     def _refused(self, why: GgrunError) -> GgrunError:
         """Why there was no answer to Hello, if more is known."""
-        if self.key is None and isinstance(why, HostLost) and speaks_tls(self.host):
-            return GgrunError(f"{self.host}: the worker there speaks TLS: leave --insecure out")
+        if not isinstance(why, HostLost):
+            return why
+        if self.key is None:
+            tls = GgrunError(f"{self.host}: the worker there speaks TLS: leave --insecure out")
+            return tls if speaks_tls(self.host) else why
+        try:
+            check_certificates(self.host, self._own)
+        except GgrunError as error:
+            return error
         return why
 
     def _welcomed(self, reply: "pb.Reply") -> "pb.Welcome":

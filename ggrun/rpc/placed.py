@@ -125,6 +125,13 @@ class Placed:
         self._where = replace(self._where, plan=None)
         self._wishes = replace(self._wishes, overrides=(), tensor_split=None, order=None)
 
+    def _tell_unused(self) -> None:
+        """Say which workers the planner gives nothing: whoever named them waits for more."""
+        used = {host_of(name) for name in self.planned.uses}
+        if self._workers and not (self._lost or self.planned.own):
+            for host in sorted(self._workers.hosts.keys() - used):
+                self._rpc.tell(f"{host} is left out: it gets no part of the model (ggrun plan says why)")
+
     def _try(self) -> None:
         w = self._where
         uploads = Uploads(w.progress)
@@ -151,6 +158,7 @@ class Placed:
         cards = [name for name in self.planned.uses if name in self.devices and name != "cpu"]
         uploads.begin(sum(self.planned.uses[name].weights for name in cards))
         hosts = self._workers.hosts if self._workers else None
+        self._tell_unused()
         try:
             self.engine = Engine(
                 self._model, facts.config, plan, self.devices, self.planned.sizes, hosts, w.meter, w.sums,

@@ -73,6 +73,14 @@ def test_what_cannot_be(arguments: list[str], why: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_plan_with_a_worker_that_was_not_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said at once: nothing was compiled or measured here before."""
+    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path / "cache"))
+    done = ggrun("plan", "--rpc", "spare:50052")
+    assert done.returncode == 2
+    assert re.fullmatch(r"ggrun: spare:50052: was not joined: .*\n", done.stderr)
+
+
 def test_a_damaged_list_of_workers(config: Path) -> None:
     config.mkdir()
     (config / "workers.json").write_text("{")

@@ -38,6 +38,11 @@ def test_elsewhere_than_in_a_terminal_it_is_a_line_or_nothing(
     assert capsys.readouterr().err == ("" if quiet else "sending: 3 MiB\n")
 
 
+def test_less_than_a_mebibyte_is_not_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    ShownProgress()("hashing", 1, 100)
+    assert capsys.readouterr().err == "hashing: 1 MiB\n"
+
+
 def test_in_a_terminal_it_is_a_line_that_goes_away(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

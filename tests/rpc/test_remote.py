@@ -183,3 +183,16 @@ def test_a_stage_over_machines_is_refused_by_name(workers: list[WorkerProcess], 
     first, second = sorted(worker.address for worker in workers[:2])
     with pytest.raises(UsageError, match=f"{first} and {second}.*on one machine"):
         LLM(path, plan=plan, rpc=rpc)
+
+
+def test_a_worker_that_gets_nothing_is_told_of(start: Start) -> None:
+    """But where a plan that the user wrote does not name it."""
+    worker, told = start("--insecure"), list[str]()
+    rpc = RpcOptions(worker.address, insecure=1, tell=told.append)
+    with LLM(MODEL, n_ctx=64, threads=1, n_gpu_layers=4, rpc=rpc):
+        assert told == []
+    with LLM(MODEL, n_ctx=64, threads=1, plan=plan_of(MODEL, ("cpu", HALVES)), rpc=rpc):
+        assert told == []
+    with LLM(MODEL, n_ctx=64, threads=1, n_gpu_layers=0, rpc=rpc):
+        why = "it gets no part of the model (ggrun plan says why)"
+        assert told == [f"{worker.address} is left out: {why}"]

@@ -1,5 +1,6 @@
 """Clients that misbehave at a worker's door: none keeps what others need."""
 
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -68,6 +69,15 @@ def ended(connection: socket.socket) -> bool:
     except ConnectionError:
         pass
     return True
+
+
+def test_a_method_that_there_is_not(one: Server, caplog: pytest.LogCaptureFixture) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{one.port}") as channel:
+        with pytest.raises(grpc.RpcError, match=r"there is no /ggrun.Worker/Sh\?ell") as caught:
+            channel.unary_unary("/ggrun.Worker/Sh\x7fell")(b"ls")
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    (line,) = [record.message for record in caplog.records]
+    assert re.match(r"127.0.0.1:\d+: refused: there is no /ggrun.Worker/Sh\?ell", line)
 
 
 def test_an_inbox_ends_with_its_session(one: Server) -> None:

@@ -1,6 +1,8 @@
 """A worker's weights on its disk: what is there is right, belongs to it, and keeps to its size."""
 
 import os
+import re
+import shutil
 import threading
 from dataclasses import replace
 from hashlib import sha256
@@ -179,8 +181,24 @@ def test_the_limit_holds_for_what_was_broken_off(tmp_path: Path, limit: int) -> 
 
 
 def test_no_room_on_the_disk(tmp_path: Path) -> None:
-    with pytest.raises(GgrunError, match="the worker's disk has no room for"):
-        Store(tmp_path, 1000).check_room(1 << 60)
+    store, free = Store(tmp_path, 1000), shutil.disk_usage(tmp_path).free >> 20
+    with pytest.raises(GgrunError) as caught:
+        store.check_room((1 << 60) + 1)
+    found = re.fullmatch(
+        rf"the worker has no room for {(1 << 40) + 1} MiB of weights in {tmp_path}: (\d+) MiB are free, of "
+        "which 1024 are left to others; start it with --cache-dir on another disk, or with a smaller "
+        "--cache-size or -nc, which remove what it has kept",
+        str(caught.value),
+    )
+    assert found
+    assert abs(int(found[1]) - free) < 1024
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    store, one = Store(tmp_path, 1000), tensor("a", bytes(10))
+    (tmp_path / one.sha256.hex()[:2]).touch()  # where a folder belongs
+    with pytest.raises(GgrunError, match=f"^the worker's cache, {tmp_path}: File exists$"):
+        store.begin(one)
 
 
 def test_hashes_are_kept_while_the_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
