@@ -37,7 +37,7 @@ _UNITS = {unit: 1 << (10 * i) for i, unit in enumerate(("", "K", "M", "G", "T"))
         help="A folder with GGUF files: weights that are in them need not be sent.")  # fmt: skip
 @option("-c/-nc", "--cache/--no-cache", default=True, show_default=False, envvar="GGRUN_KEEP_WEIGHTS",
         help="Keep weights that were sent (the default), or only while they are used.")  # fmt: skip
-@option("--cache-dir", type=click.Path(path_type=Path, file_okay=False), help="Where.")
+@option("--cache-dir", type=click.Path(path_type=Path, file_okay=False), help="Where: -nc needs it too.")
 @option("--cache-size", default="64GB", type=TEXT, help="The most that is kept.")
 @option("--max-memory", type=TEXT,
         help="The most that all clients together get, as 16GB: of the first devices first.")  # fmt: skip
@@ -50,8 +50,8 @@ _UNITS = {unit: 1 << (10 * i) for i, unit in enumerate(("", "K", "M", "G", "T"))
 @option("--announce/--no-announce", default=True, show_default=False,
         help="Let ggrun --rpc auto find this worker (mDNS), or not.")  # fmt: skip
 @option("--new-token", is_flag=True,
-        help="Make another join token: who joined before is locked out. A worker that is running keeps the old "
-             "one until it is started again. Not for a service: each start would make one.")  # fmt: skip
+        help="Make another join token: who joined before is locked out. A worker that is running keeps the "
+             "old one until it is started again. Not for a service: each start would make one.")  # fmt: skip
 @option("--insecure", count=True, help="No TLS and no token: for this machine's loopback; twice: anywhere.")
 @option("--list", "list_only", is_flag=True, help="List the devices that would be lent, and end.")
 def worker(**options: Any) -> int:
@@ -63,6 +63,7 @@ def worker(**options: Any) -> int:
     from ggrun.cli.terminal import compile_progress
     from ggrun.rpc.keys import client_authorities
     from ggrun.rpc.native_log import native_lines
+    from ggrun.rpc.server import check_port
     from ggrun.rpc.worker import WorkerOptions, offered
 
     list_only, margin = options.pop("list_only"), options.pop("margin")
@@ -75,6 +76,8 @@ def worker(**options: Any) -> int:
         max_memory=None if memory is None else _size("--max-memory", memory),
         client_ca=None if client_ca is None else client_authorities(client_ca),
     )
+    if not list_only:
+        check_port(settings.host, settings.port)  # before devices are measured, or a token is made
     with compile_progress():
         devices = offered(settings.devices, settings.threads, margin)
     if list_only:
@@ -88,13 +91,11 @@ def worker(**options: Any) -> int:
 def _serve(settings: "WorkerOptions", devices: "list[DeviceInfo]", new_token: bool, announce: bool) -> None:
     from ggrun.rpc.channel import joined_address
     from ggrun.rpc.keys import config_home, identity
-    from ggrun.rpc.server import check_port
     from ggrun.rpc.worker import open_worker
 
     handler = logging.StreamHandler()
     handler.setFormatter(log_format())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    check_port(settings.host, settings.port)  # before a token is made that nobody would be shown
     folder = config_home() / "worker"
     known = None if settings.insecure else identity(folder, new_token)
     server = open_worker(settings, devices, known)

@@ -4,7 +4,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -36,10 +36,16 @@ OPTIONS = [
 """Of both sides."""
 TOKEN = "ggrun-token-bin"
 """The name of the metadata with a client's token."""
+WANTS_TLS = "/ggrun.Worker/WantsTLS"
+"""The method by which a client says in plain text why it goes: gRPC drops what is no HTTP/2 in silence."""
 
 
 class Unreachable(HostLost):
     """There is no way to a worker now."""
+
+
+class _NoTLS(GgrunError):
+    """Something else than TLS is spoken there."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ def open_channel(
         with _connected(address, timeout):
             pass
         return grpc.insecure_channel(address, OPTIONS)
-    with _secured(address, own, timeout) as connection:
+    with _saying_why(address), _secured(address, own, timeout) as connection:
         certificate = _certificate(address, connection)
         if fingerprint(certificate) != expected:
             raise GgrunError(
@@ -125,6 +131,17 @@ def check_certificates(address: str, own: Certificates | None, timeout: float = 
             check_valid(_certificate(address, connection), address)
         except ValueError:
             raise GgrunError(f"{address}: its certificate cannot be read") from None
+
+
+@contextmanager
+def _saying_why(address: str) -> Iterator[None]:
+    """A worker without TLS is told that this client wants it, and nothing else."""
+    try:
+        yield
+    except _NoTLS:
+        with suppress(grpc.RpcError), grpc.insecure_channel(address, OPTIONS) as plain:
+            next(plain.stream_stream(WANTS_TLS)(iter(()), timeout=1.0))
+        raise
 
 
 def speaks_tls(address: str) -> bool:
@@ -173,7 +190,7 @@ def _secured(address: str, own: Certificates | None, timeout: float) -> Iterator
         except ssl.SSLEOFError:
             raise HostLost(address, "cannot be reached: the connection is closed at once") from None
         except ssl.SSLError:
-            raise GgrunError(
+            raise _NoTLS(
                 f"{address}: no TLS is spoken there: was the worker started with --insecure?"
             ) from None
         except OSError as error:

@@ -130,7 +130,7 @@ def _token(file: Path) -> bytes:
 
 
 def _check_pair(found: Identity, file: Path) -> None:
-    """GgrunError when the private key is not that of the certificate: of gRPC it would be lines of its own."""
+    """GgrunError when the private key is not that of the certificate: gRPC would say it less clearly."""
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key

@@ -13,7 +13,7 @@ import grpc
 
 from ggrun.errors import GgrunError
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc.channel import OPTIONS, TOKEN, joined_address
+from ggrun.rpc.channel import OPTIONS, TOKEN, WANTS_TLS, joined_address
 from ggrun.rpc.handoff import KEY
 from ggrun.rpc.keys import Identity
 from ggrun.rpc.session import Session
@@ -129,7 +129,9 @@ class Server:
             doors.leave(inbox, cancel)
 
     def _no_method(self, name: str, _: Any, context: Any) -> Iterator[bytes]:
-        text = f"there is no {shown(name)}: what came is no client of ggrun"
+        wants_tls = "it wants TLS, and this worker was started with --insecure"
+        other = f"there is no {shown(name)}: what came is no client of ggrun"
+        text = wants_tls if name == WANTS_TLS else other
         self._refuse(_peer(context), context, grpc.StatusCode.UNIMPLEMENTED, text)
         return iter(())
 

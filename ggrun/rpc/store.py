@@ -80,9 +80,9 @@ class Store:
         free = shutil.disk_usage(self._folder).free
         if nbytes > free - _ROOM:
             raise GgrunError(
-                f"the worker has no room for {_mib(nbytes)} MiB of weights in {self._folder}: {free >> 20} MiB "
-                f"are free, of which {_ROOM >> 20} are left to others; start it with --cache-dir on another "
-                "disk, or with a smaller --cache-size or -nc, which remove what it has kept"
+                f"the worker has no room for {_mib(nbytes)} MiB of weights in {self._folder}: "
+                f"{free >> 20} MiB are free, of which {_ROOM >> 20} are left to others; start it with "
+                "--cache-dir on another disk, or with a smaller --cache-size or -nc, which remove what was kept"
             )
 
     def failed(self, error: OSError) -> GgrunError:

@@ -58,7 +58,7 @@ def test_joining(config: Path) -> None:
         (["join", "spare:50052"], "no key: give it after the address, or on standard input"),
         (["worker", "--models", "/nonexist"], "'/nonexist' does not exist"),
         (["worker", "--max-memory", "much"], "--max-memory 'much': write it as 16GB"),
-        (["worker", "-d", "tpu:0", "-t", "1"], "unknown device 'tpu:0'"),
+        (["worker", "-p", "0", "-d", "tpu:0", "-t", "1"], "unknown device 'tpu:0'"),
         (["worker", "-p", "70000"], "70000 is not in the range"),
         (["run", "--rpc", "spare:50052", "-p", "x"], "spare:50052: was not joined: paste the join line"),
         (["run", "--rpc", "spare:1", "--insecure", "-p", "x"], "twice for any"),

@@ -1,6 +1,7 @@
 """Two workers of which one pushes to the next: what becomes of it when one, or the client, goes away."""
 
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -95,6 +96,8 @@ def test_a_wrong_key(two: Two, want: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert not is_direct(llm)
         assert text(llm) == want
     two[1].wait_for("refused: no such inbox")
+    line = rf"no way to {two[1].address}: no such inbox, or too many of them are in use$"
+    two[0].wait_for(line)
 
 
 def test_strangers_at_an_inbox(two: Two, want: str) -> None:
@@ -135,3 +138,22 @@ def test_a_client_that_is_killed_in_the_middle(two: Two, want: str) -> None:
     with client(two) as llm:
         assert is_direct(llm)
         assert text(llm) == want
+
+
+def test_a_way_that_ends_is_a_line_at_most(two: Two, want: str) -> None:
+    """None where the client goes; gRPC's own account of it has five."""
+    with client(two) as llm:
+        assert is_direct(llm)
+        assert text(llm) == want
+    for worker in two:
+        worker.wait_for("has gone")
+    with client(two) as llm:
+        assert is_direct(llm)
+        two[1].kill()
+        assert text(llm) == want
+        lost = rf"the worker at {two[1].address} takes no more activations: \S.*$"
+        two[0].wait_for(lost)
+    two[0].end()
+    dated = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d .*|ggrun worker: .*)")
+    assert [line for line in two[0].lines if not dated.fullmatch(line)] == []
+    assert two[0].text.count("takes no more activations") == 1

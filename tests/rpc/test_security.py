@@ -5,6 +5,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from cryptography.x509.oid import NameOID
 
 from ggrun import LLM, __version__
 from ggrun.bundled import demo_model
+from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError, UsageError
 from ggrun.rpc import PROTOCOL, channel, keys
 from ggrun.rpc import ggrun_pb2 as pb
@@ -149,7 +151,28 @@ def test_tls_on_the_plain_port(start: Start, tmp_path: Path) -> None:
     keys.join(worker.address, shown.key)
     with pytest.raises(GgrunError, match=f"^{worker.address}: no TLS is spoken there"):
         connect(worker.address)
+    worker.wait_for(r"127.0.0.1:\d+: refused: it wants TLS, and this worker was started with --insecure$")
+    assert worker.text.count("refused") == 1
     assert devices(connect(worker.address, insecure=1)) == [worker.device()]
+
+
+def test_who_hangs_up_at_once() -> None:
+    """As a worker with too many connections does: that is not plain text."""
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+
+        def hang_up() -> None:
+            connection, _ = busy.accept()
+            with connection:
+                connection.recv(1 << 16)
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        address = f"127.0.0.1:{busy.getsockname()[1]}"
+        with pytest.raises(
+            HostLost, match=f"^{address}: cannot be reached: the connection is closed at once"
+        ):
+            channel.open_channel(address, bytes(32))
+        thread.join()
 
 
 def test_insecure_is_for_loopback_unless_repeated(start: Start, tmp_path: Path) -> None:
@@ -258,50 +281,6 @@ def self_made(days: tuple[int, int] = (-1, 10), by: tuple[bytes, bytes] | None =
     )
     pkcs8 = serialization.PrivateFormat.PKCS8
     return made.public_bytes(PEM), private.private_bytes(PEM, pkcs8, serialization.NoEncryption())
-
-
-@pytest.mark.parametrize("line", ["", "abc", "a.b", "a.b.c", "\u1234.\u1234", "A" * 43 + "." + "A" * 42])
-def test_no_key(line: str) -> None:
-    with pytest.raises(UsageError, match="that is no key of a worker"):
-        keys.Key.parse(line)
-
-
-def test_keys_survive_the_way_through_text(tmp_path: Path) -> None:
-    folder = tmp_path / "worker"
-    made = keys.identity(folder)
-    assert keys.Key.parse(str(made.key)) == made.key
-    assert keys.identity(folder) == made
-    (folder / "certificate.pem").unlink()
-    other = keys.identity(folder)
-    assert (other.token, other.key.fingerprint == made.key.fingerprint) == (made.token, False)
-
-
-def test_a_key_is_to_be_shown_until_it_was(tmp_path: Path) -> None:
-    """And again when it is another: the fingerprint is in the join line, as the token is."""
-    made = keys.identity(tmp_path)
-    assert not keys.was_shown(tmp_path, made.key)
-    keys.mark_shown(tmp_path, made.key)
-    assert keys.was_shown(tmp_path, keys.identity(tmp_path).key)
-    assert str(made.key).partition(".")[0] not in (tmp_path / "shown").read_text()
-    assert not keys.was_shown(tmp_path, keys.identity(tmp_path, new_token=True).key)
-    (tmp_path / "private_key.pem").unlink()
-    assert not keys.was_shown(tmp_path, keys.identity(tmp_path).key)
-
-
-@pytest.mark.parametrize("name", ["certificate.pem", "private_key.pem", "token"])
-def test_a_damaged_secret_is_named(name: str, tmp_path: Path) -> None:
-    """One that is half there, is none, or is another's."""
-    keys.identity(tmp_path / "other")
-    for wrong in (b"", b"\xff", (tmp_path / "other" / name).read_bytes()[:-30]):
-        keys.identity(folder := tmp_path / "worker")
-        before = (folder / name).read_bytes()
-        (folder / name).write_bytes(wrong)
-        with pytest.raises(GgrunError, match=rf"^{folder / name}: damaged.*: remove it, and join again$"):
-            keys.identity(folder)
-        (folder / name).write_bytes(before)
-    (folder / "private_key.pem").write_bytes((tmp_path / "other" / "private_key.pem").read_bytes())
-    with pytest.raises(GgrunError, match="private_key.pem: damaged, or not that of certificate.pem"):
-        keys.identity(folder)
 
 
 # ---------------------------------------------------------------- handshakes
