@@ -18,6 +18,8 @@ from ggrun.rpc.wire import LARGEST_MESSAGE
 
 TIMEOUT = 10.0
 """Seconds to wait for a connection."""
+_LOOK = 2.0
+"""Seconds to find out why there was none."""
 OPTIONS = [
     ("grpc.max_send_message_length", LARGEST_MESSAGE),
     ("grpc.max_receive_message_length", LARGEST_MESSAGE),
@@ -140,14 +142,14 @@ def _saying_why(address: str) -> Iterator[None]:
         yield
     except _NoTLS:
         with suppress(grpc.RpcError), grpc.insecure_channel(address, OPTIONS) as plain:
-            next(plain.stream_stream(WANTS_TLS)(iter(()), timeout=1.0))
+            next(plain.stream_stream(WANTS_TLS)(iter(()), timeout=_LOOK))
         raise
 
 
 def speaks_tls(address: str) -> bool:
     """Whether TLS is spoken at an address that was taken for one of plain text."""
     try:
-        with _secured(address, None, TIMEOUT):
+        with _secured(address, None, _LOOK):
             return True
     except GgrunError:
         return False

@@ -82,7 +82,7 @@ class Store:
             raise GgrunError(
                 f"the worker has no room for {_mib(nbytes)} MiB of weights in {self._folder}: "
                 f"{free >> 20} MiB are free, of which {_ROOM >> 20} are left to others; start it with "
-                "--cache-dir on another disk, or with a smaller --cache-size or -nc, which remove what was kept"
+                "--cache-dir on another disk, or with a smaller --cache-size or -nc, which clear this one"
             )
 
     def failed(self, error: OSError) -> GgrunError:

@@ -187,7 +187,7 @@ def test_no_room_on_the_disk(tmp_path: Path) -> None:
     found = re.fullmatch(
         rf"the worker has no room for {(1 << 40) + 1} MiB of weights in {tmp_path}: (\d+) MiB are free, of "
         "which 1024 are left to others; start it with --cache-dir on another disk, or with a smaller "
-        "--cache-size or -nc, which remove what was kept",
+        "--cache-size or -nc, which clear this one",
         str(caught.value),
     )
     assert found
