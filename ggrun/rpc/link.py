@@ -141,7 +141,7 @@ class Link:
         except (grpc.RpcError, StopIteration) as error:
             self.fail(self._refused(self._explained(error)))
         except GgrunError as error:
-            self.fail(error)
+            self._end(error)
         finally:
             timer.cancel()
         if self.error:
