@@ -62,6 +62,47 @@ class Ledger:
         return most - sum(self._taken.values())
 
 
+class UnderWay:
+    """Bytes of batches and results of each client that are on their way: beside what the ledger has.
+
+    most    of all clients together
+    """
+
+    def __init__(self, most: int = 1 << 30) -> None:
+        self._most = most
+        self._held: dict[object, int] = {}
+        self._lock = threading.Lock()
+
+    def enter(self, client: object) -> None:
+        """Somebody comes."""
+        with self._lock:
+            self._held[client] = 0
+
+    def add(self, client: object, nbytes: int) -> None:
+        """Count more, or less; of one that has left, nothing."""
+        with self._lock:
+            if client in self._held:
+                self._held[client] += nbytes
+
+    def check(self, client: object, announced: int) -> None:
+        """NoRoom for a client that has more than it announced, or than its share where all have too much.
+
+        Who keeps to its share goes on, whatever others do: so all have up to twice the most.
+        """
+        with self._lock:
+            held, together = self._held.get(client, 0), sum(self._held.values())
+            if held > announced:
+                raise NoRoom(f"{held >> 20} MiB of batches are under way: more than were announced")
+            if together > self._most and held > self._most // len(self._held):
+                more = f"{together >> 20} MiB of all clients: too many"
+                raise NoRoom(f"{held >> 20} MiB of batches are under way, {more}")
+
+    def leave(self, client: object) -> None:
+        """It has nothing any more."""
+        with self._lock:
+            self._held.pop(client, None)
+
+
 def _short(needed: int, free: int) -> str:
     """Both in MiB, to the sides that show which one is more."""
     return f"{-(-needed >> 20)} MiB are needed, {free >> 20} MiB are left"

@@ -65,7 +65,7 @@ class Session:
         self._work: Work | None = None
         self._devices: dict[str, Device] = {}
         self._handoffs: dict[int, Handoff] = {}
-        self._run, self._held = 1, 0  # bytes of batches and results that are under way
+        self._run = 1
         self._closed, self._lock = False, threading.Lock()
         self._ended = 0.0  # when it was closed
 
@@ -73,6 +73,7 @@ class Session:
         """The replies to a client's requests, as bytes, until one of both ends it."""
         reader = threading.Thread(target=self._read, args=(requests,), daemon=True, name="ggrun-client")
         worker = threading.Thread(target=self._compute, daemon=True, name="ggrun-session")
+        self._shop.under_way.enter(self)
         reader.start()
         worker.start()
         try:
@@ -83,6 +84,7 @@ class Session:
         finally:
             self.close()
             worker.join()
+            self._shop.under_way.leave(self)
 
     def check(self) -> None:
         """End the session if its client has been silent for too long; is called every second or so.
@@ -305,7 +307,7 @@ class Session:
             self._replies.put(pb.Reply(result=result))
         try:
             self._check_held()
-        except ProtocolError as error:  # the thread may be a stream's, which has no use for it
+        except NoRoom as error:  # the thread may be a stream's, which has no use for it
             self._end(error)
 
     def _next_lost(self, part: int, error: GgrunError) -> None:
@@ -323,15 +325,14 @@ class Session:
 
     def _hold(self, nbytes: int) -> None:
         """Count what is under way."""
-        with self._lock:
-            self._held += nbytes
+        self._shop.under_way.add(self, nbytes)
 
     def _check_held(self) -> None:
-        """ProtocolError when a client sends without end, or does not read, or who is pushed to does not."""
+        """NoRoom when a client sends without end, or does not read, or who is pushed to does not."""
         assert self._opening
         batch = self._opening.config.width * self._opening.limits.tokens * 4
-        if self._held > _MOST_HELD + 4 * self._opening.slots * len(self._opening.parts) * batch:
-            raise ProtocolError(f"{self._held >> 20} MiB of batches are under way: more than were announced")
+        announced = _MOST_HELD + 4 * self._opening.slots * len(self._opening.parts) * batch
+        self._shop.under_way.check(self, announced)
 
     # ---------------------------------------------------------------- the end
 

@@ -45,8 +45,8 @@ class Bounds:
 class Room:
     """How large a message may be.
 
-    Parsed, bytes and texts take what they took before, but an empty Tensor or Table of 2 bytes takes 80, and a
-    list of numbers 15 times its bytes. With these rooms none takes more than 64 MiB beside its large fields.
+    Parsed, bytes and texts take what they took before; but an empty Tensor or Table of 2 bytes takes 80, and
+    numbers of a list 15 times their bytes. The worst of all, an Open, takes 30 MiB; see opening.ROOM.
     """
 
     nbytes: int

@@ -1,14 +1,23 @@
 """Messages in pieces, and those that are refused before they are there."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from itertools import repeat
+from pathlib import Path
 
 import pytest
 
+from ggrun import LLM
+from ggrun.bundled import demo_model
 from ggrun.devices.base import Limits
+from ggrun.plan.hardware import DeviceInfo
+from ggrun.rpc import framing
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.framing import PIECE, messages, split
+from ggrun.rpc.placed import RpcOptions
 from ggrun.rpc.wire import SMALL, ProtocolError, Room, forward_room
+from ggrun.rpc.worker import WorkerOptions, open_worker
+from tests.rpc.processes import plan_of
 from tests.rpc.raw import field, number
 
 ROOM = Room(16 << 20, 10)
@@ -29,11 +38,32 @@ def test_messages_come_as_they_went() -> None:
     assert got(*pieces) == [(type(m).__name__.lower(), m) for m in sent]
 
 
+def test_a_text_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that two workers and a client say to each other is what it was."""
+    monkeypatch.setattr(framing, "PIECE", 500)
+    with LLM(demo_model(), n_ctx=64, threads=1, devices="cpu") as llm:
+        want = "".join(llm.generate("The king and the queen", temp=0.0, max_tokens=8))
+    device = DeviceInfo("cpu:0:1GB", 1 << 30, 1 << 30, 1e10, 1e11, 1e10, shared=False)
+    with ExitStack() as stack:
+        addresses = []
+        for name in "ab":
+            options = WorkerOptions(port=0, threads=1, insecure=1, cache_dir=tmp_path / name)
+            server = stack.enter_context(closing(open_worker(options, [device], None)))
+            addresses.append(f"127.0.0.1:{server.port}")
+        first, second = (f"{address}/{device.name}" for address in addresses)
+        plan = plan_of(Path(demo_model()), ("cpu", 4), (first, 8), (second, 16))
+        rpc = RpcOptions(",".join(addresses), insecure=1)
+        llm = stack.enter_context(LLM(demo_model(), n_ctx=64, threads=1, plan=plan, rpc=rpc))
+        hops = llm._engine._pipeline._stages
+        assert hops[1].pushes_to is hops[2]
+        assert "".join(llm.generate("The king and the queen", temp=0.0, max_tokens=8)) == want
+
+
 @pytest.mark.parametrize(
     "pieces",
     [
-        [b""], [b"\xff" * 50], [b"\x0a"], [b"\x0a\xff"], [b"\x0a\x01"], [b"\x0a\x01ab"], [b"\x0b"], [b"\x08\x01"],
-        [b"\x0a\x00\x12\x00"], [b"\x0a\x01\xff"], [b"\x72\x00"], [b"\x0a" + b"\x80" * 11],
+        [b""], [b"\xff" * 50], [b"\x0a"], [b"\x0a\xff"], [b"\x0a\x01"], [b"\x0a\x01ab"], [b"\x0b"],
+        [b"\x08\x01"], [b"\x0a\x00\x12\x00"], [b"\x0a\x01\xff"], [b"\x72\x00"], [b"\x0a" + b"\x80" * 11],
         [field(4, bytes(PIECE))[:PIECE], b""], [field(4, bytes(PIECE))[:PIECE], bytes(9)],
         [field(4, bytes(PIECE))[:PIECE]], [field(4, bytes(PIECE))[:9], bytes(PIECE)],
         [field(5, field(9, b"") * 9 + b"\x7b\x7c" + field(4, bytes(SMALL.nbytes)))],
@@ -69,7 +99,8 @@ def test_fields_are_counted_before_they_take_memory() -> None:
     full = pb.Forward(
         run=1 << 63, batch=1 << 63, part=(1 << 32) - 1, tokens=bytes(2048), positions=bytes(2048),
         sequences=bytes(2048), slots=bytes(2048), outputs=bytes(512), activations=bytes(4 * 512 * 64),
-        tables=[pb.Table(sequence=(1 << 32) - 1, pages=bytes(400))] * 4, pushed=1 << 63, top=128, words=1 << 31,
+        tables=[pb.Table(sequence=(1 << 32) - 1, pages=bytes(400))] * 4, pushed=1 << 63, top=128,
+        words=1 << 31,
     )  # fmt: skip
     assert SMALL.nbytes < full.ByteSize() <= room.nbytes
     assert got(*split(pb.Request(forward=full)), room=room) == [("forward", full)]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ggrun.rpc.ledger import Ledger, NoRoom
+from ggrun.rpc.ledger import Ledger, NoRoom, UnderWay
 
 MIB = 1 << 20
 
@@ -35,3 +35,24 @@ def test_no_room_by_a_byte() -> None:
     with pytest.raises(NoRoom, match=r"^cpu:0: 3 MiB are needed, 2 MiB are left of what this worker"):
         ledger.take({"cpu:0": 2 * MIB + 1})
     assert ledger.free("cpu:0") == 2 * MIB
+
+
+def test_what_is_under_way_is_shared() -> None:
+    """One client may have all that nobody else needs; who has more than its share makes way for others."""
+    under_way = UnderWay(10 * MIB)
+    for client in ("a", "b"):
+        under_way.enter(client)
+    under_way.add("a", 10 * MIB)
+    under_way.check("a", 20 * MIB)
+    with pytest.raises(NoRoom, match=r"^10 MiB of batches are under way: more than were announced$"):
+        under_way.check("a", 9 * MIB)
+    under_way.add("b", 5 * MIB)
+    under_way.check("b", 20 * MIB)
+    with pytest.raises(NoRoom, match=r"^10 MiB of batches are under way, 15 MiB of all clients: too many$"):
+        under_way.check("a", 20 * MIB)
+    under_way.add("a", -5 * MIB)
+    under_way.check("a", 20 * MIB)
+    under_way.leave("b")
+    under_way.add("b", 99 * MIB)  # its last results, late
+    under_way.add("a", 5 * MIB)
+    under_way.check("a", 20 * MIB)

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import repeat
 from pathlib import Path
 from queue import SimpleQueue
@@ -209,14 +209,14 @@ def hostile_worker(reply: Callable[[], Iterator[bytes]], to: str) -> Iterator[st
 )
 def test_a_client_grows_by_little(path: Path, to: str, reply: Callable[[], list[bytes]], why: str) -> None:
     script = Script(path)
-    with hostile_worker(lambda: iter(reply()), to) as address, held():
-        with pytest.raises(GgrunError) as caught:
-            remote = Remote(Link(address, None), pb.F32)
-            try:
-                remote.begin(script.plan, [range(1, 2)], script.model, script.cache, script.limits, 3)
-                remote.finish()
-            finally:
-                remote.close()
+
+    def load(address: str) -> None:
+        with closing(Remote(Link(address, None), pb.F32)) as remote:
+            remote.begin(script.plan, [range(1, 2)], script.model, script.cache, script.limits, 3)
+            remote.finish()
+
+    with hostile_worker(lambda: iter(reply()), to) as address, held(), pytest.raises(GgrunError) as caught:
+        load(address)
     assert str(caught.value).startswith(f"{address}: ")
     assert why in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
