@@ -104,7 +104,7 @@ def test_a_session_that_the_worker_ends(start: Start, want: str) -> None:
         got += list(pieces)
         assert "".join(got) == want
         assert "".join(llm.generate(PROMPT, **SAMPLING)) == want
-    assert told == [f"{worker.address}: a Ping with too much ballast: going on without it"]
+    assert told == [f"{worker.address}: 9437189 bytes of ping came: up to 1048576 are possible now: going on without it"]
 
 
 def test_when_nothing_fits_the_conversation_is_kept(
