@@ -15,7 +15,6 @@ import llvmlite.binding as llvm
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, InTreeCacheLocator
 from numba.core.runtime import _nrt_python  # type: ignore[attr-defined]  # it is in C
 
-
 _ENVIRONMENT = re.compile(r"_ZN08NumbaEnv[^\s\",]+")
 
 
