@@ -32,6 +32,10 @@ from ggrun.rpc.placed import Placed, RpcOptions, Where
 from ggrun.tokens import Tokenizer, TokenizerError
 
 
+_FROZEN = gc.get_freeze_count()
+"""What Python itself has frozen: some of its versions do."""
+
+
 @contextmanager
 def _without_collecting() -> Iterator[None]:
     """Loading makes much that stays: to look for garbage in it, two hundred times, is a tenth of a start.
@@ -43,7 +47,7 @@ def _without_collecting() -> Iterator[None]:
     try:
         yield
     finally:
-        if not gc.get_freeze_count():  # what somebody has frozen must stay so
+        if gc.get_freeze_count() == _FROZEN:  # what somebody has frozen must stay so
             gc.freeze()
             gc.unfreeze()
         if collecting:
