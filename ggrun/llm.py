@@ -31,7 +31,6 @@ from ggrun.plan.planned import Planned
 from ggrun.rpc.placed import Placed, RpcOptions, Where
 from ggrun.tokens import Tokenizer, TokenizerError
 
-
 _FROZEN = gc.get_freeze_count()
 """What Python itself has frozen: some of its versions do."""
 

@@ -60,7 +60,7 @@ def test_killed_in_the_middle_of_an_answer(start: Start, want: str) -> None:
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(i, marks=pytest.mark.slow) for i in range(2, 10))])
 def test_a_long_answer_goes_on_as_from_what_was_written(start: Start, seed: int) -> None:
-    """By the usual sizes of batches, with which the cache that is computed again is not the same to the bit."""
+    """By the usual sizes of batches: the cache that is computed again is not the same to the bit."""
     worker, rng = start("--insecure"), np.random.default_rng(seed)
     tokens, end = rng.integers(5, 250, 20).tolist(), rng.integers(100, 400)
     plan = plan_of(MODEL, ("cpu", 4), (worker.device(), HALVES))
