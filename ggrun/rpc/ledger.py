@@ -1,7 +1,7 @@
 """How much of a worker's memory its clients have: each has its own reserved before anything is loaded."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ggrun.errors import GgrunError
 
@@ -14,10 +14,16 @@ class Ledger:
     """Bytes of each device, and of all together.
 
     most    of all devices together; None: as much as they have
+    unused  what others, who may have come since, leave of a device now; None: that is not known
     """
 
-    def __init__(self, capacity: Mapping[str, int], most: int | None = None) -> None:
-        self._capacity, self._most = dict(capacity), most
+    def __init__(
+        self,
+        capacity: Mapping[str, int],
+        most: int | None = None,
+        unused: Callable[[str], int | None] = lambda device: None,
+    ) -> None:
+        self._capacity, self._most, self._unused = dict(capacity), most, unused
         self._taken = dict.fromkeys(capacity, 0)
         self._lock = threading.Lock()
 
@@ -54,7 +60,8 @@ class Ledger:
                 self._taken[device] -= nbytes
 
     def _free(self, device: str) -> int:
-        return self._capacity[device] - self._taken[device]
+        left, unused = self._capacity[device] - self._taken[device], self._unused(device)
+        return left if unused is None else max(0, min(left, unused))
 
     def _left(self) -> int:
         """The bytes that may still be taken of all together."""
