@@ -106,7 +106,8 @@ class Handoff:
             timer.start()
             next(call)  # the other side says that the key is good
         except Exception as error:  # of many kinds; the client then has results sent to itself
-            log.info("no way to %s: %s", shown(self._address), _why(error))
+            why = _why(error).removeprefix(f"{self._address}: ")
+            log.info("no way to %s: %s", shown(self._address), why)
             self.close()
             return False
         finally:
