@@ -221,7 +221,8 @@ class Link:
                     check()
             except GgrunError as error:
                 self.fail(error)
-            time.sleep(BEAT / 2)
+            left = SILENCE + self.busy - self.silence
+            time.sleep(min(BEAT / 2, max(left, BEAT / 20)))
 
     def _pong(self, pong: "pb.Pong") -> None:
         if pong.number == 0:  # of a heartbeat

@@ -109,14 +109,18 @@ def test_when_nothing_fits_the_conversation_is_kept(start: Start, want: str) -> 
     """And the worker is used again when it is back: what this machine has is too little for all of it."""
     worker, told = start("--insecure"), []
     plan = plan_of(MODEL, ("cpu:0:8MB", 2), (worker.device(), HALVES))
-    with LLM(MODEL, n_ctx=256, threads=1, devices="cpu:0:8MB", plan=plan, rpc=options(worker, told=told)) as llm:
+    with LLM(
+        MODEL, n_ctx=256, threads=1, devices="cpu:0:8MB", plan=plan, rpc=options(worker, told=told)
+    ) as llm:
         pieces = llm.generate(PROMPT, **SAMPLING)
         got = [next(pieces) for _ in range(5)]
         worker.kill()
         short = r"; what is left is too small: .*: does not fit: cpu:0:8MB needs"
         with pytest.raises(GgrunError, match=f"^{worker.address}: the worker .*{short}"):
             list(pieces)
-        with pytest.raises(GgrunError, match=f"^{worker.address}: cannot be reached: Connection refused{short}"):
+        with pytest.raises(
+            GgrunError, match=f"^{worker.address}: cannot be reached: Connection refused{short}"
+        ):
             next(llm.generate(PROMPT, **SAMPLING))
         worker.start(str(worker.port))
         assert "".join(llm.generate(PROMPT, **SAMPLING)) == want
