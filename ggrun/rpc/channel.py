@@ -185,8 +185,9 @@ def _connected(address: str, timeout: float) -> socket.socket:
     (host, port), deadline = split_address(address), time.monotonic() + timeout
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        calls = [partial(_connection, family, end, timeout) for family, _, _, _, end in found]
-        connection = first(calls, timeout, socket.socket.close)
+        left = max(deadline - time.monotonic(), 0.01)
+        calls = [partial(_connection, family, end, left) for family, _, _, _, end in found]
+        connection = first(calls, left, socket.socket.close)
     except (OSError, UnicodeError) as error:
         raise _unreachable(address, error) from None
     connection.settimeout(max(deadline - time.monotonic(), 0.01))

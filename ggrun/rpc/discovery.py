@@ -22,7 +22,8 @@ _WAIT = 2.0
 """Seconds that workers have to answer."""
 _ANSWER = 3.0
 """Seconds that one with several addresses has, to answer at any of them."""
-_MOST_ADDRESSES = 32
+_MOST_ADDRESSES, _MOST_WORKERS = 16, 64
+"""More are not tried: anybody can announce them."""
 _FINGERPRINT, _PROTOCOL = "fingerprint", "protocol"
 
 
@@ -80,7 +81,7 @@ def discovered(known: Mapping[str, Key], seconds: float = _WAIT, interfaces: Any
     finally:
         zeroconf.close()
     keys = {key.fingerprint: key for key in known.values()}
-    found = [joined for info in infos if info and (joined := _joined(info, keys))]
+    found = [joined for info in infos if info and (joined := _joined(info, keys))][:_MOST_WORKERS]
     calls = [partial(_answering, addresses, key) for addresses, key in found]
     best = each(calls, _ANSWER + 1, lambda _: None)
     return {

@@ -40,10 +40,10 @@ class RpcOptions:
 
     def connect(self) -> "Workers | None":
         """The workers, connected."""
-        from ggrun.rpc.workers import connect  # gRPC takes a while to import
-
         if self.addresses is None:
             return None
+        from ggrun.rpc.workers import connect  # gRPC takes a while to import
+
         return connect(
             self.addresses, insecure=self.insecure, form=self.form, certificate=self.certificate,
             progress=self.progress, tell=self.tell,
