@@ -31,6 +31,9 @@ from ggrun.plan.planned import Planned
 from ggrun.rpc.placed import Placed, RpcOptions, Where
 from ggrun.tokens import Tokenizer, TokenizerError
 
+_FROZEN = gc.get_freeze_count()
+"""What Python itself has frozen: some of its versions do."""
+
 
 @contextmanager
 def _without_collecting() -> Iterator[None]:
@@ -43,7 +46,7 @@ def _without_collecting() -> Iterator[None]:
     try:
         yield
     finally:
-        if not gc.get_freeze_count():  # what somebody has frozen must stay so
+        if gc.get_freeze_count() == _FROZEN:  # what somebody has frozen must stay so
             gc.freeze()
             gc.unfreeze()
         if collecting:

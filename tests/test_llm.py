@@ -1,5 +1,6 @@
 """The public class, on the demo model and on models without words."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -7,7 +8,7 @@ import sys
 import threading
 import time
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import ggrun
 from ggrun import LLM, GgrunError, Interrupted, SamplingOptions, Tokenizer, UsageError
 from ggrun.bundled import demo_model
 from ggrun.engine.batch import Batch
+from ggrun.rpc.placed import Placed
 from ggrun.tokens import TokenizerError
 from tests.tiny import Tiny
 from tests.waiting import ended, workers
@@ -26,6 +28,37 @@ from tests.waiting import ended, workers
 @pytest.fixture(scope="module")
 def llm() -> LLM:
     return LLM(demo_model())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("enabled", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_load_leaves_garbage_collection_as_it_was(
+    frozen: bool, enabled: bool, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Off while it loads; what it made counts as old then, unless somebody has frozen something."""
+    seen, calls, count = list[bool](), list[str](), gc.get_freeze_count()
+
+    def placed(*args: Any) -> Any:
+        seen.append(gc.isenabled())
+        if fails:
+            raise GgrunError("no")
+        return Placed(*args)
+
+    monkeypatch.setattr("ggrun.llm.Placed", placed)
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: count + frozen)
+    monkeypatch.setattr(gc, "freeze", lambda: calls.append("freeze"))
+    monkeypatch.setattr(gc, "unfreeze", lambda: calls.append("unfreeze"))
+    if not enabled:
+        gc.disable()
+    try:
+        with pytest.raises(GgrunError) if fails else nullcontext():
+            LLM(demo_model()).close()
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
+    assert seen == [False]
+    assert calls == ([] if frozen else ["freeze", "unfreeze"])
 
 
 def test_text_to_tokens_and_back(llm: LLM) -> None:

@@ -16,16 +16,16 @@ import grpc
 from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError, UsageError
 from ggrun.rpc.at_once import first
+from ggrun.rpc.framing import PIECE
 from ggrun.rpc.keys import NAME, check_valid, fingerprint
-from ggrun.rpc.wire import LARGEST_MESSAGE
 
 TIMEOUT = 10.0
 """Seconds to wait for a connection."""
 AGAIN = 3.0
 """Seconds to wait for one with a worker that was reached before."""
 OPTIONS = [
-    ("grpc.max_send_message_length", LARGEST_MESSAGE),
-    ("grpc.max_receive_message_length", LARGEST_MESSAGE),
+    ("grpc.max_send_message_length", PIECE),
+    ("grpc.max_receive_message_length", PIECE),
     ("grpc.max_metadata_size", 8 << 10),
     ("grpc.so_reuseport", 0),
     ("grpc.enable_retries", 0),

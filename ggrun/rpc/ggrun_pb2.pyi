@@ -322,6 +322,12 @@ class Handed(_message.Message):
     ok: bool
     def __init__(self, part: _Optional[int] = ..., ok: _Optional[bool] = ...) -> None: ...
 
+class InboxRequest(_message.Message):
+    __slots__ = ("push",)
+    PUSH_FIELD_NUMBER: _ClassVar[int]
+    push: Push
+    def __init__(self, push: _Optional[_Union[Push, _Mapping]] = ...) -> None: ...
+
 class Push(_message.Message):
     __slots__ = ("batch", "values")
     BATCH_FIELD_NUMBER: _ClassVar[int]

@@ -11,6 +11,7 @@ from typing import Any
 from ggrun.errors import GgrunError
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.channel import is_loopback, open_channel, split_address
+from ggrun.rpc.framing import split
 from ggrun.rpc.part import Inbox
 from ggrun.rpc.wire import ProtocolError
 
@@ -99,8 +100,6 @@ class Handoff:
             self._channel = open_channel(self._address, self._expected, timeout=_TIMEOUT)
             call = self._channel.stream_stream(
                 "/ggrun.Worker/Inbox",
-                request_serializer=pb.Push.SerializeToString,
-                response_deserializer=pb.Pushed.FromString,
             )(iter(self._pushes()), metadata=[(KEY, self._key)])
             timer.start()
             next(call)  # the other side says that the key is good
@@ -124,9 +123,9 @@ class Handoff:
         if self._channel:
             self._channel.close()
 
-    def _pushes(self) -> Iterator["pb.Push"]:
+    def _pushes(self) -> Iterator[bytes]:
         while (push := self._queue.get()) is not None:
-            yield push
+            yield from split(pb.InboxRequest(push=push))
             self._sent(len(push.values))  # gRPC asks for another when it has sent one
 
     def _watch(self, call: Any) -> None:

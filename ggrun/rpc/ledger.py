@@ -1,7 +1,7 @@
 """How much of a worker's memory its clients have: each has its own reserved before anything is loaded."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ggrun.errors import GgrunError
 
@@ -14,10 +14,16 @@ class Ledger:
     """Bytes of each device, and of all together.
 
     most    of all devices together; None: as much as they have
+    unused  what others, who may have come since, leave of a device now; None: that is not known
     """
 
-    def __init__(self, capacity: Mapping[str, int], most: int | None = None) -> None:
-        self._capacity, self._most = dict(capacity), most
+    def __init__(
+        self,
+        capacity: Mapping[str, int],
+        most: int | None = None,
+        unused: Callable[[str], int | None] = lambda device: None,
+    ) -> None:
+        self._capacity, self._most, self._unused = dict(capacity), most, unused
         self._taken = dict.fromkeys(capacity, 0)
         self._lock = threading.Lock()
 
@@ -54,12 +60,54 @@ class Ledger:
                 self._taken[device] -= nbytes
 
     def _free(self, device: str) -> int:
-        return self._capacity[device] - self._taken[device]
+        left, unused = self._capacity[device] - self._taken[device], self._unused(device)
+        return left if unused is None else max(0, min(left, unused))
 
     def _left(self) -> int:
         """The bytes that may still be taken of all together."""
         most = sum(self._capacity.values()) if self._most is None else self._most
         return most - sum(self._taken.values())
+
+
+class UnderWay:
+    """Bytes of batches and results of each client that are on their way: beside what the ledger has.
+
+    most    of all clients together
+    """
+
+    def __init__(self, most: int = 1 << 30) -> None:
+        self._most = most
+        self._held: dict[object, int] = {}
+        self._lock = threading.Lock()
+
+    def enter(self, client: object) -> None:
+        """Somebody comes."""
+        with self._lock:
+            self._held[client] = 0
+
+    def add(self, client: object, nbytes: int) -> None:
+        """Count more, or less; of one that has left, nothing."""
+        with self._lock:
+            if client in self._held:
+                self._held[client] += nbytes
+
+    def check(self, client: object, announced: int) -> None:
+        """NoRoom for a client that has more than it announced, or than its share where all have too much.
+
+        Who keeps to its share goes on, whatever others do: so all have up to twice the most.
+        """
+        with self._lock:
+            held, together = self._held.get(client, 0), sum(self._held.values())
+            if held > announced:
+                raise NoRoom(f"{held >> 20} MiB of batches are under way: more than were announced")
+            if together > self._most and held > self._most // len(self._held):
+                more = f"{together >> 20} MiB of all clients: too many"
+                raise NoRoom(f"{held >> 20} MiB of batches are under way, {more}")
+
+    def leave(self, client: object) -> None:
+        """It has nothing any more."""
+        with self._lock:
+            self._held.pop(client, None)
 
 
 def _short(needed: int, free: int) -> str:

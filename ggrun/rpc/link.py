@@ -14,8 +14,9 @@ from ggrun.errors import GgrunError
 from ggrun.rpc import PROTOCOL
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.channel import TIMEOUT, TOKEN, Certificates, check_certificates, open_channel
+from ggrun.rpc.framing import messages, split
 from ggrun.rpc.keys import Key
-from ggrun.rpc.wire import ProtocolError, parsed, shown
+from ggrun.rpc.wire import SMALL, ProtocolError, Room, shown
 
 BEAT = 2.0
 """Seconds of silence after which the worker is asked whether it is there."""
@@ -47,6 +48,7 @@ class Link:
         """Seconds that a large message may take to come: a ping, or its answer, waits behind it."""
         self._requests: SimpleQueue[pb.Request | None] = SimpleQueue()
         self._handlers: dict[str, Callable[[Any], None]] = {"pong": self._pong}
+        self._rooms: dict[str, Room] = {}
         self._ended: list[Callable[[GgrunError], None]] = []
         self._checks: list[Callable[[], None]] = []
         self._heard, self._ping, self._awaited = time.monotonic(), 0, 0
@@ -54,10 +56,10 @@ class Link:
         self._lock = threading.Lock()
         self._until: float | None = None  # from `leave` to `close`: when that waits no longer
         self._channel = open_channel(host, key.fingerprint if key else None, own, timeout)
-        self._call = self._channel.stream_stream(
-            "/ggrun.Worker/Session",
-            request_serializer=pb.Request.SerializeToString,
-        )(iter(self._outgoing()), metadata=[(TOKEN, key.token)] if key else [])
+        self._call = self._channel.stream_stream("/ggrun.Worker/Session")(
+            iter(self._outgoing()), metadata=[(TOKEN, key.token)] if key else []
+        )
+        self._replies = messages(pb.Reply, self._incoming(), lambda kind: self._rooms.get(kind, SMALL))
         self.welcome = self._hello(deadline)
         self._reader = threading.Thread(target=self._read, daemon=True, name=f"ggrun-{host}")
         self._reader.start()
@@ -69,9 +71,12 @@ class Link:
             raise self.error
         self._requests.put(pb.Request(**kind))
 
-    def on(self, kind: str, handler: Callable[[Any], None]) -> None:
-        """Call this with each reply of a kind, in the thread that reads; a GgrunError ends the link."""
-        self._handlers[kind] = handler
+    def on(self, kind: str, handler: Callable[[Any], None], room: Room = SMALL) -> None:
+        """Call this with each reply of a kind, in the thread that reads; a GgrunError ends the link.
+
+        room    of such a reply: a larger one ends it too
+        """
+        self._handlers[kind], self._rooms[kind] = handler, room
 
     def on_end(self, told: Callable[[GgrunError], None]) -> None:
         """Call this once, with the error, when the link is no more."""
@@ -143,12 +148,12 @@ class Link:
         timer.daemon = True
         timer.start()
         try:
-            found = self._welcomed(parsed(pb.Reply, next(self._call)))
+            found = self._welcomed(*next(self._replies))
         except (grpc.RpcError, StopIteration) as error:
             if self.error is None:
                 self.fail(self._refused(self._explained(error), deadline))
         except GgrunError as error:
-            self.fail(error)
+            self._end(error)
         finally:
             timer.cancel()
         if self.error:
@@ -168,27 +173,29 @@ class Link:
             return error
         return why
 
-    def _welcomed(self, reply: "pb.Reply") -> "pb.Welcome":
-        if reply.HasField("failed"):
-            raise GgrunError(f"{self.host}: {shown(reply.failed.text)}")
-        if not reply.HasField("welcome") or reply.welcome.protocol != PROTOCOL:
+    def _welcomed(self, kind: str, reply: Any) -> "pb.Welcome":
+        if kind == "failed":
+            raise GgrunError(f"{self.host}: {shown(reply.text)}")
+        if not isinstance(reply, pb.Welcome) or reply.protocol != PROTOCOL:
             raise ProtocolError(f"{self.host}: what answers there is no worker of ggrun")
-        return reply.welcome
+        return reply
 
-    def _outgoing(self) -> Iterator["pb.Request"]:
+    def _outgoing(self) -> Iterator[bytes]:
         while (request := self._requests.get()) is not None:
-            yield request
+            yield from split(request)
+
+    def _incoming(self) -> Iterator[bytes]:
+        for piece in self._call:
+            if not self.error:  # what comes late is nobody's; the end is still to come
+                yield piece
 
     def _read(self) -> None:
         try:
-            for data in self._call:
-                if self.error:  # what comes late is nobody's; the end is still to come
-                    continue
-                self._heard, reply = time.monotonic(), parsed(pb.Reply, data)
-                kind = reply.WhichOneof("kind")
+            for kind, reply in self._replies:
+                self._heard = time.monotonic()
                 if (handler := self._handlers.get(kind)) is None:
                     raise ProtocolError(f"{self.host}: the worker sent {kind}, which nobody waits for")
-                handler(getattr(reply, kind))
+                handler(reply)
             self._end(HostLost(self.host, "the worker has ended the session"))
         except grpc.RpcError as error:
             self._end(self._explained(error))
@@ -197,8 +204,11 @@ class Link:
 
     def _end(self, error: GgrunError) -> None:
         """It ends, and this side has not wished it."""
+        why = str(error).removeprefix(f"{self.host}: ")
         if self.in_use and not isinstance(error, HostLost):
-            error = HostLost(self.host, str(error).removeprefix(f"{self.host}: "))
+            error = HostLost(self.host, why)
+        elif isinstance(error, ProtocolError):
+            error = ProtocolError(f"{self.host}: {why}")
         self.fail(error)
 
     def _explained(self, error: Any) -> GgrunError:

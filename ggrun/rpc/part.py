@@ -21,7 +21,7 @@ from ggrun.errors import GgrunError
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc import wire
 from ggrun.rpc.opening import Opening
-from ggrun.rpc.wire import ProtocolError
+from ggrun.rpc.wire import SMALL, ProtocolError, Room
 
 Emit = Callable[["pb.Forward", NDArray[np.float32], NDArray[np.int32] | None], None]
 Fail = Callable[["pb.Forward", BaseException], None]
@@ -51,6 +51,11 @@ class Inbox:
         self._slots, self._nbytes = slots, nbytes
         self._held: OrderedDict[int, bytes] = OrderedDict()
         self._changed = threading.Condition()
+
+    @property
+    def room(self) -> Room:
+        """Of a push."""
+        return Room(self._nbytes + SMALL.nbytes)
 
     def put(self, push: "pb.Push") -> None:
         """ProtocolError for what is more than any batch has."""
@@ -97,6 +102,11 @@ class Work:
         self._lock = threading.Lock()
         self._results = threading.Thread(target=self._await, daemon=True, name="ggrun-results")
         self._results.start()
+
+    @property
+    def room(self) -> Room:
+        """Of a batch's message."""
+        return wire.forward_room(self._opening.limits, self._opening.activation_bytes)
 
     def check(self, message: "pb.Forward") -> Batch:
         """The batch of a message; ProtocolError for what no honest client sends."""

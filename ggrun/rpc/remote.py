@@ -28,7 +28,7 @@ from ggrun.rpc.offered import devices_of
 from ggrun.rpc.on_demand import OnDemand
 from ggrun.rpc.pending import Batches, Pending
 from ggrun.rpc.upload import CHUNK, Upload
-from ggrun.rpc.wire import ProtocolError, encode, forward, shown
+from ggrun.rpc.wire import ProtocolError, activation_bytes, encode, forward, result_room, shown
 
 _WAIT = 10.0
 """Seconds that a worker has for a word about another worker."""
@@ -178,7 +178,6 @@ class Remote:
         self._hops: list[RemoteHop] = []
         self._interrupted = False
         self._answers: dict[tuple[str, int], _Answer] = {}
-        link.on("result", self._result)
         link.on("failed", self._failed)
         link.on("invited", partial(self._answer, "invited"))
         link.on("handed", partial(self._answer, "handed"))
@@ -196,6 +195,8 @@ class Remote:
         self._upload.begin(plan, parts, model, cache, limits, slots, self.form)
         self.width, self._vocab = self._upload.width, self._upload.vocab
         self._activations = 4 * self.width * limits.tokens
+        on_wire = activation_bytes(limits.tokens, self.width, self.form)
+        self.link.on("result", self._result, result_room(limits, on_wire, self._vocab))
         self.slots, ends = slots, (0, len(plan.stages))
         self._hops = [
             RemoteHop(self, i, first=part.start == ends[0], last=part.stop == ends[1])

@@ -12,11 +12,12 @@ import grpc
 from ggrun.errors import GgrunError
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.channel import OPTIONS, TOKEN
+from ggrun.rpc.framing import messages, split
 from ggrun.rpc.handoff import KEY
 from ggrun.rpc.keys import Identity
 from ggrun.rpc.session import Session
 from ggrun.rpc.shop import Shop
-from ggrun.rpc.wire import ProtocolError, parsed
+from ggrun.rpc.wire import ProtocolError
 
 log = logging.getLogger(__name__)
 _LOOK = 1.0
@@ -87,12 +88,12 @@ class Server:
         return int(self._server.add_secure_port(address, credentials))
 
     def _handlers(self) -> Any:
-        # Bytes come as they are: what is no message is for the session to refuse.
-        session = grpc.stream_stream_rpc_method_handler(self._session, None, pb.Reply.SerializeToString)
+        # Bytes come and go as they are: in pieces, and what is no message is for the session to refuse.
+        session = grpc.stream_stream_rpc_method_handler(self._session)
         inbox = grpc.stream_stream_rpc_method_handler(self._inbox, None, pb.Pushed.SerializeToString)
         return grpc.method_handlers_generic_handler("ggrun.Worker", {"Session": session, "Inbox": inbox})
 
-    def _session(self, requests: Any, context: Any) -> Iterator["pb.Reply"]:
+    def _session(self, requests: Any, context: Any) -> Iterator[bytes]:
         peer = _peer(context)
         self._check_token(peer, context)
         session = Session(self._shop, peer, context.cancel)
@@ -105,7 +106,8 @@ class Server:
             self._refuse(peer, context, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         log.info("%s: has come", peer)
         try:
-            yield from session.answer(requests)
+            for reply in session.answer(requests):
+                yield from split(reply)
         finally:
             with self._lock:
                 self._sessions.discard(session)
@@ -121,8 +123,8 @@ class Server:
             return
         try:
             yield pb.Pushed()
-            for push in pushes:
-                inbox.put(parsed(pb.Push, push))
+            for _, push in messages(pb.InboxRequest, pushes, lambda _: inbox.room):
+                inbox.put(push)
         except ProtocolError as error:
             self._refuse(peer, context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         finally:

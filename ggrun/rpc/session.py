@@ -19,13 +19,14 @@ from ggrun.engine.batch import Batch
 from ggrun.errors import GgrunError, Interrupted
 from ggrun.rpc import PROTOCOL
 from ggrun.rpc import ggrun_pb2 as pb
+from ggrun.rpc.framing import messages
 from ggrun.rpc.handoff import Handoff
-from ggrun.rpc.intake import Intake
+from ggrun.rpc.intake import MOST_CHUNK, Intake
 from ggrun.rpc.ledger import NoRoom
-from ggrun.rpc.opening import Opening, read
+from ggrun.rpc.opening import ROOM, Opening, read
 from ggrun.rpc.part import Work, explained
 from ggrun.rpc.shop import Shop
-from ggrun.rpc.wire import ProtocolError, encode, parsed, shown
+from ggrun.rpc.wire import SMALL, ProtocolError, Room, encode, shown
 
 log = logging.getLogger(__name__)
 FIRST_WORD = 10.0
@@ -34,7 +35,10 @@ SILENCE = 30.0
 """Seconds after which a client that says nothing is gone: it sends a Ping every few seconds."""
 SLOWEST = 1 << 20
 """Bytes a second that activations come at, at least: a client that sends some says nothing else meanwhile."""
-_MOST_BALLAST = 8 << 20
+_PING = Room(1 << 20)  # a client measures the network with some ballast
+_CHUNK = Room(MOST_CHUNK + SMALL.nbytes)
+_MOST_WORDS = 4000
+"""Characters of what a client is told of an error."""
 _MOST_HELD = 256 << 20
 """Bytes that a client may have under way beside the activations of its batches: logits, tokens, positions."""
 _MOST_REPLIES = 1024
@@ -61,7 +65,7 @@ class Session:
         self._work: Work | None = None
         self._devices: dict[str, Device] = {}
         self._handoffs: dict[int, Handoff] = {}
-        self._run, self._held = 1, 0  # bytes of batches and results that are under way
+        self._run = 1
         self._closed, self._lock = False, threading.Lock()
         self._ended = 0.0  # when it was closed
 
@@ -69,6 +73,7 @@ class Session:
         """The replies to a client's requests, as bytes, until one of both ends it."""
         reader = threading.Thread(target=self._read, args=(requests,), daemon=True, name="ggrun-client")
         worker = threading.Thread(target=self._compute, daemon=True, name="ggrun-session")
+        self._shop.under_way.enter(self)
         reader.start()
         worker.start()
         try:
@@ -79,6 +84,7 @@ class Session:
         finally:
             self.close()
             worker.join()
+            self._shop.under_way.leave(self)
 
     def check(self) -> None:
         """End the session if its client has been silent for too long; is called every second or so.
@@ -109,9 +115,9 @@ class Session:
 
     def _read(self, requests: Iterable[bytes]) -> None:
         try:
-            for request in requests:
+            for kind, message in messages(pb.Request, requests, self._room):
                 self._heard = time.monotonic()
-                self._take(parsed(pb.Request, request))
+                self._take(kind, message)
                 if self._replies.qsize() > _MOST_REPLIES:
                     raise ProtocolError("the client does not read its replies")
         except GgrunError as error:
@@ -122,11 +128,22 @@ class Session:
         finally:
             self.close()
 
-    def _take(self, request: "pb.Request") -> None:
-        kind = request.WhichOneof("kind")
-        if kind is None or (kind != "hello") != self._greeted:
+    def _room(self, kind: str) -> Room:
+        """Of a message of a kind now."""
+        match kind:
+            case "ping" if self._greeted:
+                return _PING
+            case "open" if self._greeted and not self._opening:
+                return ROOM
+            case "chunk" if self._intake:
+                return _CHUNK
+            case "forward" if self._work:
+                return self._work.room
+        return SMALL
+
+    def _take(self, kind: str, message: Any) -> None:
+        if (kind != "hello") != self._greeted:
             raise ProtocolError("the first message must be Hello, and no other")
-        message = getattr(request, kind)
         getattr(self, f"_take_{kind}")(message)
 
     def _take_hello(self, message: "pb.Hello") -> None:
@@ -140,8 +157,6 @@ class Session:
         self._replies.put(self._shop.welcome())
 
     def _take_ping(self, message: "pb.Ping") -> None:
-        if len(message.ballast) > _MOST_BALLAST:
-            raise ProtocolError("a Ping with too much ballast")
         self._replies.put(pb.Reply(pong=pb.Pong(number=message.number)))
 
     def _take_open(self, message: "pb.Open") -> None:
@@ -292,7 +307,7 @@ class Session:
             self._replies.put(pb.Reply(result=result))
         try:
             self._check_held()
-        except ProtocolError as error:  # the thread may be a stream's, which has no use for it
+        except NoRoom as error:  # the thread may be a stream's, which has no use for it
             self._end(error)
 
     def _next_lost(self, part: int, error: GgrunError) -> None:
@@ -310,15 +325,14 @@ class Session:
 
     def _hold(self, nbytes: int) -> None:
         """Count what is under way."""
-        with self._lock:
-            self._held += nbytes
+        self._shop.under_way.add(self, nbytes)
 
     def _check_held(self) -> None:
-        """ProtocolError when a client sends without end, or does not read, or who is pushed to does not."""
+        """NoRoom when a client sends without end, or does not read, or who is pushed to does not."""
         assert self._opening
         batch = self._opening.config.width * self._opening.limits.tokens * 4
-        if self._held > _MOST_HELD + 4 * self._opening.slots * len(self._opening.parts) * batch:
-            raise ProtocolError(f"{self._held >> 20} MiB of batches are under way: more than were announced")
+        announced = _MOST_HELD + 4 * self._opening.slots * len(self._opening.parts) * batch
+        self._shop.under_way.check(self, announced)
 
     # ---------------------------------------------------------------- the end
 
@@ -369,4 +383,4 @@ def _failed(error: BaseException, run: int) -> "pb.Reply":
         (ProtocolError, pb.Failed.PROTOCOL),
     )
     kind = next((kind for cls, kind in kinds if isinstance(error, cls)), pb.Failed.OTHER)
-    return pb.Reply(failed=pb.Failed(kind=kind, text=explained(error), run=run))
+    return pb.Reply(failed=pb.Failed(kind=kind, text=explained(error)[:_MOST_WORDS], run=run))

@@ -1,13 +1,13 @@
 """What a worker has for its clients, and what it says of that."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ggrun import __version__
 from ggrun.plan.hardware import DeviceInfo
 from ggrun.rpc import PROTOCOL
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.handoff import Doors
-from ggrun.rpc.ledger import Ledger
+from ggrun.rpc.ledger import Ledger, UnderWay
 from ggrun.rpc.store import Library, Store
 
 
@@ -22,6 +22,7 @@ class Shop:
     library: Library
     doors: Doors
     insecure: int = 0  # see WorkerOptions
+    under_way: UnderWay = field(default_factory=UnderWay)
 
     def welcome(self) -> "pb.Reply":
         """What there is, and how much of it is free."""

@@ -16,7 +16,7 @@ from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.hashes import hashes
 from ggrun.rpc.link import Link
 from ggrun.rpc.opening import opening, wanted
-from ggrun.rpc.wire import ProtocolError, check_tokens
+from ggrun.rpc.wire import SMALL, ProtocolError, Room, check_tokens
 
 CHUNK = 1 << 20
 """Bytes of a message with weights."""
@@ -24,6 +24,8 @@ PATIENCE = 1800.0
 """Seconds that the worker has for a sign that loading goes on: it may have to hash files of its own."""
 _WINDOW = 32 << 20
 """Bytes under way: chunks follow each other without waiting for the worker's word on each."""
+_WANT, _BESIDE_NAME = 20, 4
+"""The most bytes that a worker needs to want a tensor, or to name it."""
 
 
 class Upload:
@@ -37,9 +39,6 @@ class Upload:
         self._ready: Any = None
         self._received, self._heard = 0, time.monotonic()
         self._error: BaseException | None = None
-        link.on("missing", self._on_missing)
-        link.on("received", self._on_received)
-        link.on("ready", self._on_ready)
         link.on_end(self._lost)
         link.on_beat(self._check)
 
@@ -52,6 +51,10 @@ class Upload:
         self.width, self.vocab = facts.config.width, facts.config.vocab
         check_tokens(limits.tokens, self.width, form)
         names = wanted(facts, plan, [i for part in parts for i in part]) & model.tensors.keys()
+        self._link.on("missing", self._on_missing, Room(_WANT * len(model.tensors) + SMALL.nbytes))
+        self._link.on("received", self._on_received)
+        texts = sum(len(name.encode()) + _BESIDE_NAME for name in model.tensors)
+        self._link.on("ready", self._on_ready, Room(texts + SMALL.nbytes))
 
         def load() -> None:
             try:

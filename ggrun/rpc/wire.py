@@ -1,10 +1,8 @@
 """Numbers on the wire: arrays to bytes and back. Nothing that comes is trusted."""
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from ggrun.devices.base import Limits
@@ -18,12 +16,15 @@ LARGEST_MESSAGE = 130 << 20
 _BESIDE = 1 << 20
 """Bytes of it for all that does not grow with the tokens: pages, above all."""
 _BESIDE_TOKEN = 16
+_BESIDE_FIELD = 32
+"""Bytes of a field's number and length, or of a number; in a table of both."""
+_FIELDS = 16
+"""More than a message has of those that are there once."""
 FORMS = {"f32": pb.F32, "f16": pb.F16, "bf16": pb.BF16}
 """How activations may go over the wire, by the names that users give."""
 _LARGEST_F16 = 65504.0
 _QUIET = np.uint32(0x40)
 """The bit of a bfloat16 that keeps a NaN one, whatever the bits were that are cut off."""
-M = TypeVar("M", "pb.Request", "pb.Reply", "pb.Push")
 _SHOWN = 300
 
 
@@ -40,13 +41,34 @@ class Bounds:
     vocab: int
 
 
-def parsed(kind: type[M], data: bytes) -> M:
-    """The message that bytes are; ProtocolError when they are none."""
-    try:
-        message: M = kind.FromString(data)
-    except DecodeError:
-        raise ProtocolError("what came is no message of ggrun") from None
-    return message
+@dataclass(frozen=True)
+class Room:
+    """How large a message may be.
+
+    Parsed, bytes and texts take what they took before; but an empty Tensor or Table of 2 bytes takes 80, and
+    numbers of a list 15 times their bytes. The worst of all, an Open, takes 30 MiB; see opening.ROOM.
+    """
+
+    nbytes: int
+    fields: int = 1 << 16  # is looked at in what is larger than SMALL
+
+
+SMALL = Room(64 << 10)
+"""Of all that does not grow with the model; parsed, 3 MiB."""
+
+
+def forward_room(limits: Limits, activations: int) -> Room:
+    """Of a Forward; activations: their bytes, at most."""
+    numbers = _BESIDE_TOKEN * limits.tokens + limits.tokens  # four int32 and one byte each
+    tables = limits.sequences * (4 * limits.pages + _BESIDE_FIELD)
+    nbytes = activations + numbers + tables + _FIELDS * _BESIDE_FIELD
+    return Room(min(nbytes, LARGEST_MESSAGE), limits.sequences + _FIELDS)
+
+
+def result_room(limits: Limits, activations: int, vocab: int) -> Room:
+    """Of a Result, of any part."""
+    logits = limits.outputs * max(4 * vocab, 8 * MOST_K)
+    return Room(max(activations, logits) + _FIELDS * _BESIDE_FIELD, _FIELDS)
 
 
 def check_tokens(tokens: int, width: int, form: int) -> None:

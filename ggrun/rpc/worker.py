@@ -1,9 +1,10 @@
 """Makes a worker of this machine: its devices, memory, weights and door."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ggrun.devices.host_memory import host_memory
 from ggrun.devices.local import everything, local_cpu, local_devices, shared_out
 from ggrun.devices.names import DeviceName
 from ggrun.errors import UsageError
@@ -51,6 +52,14 @@ def offered(devices: str | None, threads: int | None, margin: int = 1024) -> lis
     return [replace(device, free=device.usable(margin << 20), shared=False) for device in found]
 
 
+def _unused(devices: Sequence[DeviceInfo]) -> Callable[[str], int | None]:
+    """What is left of the host's memory now for devices that live in it, besides what was to stay free."""
+    here = {d.name: d.free for d in devices if DeviceName.parse(d.name).kind != "cuda"}
+    # What has a limit of its own leaves nothing free for others.
+    spare = max(0, host_memory().available - sum(here.values())) if "cpu" in here else 0
+    return lambda name: host_memory().available - spare if name in here else None
+
+
 def open_worker(options: WorkerOptions, devices: Sequence[DeviceInfo], identity: Identity | None) -> Server:
     """Open the door. identity: None for plain text; UsageError where that is not allowed."""
     if identity is None and options.insecure < 2 and not is_loopback(options.host):
@@ -61,7 +70,7 @@ def open_worker(options: WorkerOptions, devices: Sequence[DeviceInfo], identity:
         raise UsageError("--insecure is without TLS, and so without the certificates of --client-ca")
     if any(DeviceName.parse(device.name).kind != "cuda" for device in devices):
         load_cpu("runtime")  # Numba takes a while to import, for which no client is to wait
-    ledger = Ledger({d.name: d.free for d in devices}, options.max_memory)
+    ledger = Ledger({d.name: d.free for d in devices}, options.max_memory, _unused(devices))
     shop = Shop(
         devices=tuple(devices),
         threads=options.threads,

@@ -1,7 +1,9 @@
 """Numba's disk cache, such that neither a damaged entry nor a full disk stops a start."""
 
 import inspect
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
@@ -12,6 +14,8 @@ from typing import Any, ClassVar
 import llvmlite.binding as llvm
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, InTreeCacheLocator
 from numba.core.runtime import _nrt_python  # type: ignore[attr-defined]  # it is in C
+
+_ENVIRONMENT = re.compile(r"_ZN08NumbaEnv[^\s\",]+")
 
 
 class _Locator(InTreeCacheLocator):
@@ -40,17 +44,22 @@ class _Entries(CompileResultCacheImpl):
         """What is kept of a compiled function: its machine code, and less beside it than Numba keeps.
 
         Kernels call each other by address and are linked with nothing: of the bitcode, which is for that,
-        only the names are needed by which a kernel is entered. Environments hold the Python objects of
-        helpers, of which there are none: Numba would import the modules of its own helpers to make them.
+        only the names are needed by which a kernel is entered. Of the environments, with the Python objects
+        of helpers, only those that the code reads: to make the others, which are Numba's own helpers', Numba
+        would import its modules.
         """
         whole = super().reduce(compiled)
         try:
-            (name, kind, (code, _)), description, *rest, _ = whole
-        except (TypeError, ValueError):
-            return whole  # another Numba's, of which this knows nothing
-        entries = {description.llvm_cfunc_wrapper_name, description.llvm_cpython_wrapper_name}
-        entries &= {function.name for function in compiled.library.get_defined_functions()}
-        return (name, kind, (code, _names_alone(sorted(entries)))), description, *rest, ()
+            (name, kind, (code, _)), description, *rest, environments = whole
+            if (kind, len(rest)) != ("object", 6):
+                return whole  # another Numba's, of which this knows nothing
+            entries = {description.llvm_cfunc_wrapper_name, description.llvm_cpython_wrapper_name}
+            entries &= {function.name for function in compiled.library.get_defined_functions()}
+            names = Counter(_ENVIRONMENT.findall(str(compiled.library._final_module)))
+            read = tuple(each for each in environments if names[each.env_name] > 1)  # 1: it is declared
+        except (AttributeError, TypeError, ValueError):
+            return whole
+        return (name, kind, (code, _names_alone(sorted(entries)))), description, *rest, read
 
 
 def _names_alone(names: Iterable[str]) -> bytes:

@@ -131,8 +131,17 @@ class Stream:
             self.captured.add(self, work)
 
     def launch_host_func(self, function: Callable[[Any], None], arg: Any) -> None:
-        self._arrive()
-        function(arg)
+        coming = list(self.coming)
+
+        def work() -> None:
+            for each in coming:
+                each.arrive()
+            function(arg)
+
+        if self.held:
+            self.landing.append(work)
+        else:
+            work()
 
     def bring(self, target: int, source: int, nbytes: int) -> None:
         assert not self.captured

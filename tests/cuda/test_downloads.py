@@ -23,6 +23,8 @@ from tests.cuda.models import engine
 from tests.tiny import Tiny
 from tests.waiting import ended
 
+FAILED = CUDARuntimeError(700, "cudaErrorIllegalAddress: an illegal memory access")
+
 
 class There:
     """Random bytes of a card, and arrays that they come to."""
@@ -103,6 +105,60 @@ def test_an_event_is_of_what_was_begun_before(cupy: FakeCupy) -> None:
     assert not there.right(second, 100)
     there.driver.stream.synchronize()
     assert there.right(second, 100)
+
+
+def test_work_of_the_host_is_of_what_was_begun_before(cupy: FakeCupy) -> None:
+    there, end = There(), threading.Event()
+    stream, seen = there.driver.stream, list[bool]()
+    cupy.hold([stream.raw.ptr], end)
+    here = [there.begin(0, 100)]
+    stream.enqueue(lambda: seen.extend(there.right(each, 100 * i) for i, each in enumerate(here)))
+    here.append(there.begin(100, 200))
+    end.set()
+    stream.synchronize()
+    assert seen == [True, False]
+    assert there.right(here[1], 100)
+
+
+def test_what_is_begun_while_another_thread_waits_lands_later(
+    cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a check that took too long is given up: its thread waits for the stream, and we go on."""
+    there, begun = There(), list[np.ndarray]()
+    stream, wait = there.driver.stream, fake_streams.Stream.synchronize
+
+    def late(raw: fake_streams.Stream) -> None:
+        wait(raw)
+        if not begun:
+            begun.append(there.begin(0, 100))
+
+    monkeypatch.setattr(fake_streams.Stream, "synchronize", late)
+    stream.synchronize()
+    assert np.array_equal(begun[0], ~there.values[:100])
+    stream.synchronize()
+    assert there.right(begun[0], 0)
+
+
+def test_tickets(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are reached by a wait for all that was enqueued before them, and by nothing less."""
+    stream = There().driver.stream
+    first = stream.ticket()
+    stream.record().block()
+    assert stream.record().done
+    stream.enqueue(lambda: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_streams.Stream, "synchronize", lambda _: (_ for _ in ()).throw(FAILED))
+        told(stream.synchronize)
+    assert stream.rested < first
+    wait = fake_streams.Stream.synchronize
+    given = list[int]()
+    monkeypatch.setattr(
+        fake_streams.Stream, "synchronize", lambda raw: (wait(raw), given.append(stream.ticket()))
+    )
+    stream.synchronize()
+    assert first == stream.rested < given[0]
+    stream.synchronize()
+    assert stream.rested == given[0]
 
 
 def test_more_than_there_is_room_for(cupy: FakeCupy) -> None:

@@ -48,7 +48,7 @@ store, i64 = simd.store, simd.i64
 @runtime.jit
 def checked(n: int) -> int:
     if n == 9:
-        raise ValueError("nine")
+        raise ValueError("nine", n)  # with what is known at run time only: the code reads an environment
     return n
 
 @runtime.kernel
@@ -77,12 +77,24 @@ def test_a_kernel_from_the_cache_has_memory_and_errors_of_numba(tmp_path: Path) 
     env = {**os.environ, "GGRUN_CACHE": str(tmp_path / "cache"), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     for kept in (False, True):
         done = subprocess.run(
-            [sys.executable, "-c", FILL], env=env, capture_output=True, text=True, check=False
+            [sys.executable, "-c", FILL], env=env, capture_output=True, text=True, check=False, timeout=60
         )
         assert (done.stderr, done.stdout) == ("", f"{kept} {not kept} 8 ValueError 8 MemoryError 8 7\n")
 
 
-@pytest.mark.parametrize("whole", [("a", "b"), (1, 2, 3, 4, 5, 6), (("a", "b", 3), 4, 5)])
+RIGHT = ("name", "object", (b"code", b"bitcode"))
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        ("a", "b"),
+        (1, 2, 3, 4, 5, 6, 7, 8, 9),
+        (RIGHT, 2, 3, 4, 5, 6, 7, 8, ()),  # its description has no names
+        (RIGHT, 2, 3, 4, 5, 6, 7, 8, (), 10),
+        (("name", "other", (b"code", b"bitcode")), 2, 3, 4, 5, 6, 7, 8, ()),
+    ],
+)
 def test_what_another_numba_keeps_is_kept_whole(whole: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = load_cpu("disk")
     monkeypatch.setattr(disk.CompileResultCacheImpl, "reduce", lambda self, compiled: whole)

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from ggrun.errors import GgrunError
 from ggrun.rpc import PROTOCOL, wire
 from ggrun.rpc import ggrun_pb2 as pb
+from ggrun.rpc.framing import messages
 from ggrun.rpc.remote import Remote
 from ggrun.rpc.shop import Shop
 from tests.rpc.script import ROOM, Script, talk
@@ -132,10 +133,11 @@ class FakeLink:
 
     def __init__(self, welcome: pb.Welcome) -> None:
         self.welcome, self.handlers, self.sent = welcome, {}, 0
+        self.rooms: dict[str, wire.Room] = {}
         self.told: list[Callable[[GgrunError], None]] = []
 
-    def on(self, kind: str, handler: Callable[[Any], None]) -> None:
-        self.handlers[kind] = handler
+    def on(self, kind: str, handler: Callable[[Any], None], room: wire.Room = wire.SMALL) -> None:
+        self.handlers[kind], self.rooms[kind] = handler, room
 
     def on_beat(self, check: Callable[[], None]) -> None:
         check()
@@ -158,11 +160,10 @@ class FakeLink:
 
     def take(self, data: bytes) -> None:
         """As Link reads."""
-        reply = wire.parsed(pb.Reply, data)
-        kind = reply.WhichOneof("kind")
-        if kind not in self.handlers:
-            raise wire.ProtocolError(f"unexpected {kind}")
-        self.handlers[kind](getattr(reply, kind))
+        for kind, reply in messages(pb.Reply, [data], lambda kind: self.rooms.get(kind, wire.SMALL)):
+            if kind not in self.handlers:
+                raise wire.ProtocolError(f"unexpected {kind}")
+            self.handlers[kind](reply)
 
 
 def welcome() -> pb.Welcome:

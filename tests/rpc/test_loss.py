@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ggrun import LLM
@@ -53,6 +54,25 @@ def test_killed_in_the_middle_of_an_answer(start: Start, want: str) -> None:
     with LLM(MODEL, n_ctx=256, threads=1, plan=plan, rpc=options(a, b)) as llm:  # the next load uses it
         assert "".join(llm.generate(PROMPT, **SAMPLING)) == want
         assert b.address in llm.plan.to_json()
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(i, marks=pytest.mark.slow) for i in range(2, 10))])
+def test_a_long_answer_goes_on_as_from_what_was_written(start: Start, seed: int) -> None:
+    """By the usual sizes of batches: the cache that is computed again is not the same to the bit."""
+    worker, rng = start("--insecure"), np.random.default_rng(seed)
+    tokens, end = rng.integers(5, 250, 20).tolist(), rng.integers(100, 400)
+    plan = plan_of(MODEL, ("cpu", 4), (worker.device(), HALVES))
+    with LLM(MODEL, n_ctx=512, threads=1, plan=plan, rpc=options(worker)) as llm:
+        ids = llm.generate_tokens(tokens, temp=0.0)
+        got = [next(ids) for _ in range(end)]
+        worker.kill()
+        got += list(ids)
+    with LLM(MODEL, n_ctx=512, threads=1) as llm:
+        engine, (*before, token) = llm._placed.engine, [*tokens, *got[:end]]
+        engine.decode(before)
+        for each in got[end:]:
+            token = int(engine.decode([token])[0].argmax())
+            assert token == each
 
 
 def test_workers_that_lose_each_other(start: Start, want: str) -> None:
@@ -102,7 +122,9 @@ def test_a_session_that_the_worker_ends(start: Start, want: str) -> None:
         got += list(pieces)
         assert "".join(got) == want
         assert "".join(llm.generate(PROMPT, **SAMPLING)) == want
-    assert told == [f"{worker.address}: a Ping with too much ballast: going on without it"]
+    assert told == [
+        f"{worker.address}: 9437189 bytes of ping came: up to 1048576 are possible now: going on without it"
+    ]
 
 
 def test_when_nothing_fits_the_conversation_is_kept(start: Start, want: str) -> None:

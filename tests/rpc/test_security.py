@@ -309,7 +309,7 @@ def test_malformed_handshakes(start: Start) -> None:
         [hello, pb.Request(reset=pb.Reset())],
         [hello, pb.Request(invite=pb.Invite())],
         [hello, pb.Request(handoff=pb.Handoff())],
-        [hello, pb.Request(ping=pb.Ping(ballast=bytes(9 << 20)))],
+        [hello, pb.Request(ping=pb.Ping(ballast=bytes(2 << 20)))],
     ]
     for requests in wrong:
         *_, last = answers(worker.port, *requests)

@@ -22,16 +22,16 @@ from ggrun.rpc.shop import Shop
 from ggrun.rpc.store import Library, Store
 
 HELLO = pb.Request(hello=pb.Hello(protocol=PROTOCOL)).SerializeToString()
-LABEL = "x" * (8 << 20)  # more than a connection holds for who does not read
+LARGE = "x" * (8 << 20)  # more than a connection holds for who does not read
 
 
 @pytest.fixture
 def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server for one client; its Welcome is large."""
+    """A server for one client."""
     monkeypatch.setattr(server, "_LOOK", 0.05)
     monkeypatch.setattr(server, "_HANDSHAKE", 1.0)
     monkeypatch.setattr(session, "_LAST_WORDS", 0.2)
-    device = DeviceInfo("cpu:0:64MB", 64 << 20, 64 << 20, 1e10, 1e11, 1e10, LABEL, shared=False)
+    device = DeviceInfo("cpu:0:64MB", 64 << 20, 64 << 20, 1e10, 1e11, 1e10, shared=False)
     ledger, store = Ledger({device.name: device.free}), Store(tmp_path, 0)
     made = Server(Shop((device,), 1, ledger, store, Library(None), Doors(), 1), "127.0.0.1:0", None, None, 1)
     yield made
@@ -102,16 +102,18 @@ def test_an_inbox_ends_with_its_session(one: Server) -> None:
         doors.close(inbox)
 
 
-def test_a_client_that_does_not_read(one: Server) -> None:
+def test_a_client_that_does_not_read(one: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is sent what it does not take, and does what ends its session: its place is free then."""
     requests: SimpleQueue[bytes] = SimpleQueue()
     address = f"127.0.0.1:{one.port}"
     with grpc.insecure_channel(address) as channel:
         call = channel.stream_stream("/ggrun.Worker/Session")(iter(requests.get, b""))
-        requests.put(HELLO)
-        assert settles(lambda: one.sessions == 1)
-        requests.put(HELLO)
-        assert settles(lambda: one.sessions == 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(Shop, "welcome", lambda _: pb.Reply(welcome=pb.Welcome(version=LARGE)))
+            requests.put(HELLO)
+            assert settles(lambda: one.sessions == 1)
+            requests.put(HELLO)
+            assert settles(lambda: one.sessions == 0)
         Link(address, None).close()
         call.cancel()
         requests.put(b"")

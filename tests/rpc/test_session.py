@@ -15,6 +15,7 @@ import pytest
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc import session
 from ggrun.rpc.hashes import Stop, check, never
+from ggrun.rpc.ledger import UnderWay
 from ggrun.rpc.opening import Declared
 from ggrun.rpc.session import Session
 from ggrun.rpc.shop import Shop
@@ -22,9 +23,16 @@ from ggrun.rpc.store import Bytes, Library
 from tests.rpc.script import ROOM, Script, await_kind, talk
 
 
-def test_a_next_worker_that_does_not_read(shop: Shop, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("of_all", [False, True])
+def test_a_next_worker_that_does_not_read(
+    shop: Shop, path: Path, monkeypatch: pytest.MonkeyPatch, of_all: bool
+) -> None:
     """What is pushed to it and not taken counts as under way: the session ends before memory does."""
-    monkeypatch.setattr(session, "_MOST_HELD", 128 << 10)
+    if of_all:
+        shop = replace(shop, under_way=UnderWay(256 << 10))
+        shop.under_way.enter("another client")
+    else:
+        monkeypatch.setattr(session, "_MOST_HELD", 128 << 10)
     script, stop = Script(path), threading.Event()
 
     def inbox(pushes: Any, context: Any) -> Iterator[bytes]:
@@ -58,6 +66,7 @@ def test_a_next_worker_that_does_not_read(shop: Shop, path: Path, monkeypatch: p
     stop.set()
     deaf.stop(0)
     assert "MiB of batches are under way" in replies[-1].failed.text
+    assert ("of all clients" in replies[-1].failed.text) == of_all
     assert sent < 2000
     assert replies[-2].handed.ok
 

@@ -19,7 +19,7 @@ from ggrun.rpc.wire import (
     decode,
     encode,
     forward,
-    parsed,
+    forward_room,
     shown,
 )
 
@@ -72,7 +72,8 @@ def test_batches_that_messages_have_no_room_for_are_refused() -> None:
     largest = Batch(numbers, numbers, numbers, numbers, numbers > 0, {0: np.zeros(pages, np.int32)})
     message = forward(largest, 1 << 40, 1 << 40, 3, True)
     message.activations = bytes(n * width * 4)
-    assert pb.Request(forward=message).ByteSize() <= LARGEST_MESSAGE
+    assert message.ByteSize() <= LARGEST_MESSAGE
+    assert message.ByteSize() <= forward_room(Limits(n, 1, 1, pages), n * width * 4).nbytes
     with pytest.raises(UsageError, match=r"^-ub 4096: workers take up to 20\d\d tokens of this model at a"):
         check_tokens(4096, width, pb.F32)
     check_tokens(4096, width, pb.BF16)
@@ -94,15 +95,12 @@ def a_batch() -> Batch:
 @pytest.mark.parametrize("first", [True, False])
 def test_a_batch_comes_as_it_went(first: bool) -> None:
     sent = a_batch()
-    got = batch(parsed(pb.Request, request(forward(sent, 1, 7, 0, first))).forward, BOUNDS, first)
+    data = pb.Request(forward=forward(sent, 1, 7, 0, first)).SerializeToString()
+    got = batch(pb.Request.FromString(data).forward, BOUNDS, first)
     assert got.tokens.tolist() == (sent.tokens.tolist() if first else [0] * 5)
     for name in ("positions", "sequences", "slots", "outputs"):
         assert getattr(got, name).tolist() == getattr(sent, name).tolist()
     assert {s: pages.tolist() for s, pages in got.tables.items()} == {0: [1, 0], 2: [1]}
-
-
-def request(message: pb.Forward) -> bytes:
-    return pb.Request(forward=message).SerializeToString()
 
 
 def numbers(*values: int) -> bytes:

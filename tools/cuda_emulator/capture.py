@@ -51,8 +51,8 @@ class CardStream(Late):
 
     capture: Capture | None = None
     """Where all goes that is enqueued now."""
-    rests = 0
-    """How often the host has waited for all of it."""
+    rested = given = 0
+    """The newest ticket that the host has waited for, and the newest of all."""
 
     def begin_capture(self) -> None:
         """Note what is enqueued from now on."""
@@ -69,8 +69,14 @@ class CardStream(Late):
         """See Stream."""
         if self.capture:
             raise KernelError("the host waits for a stream that is being captured")
+        given = self.given
         super().synchronize()
-        self.rests += 1
+        self.rested = max(self.rested, given)
+
+    def ticket(self) -> int:
+        """See CardStream."""
+        self.given += 1
+        return self.given
 
     def _put(self, step: Step) -> None:
         before = _captures.get(step.awaited) if isinstance(step.awaited, LateEvent) else None

@@ -104,7 +104,8 @@ class CudaStream:
         self.raw = cupy.cuda.Stream(non_blocking=True)
         self.capture: Capture | None = None
         self.behind_kernel = False
-        self.downloads, self.rests = Downloads(cupy), 0
+        self.downloads = Downloads(cupy)
+        self._given = self.rested = 0
         self._attempts = Attempts()
 
     def enqueue(self, work: Work) -> None:
@@ -118,6 +119,11 @@ class CudaStream:
 
         with self._errors:
             self.raw.launch_host_func(attempt, None)
+
+    def ticket(self) -> int:
+        """See CardStream."""
+        self._given += 1
+        return self._given
 
     def record(self) -> CudaEvent:
         """An event behind all that was enqueued before."""
@@ -161,10 +167,11 @@ class CudaStream:
 
     def synchronize(self) -> None:
         """Wait until all is done; raises the first error."""
+        given, begun = self._given, self.downloads.begun  # other threads may go on enqueuing
         with self._errors:
             self.raw.synchronize()
-        self.rests += 1
-        self.downloads.land(self.downloads.begun)
+        self.rested = max(self.rested, given)
+        self.downloads.land(begun)
         error, self._attempts.error = self._attempts.error, None
         if error:
             raise error

@@ -37,17 +37,20 @@ class Downloads:
         self._taken, self.begun = 0, 0  # of the room
 
     def begin(self, data: NDArray[Any]) -> NDArray[Any] | None:
-        """Where the card has to write what data is to have, contiguous; None: to data itself."""
-        room = self._room  # taken now: the driver may wait for a thread that wants the lock
-        with self._lock:
-            if not self._coming:
-                self._taken = 0
-            here, free = None, room[self._taken :]
-            if data.nbytes <= len(free):
-                here = free[: data.nbytes].view(data.dtype).reshape(data.shape)
-                self._taken += -(-data.nbytes // _ALIGNMENT) * _ALIGNMENT
-            self.begun += 1
-            self._coming.append(_Coming(self.begun, data, here))
+        """Where the card has to write what data is to have, contiguous; None: to data itself.
+
+        By who gives the stream work, one thread at a time. Without the lock: what is made here may have
+        garbage collected, whose memory the driver frees when it has waited for the card, and the card's
+        stream for host's work that wants the lock.
+        """
+        if not self._coming:  # all have landed
+            self._taken = 0
+        here, free = None, self._room[self._taken :]
+        if data.nbytes <= len(free):
+            here = free[: data.nbytes].view(data.dtype).reshape(data.shape)
+            self._taken += -(-data.nbytes // _ALIGNMENT) * _ALIGNMENT
+        self.begun += 1
+        self._coming.append(_Coming(self.begun, data, here))
         return here
 
     def land(self, until: int) -> None:

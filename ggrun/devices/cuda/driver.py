@@ -60,11 +60,11 @@ class Gemm:
 class CardStream(Stream, Protocol):
     """A stream of a card."""
 
-    rests: int
-    """How often `synchronize` has come to its end: all that was enqueued before is done.
+    rested: int
+    """The newest ticket that was given before a `synchronize` that has come to its end."""
 
-    Nobody else may enqueue meanwhile.
-    """
+    def ticket(self) -> int:
+        """A number, larger than all before: what was enqueued until now is done when `rested` reaches it."""
 
 
 class Driver(Protocol):
@@ -144,7 +144,7 @@ class Driver(Protocol):
         """Enqueue a copy to the host. Rows of two dimensions may be parts of longer ones.
 
         It is there when the host has waited for the stream, or for an event behind it, and for the host's
-        work that the stream does later.
+        work that the stream does later. Two that are under way must not go to the same memory.
         """
 
     def can_reach(self, card: "Driver") -> bool:

@@ -15,12 +15,12 @@ _AHEAD = 4
 
 
 class _Turn:
-    """One batch's. sent: what `rests` of the stream was then; behind: an event behind the batch."""
+    """One batch's. sent: the stream's ticket behind the copy; behind: an event behind the batch."""
 
     def __init__(self, driver: Driver, limits: Limits) -> None:
         self._driver = driver
         self.inputs = Inputs(limits, self._words)
-        self.sent = -1
+        self.sent = 0
         self.behind: Event | None = None
 
     @property
@@ -50,11 +50,11 @@ class Feed:
     def next(self) -> Inputs:
         """What the next batch may be written to. Waits for the oldest one, if all are under way."""
         stream, last = self._driver.stream, self._turns[-1]
-        if last.sent == stream.rests:
+        if last.sent > stream.rested:
             last.behind = stream.record()
         self._turns.rotate(-1)
         turn = self._turns[-1]
-        if turn.behind and turn.sent == stream.rests:
+        if turn.behind and turn.sent > stream.rested:
             turn.behind.block()
         turn.behind = None
         return turn.inputs
@@ -62,5 +62,5 @@ class Feed:
     def send(self, address: int) -> None:
         """Enqueue the copy of what `next` gave to the card."""
         turn = self._turns[-1]
-        turn.sent = self._driver.stream.rests
         self._driver.copy(address, turn.address, turn.inputs.words.nbytes)
+        turn.sent = self._driver.stream.ticket()
