@@ -15,7 +15,7 @@ Command = Callable[..., Any]
 _OPTIONS = [
     option("--rpc", type=TEXT, metavar="HOST:PORT,...",
            help="Workers whose devices take part (ggrun worker there, ggrun join here); auto: those that "
-                "were joined and are found in this network."),
+                "were joined, are found in this network and can be used."),
     option("--rpc-form", default="f32", type=click.Choice(["f32", "f16", "bf16"]),
            help="Activations on the wire; with f16 and bf16 half the bytes, and other last digits."),
     option("--rpc-cert", type=TEXT, metavar="CERTIFICATE,KEY",

@@ -3,9 +3,11 @@
 import ipaddress
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,11 +15,14 @@ import grpc
 
 from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError, UsageError
+from ggrun.rpc.at_once import first
 from ggrun.rpc.framing import PIECE
 from ggrun.rpc.keys import NAME, check_valid, fingerprint
 
 TIMEOUT = 10.0
 """Seconds to wait for a connection."""
+AGAIN = 3.0
+"""Seconds to wait for one with a worker that was reached before."""
 _LOOK = 2.0
 """Seconds to find out why there was none."""
 OPTIONS = [
@@ -40,10 +45,6 @@ TOKEN = "ggrun-token-bin"
 """The name of the metadata with a client's token."""
 WANTS_TLS = "/ggrun.Worker/WantsTLS"
 """The method by which a client says in plain text why it goes: gRPC drops what is no HTTP/2 in silence."""
-
-
-class Unreachable(HostLost):
-    """There is no way to a worker now."""
 
 
 class _NoTLS(GgrunError):
@@ -107,23 +108,24 @@ def open_channel(
 ) -> Any:
     """A grpc.Channel; expected: the SHA-256 of the worker's certificate, None: plain text.
 
-    Unreachable, or a GgrunError that says what is not as it should be.
+    HostLost when nobody answers in time, or a GgrunError that says what is not as it should be.
     """
     if expected is None:
-        with _connected(address, timeout):
-            pass
-        return grpc.insecure_channel(address, OPTIONS)
+        with _connected(address, timeout) as plain:
+            return grpc.insecure_channel(_reached(address, plain), OPTIONS)
     with _saying_why(address), _secured(address, own, timeout) as connection:
-        certificate = _certificate(address, connection)
-        if fingerprint(certificate) != expected:
-            raise GgrunError(
-                f"{address}: its certificate is not the one that was joined: somebody else answers there, or "
-                "the worker has made a new one; if so, paste the join line that it printed"
-            )
+        certificate, reached = _certificate(address, connection), _reached(address, connection)
+        _check_fingerprint(address, certificate, expected)
         _check_taken(address, own, connection)
     pair = (own.private_key, own.certificate) if own else (None, None)
     credentials = grpc.ssl_channel_credentials(certificate, *pair)
-    return grpc.secure_channel(address, credentials, [*OPTIONS, ("grpc.ssl_target_name_override", NAME)])
+    return grpc.secure_channel(reached, credentials, [*OPTIONS, ("grpc.ssl_target_name_override", NAME)])
+
+
+def check_answer(address: str, expected: bytes, timeout: float) -> None:
+    """GgrunError when nobody with a certificate of that SHA-256 answers there."""
+    with _secured(address, None, timeout) as connection:
+        _check_fingerprint(address, _certificate(address, connection), expected)
 
 
 def check_certificates(address: str, own: Certificates | None, timeout: float = TIMEOUT) -> None:
@@ -196,7 +198,7 @@ def _secured(address: str, own: Certificates | None, timeout: float) -> Iterator
                 f"{address}: no TLS is spoken there: was the worker started with --insecure?"
             ) from None
         except OSError as error:
-            raise Unreachable(address, f"cannot be reached: {error.strerror or error}") from None
+            raise _unreachable(address, error) from None
         with secure:
             yield secure
 
@@ -208,8 +210,46 @@ def _certificate(address: str, connection: ssl.SSLSocket) -> bytes:
     return ssl.DER_cert_to_PEM_cert(der).encode()
 
 
+def _check_fingerprint(address: str, certificate: bytes, expected: bytes) -> None:
+    if fingerprint(certificate) != expected:
+        raise GgrunError(
+            f"{address}: its certificate is not the one that was joined: somebody else answers there, or the "
+            "worker has made a new one; if so, paste the join line that it printed"
+        )
+
+
 def _connected(address: str, timeout: float) -> socket.socket:
+    """A connection; what is left of the time is its time-out. A name may have several addresses."""
+    (host, port), deadline = split_address(address), time.monotonic() + timeout
     try:
-        return socket.create_connection(split_address(address), timeout)
-    except OSError as error:
-        raise Unreachable(address, f"cannot be reached: {error.strerror or error}") from None
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        left = max(deadline - time.monotonic(), 0.01)
+        calls = [partial(_connection, family, end, left) for family, _, _, _, end in found]
+        connection = first(calls, left, socket.socket.close)
+    except (OSError, UnicodeError) as error:
+        raise _unreachable(address, error) from None
+    connection.settimeout(max(deadline - time.monotonic(), 0.01))
+    return connection
+
+
+def _connection(family: socket.AddressFamily, end: Any, timeout: float) -> socket.socket:
+    connection = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(timeout)
+        connection.connect(end)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _reached(address: str, connection: socket.socket) -> str:
+    """Which of a name's addresses it was: gRPC would try those that do not answer too, one by one."""
+    host, port, *scope = connection.getpeername()
+    return address if any(scope) else joined_address(host, port)
+
+
+def _unreachable(address: str, error: OSError | UnicodeError) -> HostLost:
+    if isinstance(error, TimeoutError):
+        return HostLost(address, "cannot be reached: it does not answer")
+    return HostLost(address, f"cannot be reached: {getattr(error, 'strerror', None) or error}")

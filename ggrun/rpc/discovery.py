@@ -6,18 +6,24 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import psutil
 
 from ggrun.errors import GgrunError
 from ggrun.rpc import PROTOCOL
-from ggrun.rpc.channel import is_loopback, joined_address
+from ggrun.rpc.at_once import each, first
+from ggrun.rpc.channel import check_answer, is_loopback, joined_address
 from ggrun.rpc.keys import Key
 
 _TYPE = "_ggrun._tcp.local."
 _WAIT = 2.0
 """Seconds that workers have to answer."""
+_ANSWER = 3.0
+"""Seconds that one with several addresses has, to answer at any of them."""
+_MOST_ADDRESSES, _MOST_WORKERS = 16, 64
+"""More are not tried: anybody can announce them."""
 _FINGERPRINT, _PROTOCOL = "fingerprint", "protocol"
 
 
@@ -75,20 +81,38 @@ def discovered(known: Mapping[str, Key], seconds: float = _WAIT, interfaces: Any
     finally:
         zeroconf.close()
     keys = {key.fingerprint: key for key in known.values()}
-    return {address: key for info in infos if info for address, key in _joined(info, keys)}
+    found = [joined for info in infos if info and (joined := _joined(info, keys))][:_MOST_WORKERS]
+    calls = [partial(_answering, addresses, key) for addresses, key in found]
+    best = each(calls, _ANSWER + 1, lambda _: None)
+    return {
+        address if isinstance(address, str) else addresses[0]: key
+        for (addresses, key), address in zip(found, best, strict=True)
+    }
 
 
-def _joined(info: Any, keys: Mapping[bytes, Key]) -> Sequence[tuple[str, Key]]:
-    """The address of a worker that was joined. Anybody may have said so: its certificate will tell."""
+def _joined(info: Any, keys: Mapping[bytes, Key]) -> tuple[Sequence[str], Key] | None:
+    """The addresses of a worker that was joined. Anybody may have said so: its certificate will tell."""
     try:
         fingerprint = base64.b64decode(info.properties.get(_FINGERPRINT.encode()) or b"")
     except ValueError:
-        return ()
+        return None
     addresses = sorted(info.parsed_addresses(), key=lambda a: ipaddress.ip_address(a).version)
     key = keys.get(fingerprint)
     if key is None or not addresses or not info.port:
-        return ()
-    return ((joined_address(addresses[0], info.port), key),)
+        return None
+    return [joined_address(address, info.port) for address in addresses[:_MOST_ADDRESSES]], key
+
+
+def _answering(addresses: Sequence[str], key: Key) -> str:
+    """The one at which the worker answers first: it may be in nets (as Docker's) that this machine is not."""
+    if len(addresses) == 1:
+        return addresses[0]
+
+    def answering(address: str) -> str:
+        check_answer(address, key.fingerprint, _ANSWER)
+        return address
+
+    return first([partial(answering, address) for address in addresses], _ANSWER, lambda _: None)
 
 
 def _addresses(host: str) -> list[str]:

@@ -31,11 +31,15 @@ _PINGS, _LOADED_PINGS = 8, 3
 class Link:
     """One session with a worker. After an error or the worker's loss, `error` says why it is no more.
 
-    host    the worker's address (host:port), which is its name in plans
-    key     None: plain text
+    host        the worker's address (host:port), which is its name in plans
+    key         None: plain text
+    timeout     seconds until it must have answered
     """
 
-    def __init__(self, host: str, key: Key | None, own: Certificates | None = None) -> None:
+    def __init__(
+        self, host: str, key: Key | None, own: Certificates | None = None, timeout: float = TIMEOUT
+    ) -> None:
+        deadline = time.monotonic() + timeout
         self.host, self.key, self._own = host, key, own
         self.error: GgrunError | None = None
         self.in_use = False
@@ -51,12 +55,12 @@ class Link:
         self._ponged = threading.Event()
         self._lock = threading.Lock()
         self._until: float | None = None  # from `leave` to `close`: when that waits no longer
-        self._channel = open_channel(host, key.fingerprint if key else None, own)
+        self._channel = open_channel(host, key.fingerprint if key else None, own, timeout)
         self._call = self._channel.stream_stream("/ggrun.Worker/Session")(
             iter(self._outgoing()), metadata=[(TOKEN, key.token)] if key else []
         )
         self._replies = messages(pb.Reply, self._incoming(), lambda kind: self._rooms.get(kind, SMALL))
-        self.welcome = self._hello()
+        self.welcome = self._hello(deadline)
         self._reader = threading.Thread(target=self._read, daemon=True, name=f"ggrun-{host}")
         self._reader.start()
         threading.Thread(target=self._watch, daemon=True, name=f"ggrun-{host}-beat").start()
@@ -92,10 +96,16 @@ class Link:
         loaded = min(self._round(bytes(_BALLAST)) for _ in range(_LOADED_PINGS))
         return latency, _BALLAST / max(loaded - 2 * latency, 1e-6)
 
+    @property
+    def silence(self) -> float:
+        """Seconds since the worker was last heard."""
+        return time.monotonic() - self._heard
+
     def leave(self) -> None:
         """Tell the worker that it ends; `close` waits for that."""
         if self._stop(GgrunError(f"{self.host}: the connection is closed")):
-            self._until = time.monotonic() + _FAREWELL
+            quiet = self.silence > 2 * BEAT + self.busy  # it may well have lost its power
+            self._until = time.monotonic() + (_FAREWELL / 10 if quiet else _FAREWELL)
 
     def close(self) -> None:
         """End it, when the worker has given back what this session had: who comes next finds it free."""
@@ -131,24 +141,27 @@ class Link:
         self._call.cancel()
         self._channel.close()
 
-    def _hello(self) -> "pb.Welcome":
+    def _hello(self, deadline: float) -> "pb.Welcome":
         self.send(hello=pb.Hello(protocol=PROTOCOL, version=__version__))
-        timer = threading.Timer(TIMEOUT, self._call.cancel)
+        late = HostLost(self.host, "cannot be reached: it does not answer")
+        timer = threading.Timer(deadline - time.monotonic(), self.fail, [late])
         timer.daemon = True
         timer.start()
         try:
             found = self._welcomed(*next(self._replies))
         except (grpc.RpcError, StopIteration) as error:
-            self.fail(self._refused(self._explained(error)))
+            if self.error is None:
+                self.fail(self._refused(self._explained(error), deadline))
         except GgrunError as error:
             self._end(error)
         finally:
             timer.cancel()
         if self.error:
             raise self.error
+        self._heard = time.monotonic()
         return found
 
-    def _refused(self, why: GgrunError) -> GgrunError:
+    def _refused(self, why: GgrunError, deadline: float) -> GgrunError:
         """Why there was no answer to Hello, if more is known."""
         if not isinstance(why, HostLost):
             return why
@@ -156,7 +169,7 @@ class Link:
             tls = GgrunError(f"{self.host}: the worker there speaks TLS: leave --insecure out")
             return tls if speaks_tls(self.host) else why
         try:
-            check_certificates(self.host, self._own)
+            check_certificates(self.host, self._own, max(deadline - time.monotonic(), 0.01))
         except GgrunError as error:
             return error
         return why
@@ -209,7 +222,7 @@ class Link:
 
     def _watch(self) -> None:
         while self.error is None:
-            silent = time.monotonic() - self._heard
+            silent = self.silence
             if silent > SILENCE + self.busy:
                 self.fail(HostLost(self.host, f"the worker has not answered for {silent:.0f} seconds"))
             elif silent > BEAT / 2:
@@ -219,7 +232,8 @@ class Link:
                     check()
             except GgrunError as error:
                 self.fail(error)
-            time.sleep(BEAT / 2)
+            left = SILENCE + self.busy - self.silence
+            time.sleep(min(BEAT / 2, max(left, BEAT / 20)))
 
     def _pong(self, pong: "pb.Pong") -> None:
         if pong.number == 0:  # of a heartbeat

@@ -1,7 +1,7 @@
 """A model where its plan puts it, here and on workers; placed anew when a worker is lost."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,32 +19,41 @@ from ggrun.plan import Plan, host_of
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planned import Planned
+from ggrun.plan.report import DoesNotFit
 
 if TYPE_CHECKING:
-    from ggrun.rpc.workers import Workers
+    from ggrun.rpc.workers import Keys, Workers
 
 Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class RpcOptions:
-    """Which workers, and how they are spoken to; see ggrun.rpc.workers.connect."""
+    """Which workers (None: none), and how they are spoken to; see ggrun.rpc.workers.connect."""
 
-    addresses: str = ""
+    addresses: str | None = None
     insecure: int = 0
     form: str = "f32"
     certificate: tuple[str, str] | None = None
     progress: Progress = silent
     tell: Tell = logging.getLogger(__name__).warning
 
-    def connect(self, without: Sequence[str] = ()) -> "Workers":
-        """The workers, connected; see ggrun.rpc.workers.connect."""
+    def connect(self) -> "Workers | None":
+        """The workers, connected."""
+        if self.addresses is None:
+            return None
         from ggrun.rpc.workers import connect  # gRPC takes a while to import
 
         return connect(
             self.addresses, insecure=self.insecure, form=self.form, certificate=self.certificate,
-            progress=self.progress, without=without,
+            progress=self.progress, tell=self.tell,
         )  # fmt: skip
+
+    def reconnect(self, keys: "Keys") -> "tuple[Workers, list[HostLost]]":
+        """Workers that were reached before."""
+        from ggrun.rpc.workers import reconnect
+
+        return reconnect(keys, form=self.form, certificate=self.certificate, progress=self.progress)
 
 
 @dataclass(frozen=True)
@@ -74,8 +83,9 @@ class Placed:
         self._where = where
         self.devices: dict[str, Device] = {}
         self._workers: Workers | None = None
+        self._keys: Keys | None = None  # of workers that were reached, whether they are still used or not
         self._lost: list[str] = []
-        self._reached = False
+        self._untold: list[HostLost] = []
         self.engine: Engine
         self.planned: Planned
         self._load()
@@ -83,13 +93,19 @@ class Placed:
     def without(self, lost: HostLost) -> Engine:
         """Load it again, without a worker that is gone. GgrunError, which says why, when nothing fits.
 
-        The layers that were on it are read from the file, those on other workers from their caches.
+        The layers that were on it are read from the file, those on other workers from their caches. After
+        an error nothing is loaded, and the next call tries all workers again: one may have come back.
         """
-        self._leave_out(lost)
+        if self.devices or self._workers:
+            self._leave_out(lost)
         self.close()
         # What is in the context must find its place again.
         self._wishes = replace(self._wishes, n_ctx=self.planned.sizes.n_ctx)
-        self._load()
+        try:
+            self._load()
+        except BaseException:
+            self._lost, self._untold = [], []
+            raise
         return self.engine
 
     def close(self) -> None:
@@ -109,21 +125,33 @@ class Placed:
                 return
             except HostLost as lost:
                 self.close()
-                if not self._reached:  # a worker that a user names must be there
+                if self._keys is None:  # a worker that a user names must be there
                     raise
                 if lost.host in retried:
                     self._leave_out(lost)
                 retried.add(lost.host)  # once more: what was sent before is not sent again
-            except BaseException:
+            except BaseException as error:
                 self.close()
+                if self._untold and isinstance(error, DoesNotFit):
+                    losses = "; ".join(str(lost) for lost in self._untold)
+                    raise DoesNotFit(f"{losses}; what is left is too small: {error}") from None
                 raise
 
     def _leave_out(self, lost: HostLost) -> None:
-        self._rpc.tell(f"{lost}: going on without it")
         self._lost.append(lost.host)
-        # What was said of devices so far may name it.
-        self._where = replace(self._where, plan=None)
-        self._wishes = replace(self._wishes, overrides=(), tensor_split=None, order=None)
+        self._untold.append(lost)
+
+    def _connect(self) -> "Workers | None":
+        """Those of the workers that are to be had; at first all that were named."""
+        if self._keys is None:
+            workers = self._rpc.connect()
+            self._keys = workers.keys if workers else {}
+            return workers
+        left = {name: key for name, key in self._keys.items() if name not in self._lost}
+        workers, lost = self._rpc.reconnect(left)
+        for each in lost:
+            self._leave_out(each)
+        return workers
 
     def _tell_unused(self) -> None:
         """Say which workers the planner gives nothing: whoever named them waits for more."""
@@ -133,11 +161,12 @@ class Placed:
                 self._rpc.tell(f"{host} is left out: it gets no part of the model (ggrun plan says why)")
 
     def _try(self) -> None:
-        w = self._where
+        self._workers = self._connect()
+        w, wishes = self._where, self._wishes
+        if self._lost:  # what was said of devices may name one of them
+            w = replace(w, plan=None)
+            wishes = replace(wishes, overrides=(), tensor_split=None, order=None)
         uploads = Uploads(w.progress)
-        if self._rpc.addresses:
-            self._workers = self._rpc.connect(self._lost)
-            self._reached = True
         remote = self._workers.devices if self._workers else []
 
         def make(facts: ModelFacts, options: PlanOptions) -> Planned:
@@ -146,13 +175,14 @@ class Placed:
         def opened(names: Iterable[str]) -> dict[str, Device]:
             return open_devices((name for name in names if not host_of(name)), w.threads, w.p2p, uploads)
 
-        wishes = self._wishes
         if remote and wishes.split_mode == "auto":  # rows are not shared between machines
             wishes = replace(wishes, split_mode="layer")
         if w.plan is None:
             wishes = with_mode(self._model, wishes, make, opened, w.sums)
         facts = ModelFacts.from_outline(self._model)
         self.planned = make(facts, wishes)
+        while self._untold:
+            self._rpc.tell(f"{self._untold.pop(0)}: going on without it")
         plan = self.planned.plan
         self.devices = opened({m.device for stage in plan.stages for m in stage.members})
         cards = [name for name in self.planned.uses if name in self.devices and name != "cpu"]

@@ -17,6 +17,7 @@ class Proxy:
     delay       seconds that bytes are on their way
     pace        seconds that a piece of 64 KiB takes at least
     most        connections that are passed on; those that follow are cut
+    at          where it listens
     up, down    bytes to the worker, and from it
     break_at    bytes to the worker after which all connections are cut, and no more taken; None: never
     """
@@ -30,14 +31,15 @@ class Proxy:
         delay: float = 0.0,
         pace: float = 0.0,
         most: int = 1000,
+        at: tuple[str, int] = ("127.0.0.1", 0),
     ) -> None:
         self.up = self.down = 0
         self._to, self._break_at, self._delay, self._left = (host, port), break_at, delay, most
         self._pace = pace
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(at)
         self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.address = f"{at[0]}:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:

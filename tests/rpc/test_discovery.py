@@ -1,36 +1,118 @@
 """mDNS: a worker is found by its fingerprint, and only by who has joined it."""
 
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 
 import pytest
 
-from ggrun.errors import GgrunError
-from ggrun.rpc import workers
+from ggrun import LLM
+from ggrun.bundled import demo_model
+from ggrun.errors import GgrunError, UsageError
+from ggrun.rpc import discovery, workers
 from ggrun.rpc.discovery import Announcement, discovered
 from ggrun.rpc.keys import Key
+from ggrun.rpc.link import Link
+from ggrun.rpc.placed import RpcOptions
 from ggrun.rpc.workers import connect
+from tests.rpc.conftest import Start
+from tests.rpc.processes import plan_of
+from tests.rpc.proxy import Proxy
 
 KEY, OTHER = Key(bytes(32), bytes(range(32))), Key(bytes(32), bytes(range(1, 33)))
 HERE = ["127.0.0.1"]
 
 
 @pytest.fixture
-def announced() -> Iterator[None]:
-    try:
-        announcement = Announcement("127.0.0.1", 50999, KEY.fingerprint, HERE)
-    except GgrunError as error:
-        pytest.skip(f"no multicast here: {error}")
-    if not discovered({"x": KEY}, 1.0, HERE):
-        announcement.close()
-        pytest.skip("no multicast on this machine's loopback")
-    yield
-    announcement.close()
+def announce(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Announces one worker on loopback, where that goes."""
+    with ExitStack() as stack:
+
+        def one(addresses: list[str], port: int, key: Key) -> None:
+            monkeypatch.setattr(discovery, "_addresses", lambda _: addresses)
+            stack.enter_context(closing(Announcement("0.0.0.0", port, key.fingerprint, HERE)))
+
+        try:
+            one(["127.0.0.1"], 50999, KEY)
+        except GgrunError as error:
+            pytest.skip(f"no multicast here: {error}")
+        if not discovered({"x": KEY}, 1.0, HERE):
+            pytest.skip("no multicast on this machine's loopback")
+        stack.close()
+        yield one
 
 
-@pytest.mark.usefixtures("announced")
-def test_a_worker_is_found_by_who_has_joined_it() -> None:
+def test_a_worker_is_found_by_who_has_joined_it(announce: Callable[..., None]) -> None:
+    announce(["127.0.0.1"], 50999, KEY)
     assert discovered({"old.example:1": KEY, "b:2": OTHER}, 1.0, HERE) == {"127.0.0.1:50999": KEY}
     assert discovered({"b:2": OTHER}, 1.0, HERE) == {}
+
+
+def test_a_worker_in_several_nets(announce: Callable[..., None], start: Start) -> None:
+    """At its other addresses is nobody, or somebody who does not answer, or somebody else."""
+    worker = start()
+    key = Key.parse(worker.key or "")
+    with (
+        closing(socket.create_server(("127.0.0.3", worker.port))),
+        closing(Proxy(start(name="other").port, at=("127.0.0.4", worker.port))),
+    ):
+        announce(["127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.1"], worker.port, key)
+        begun = time.monotonic()
+        assert discovered({"spare:1": key}, 1.0, HERE) == {worker.address: key}
+    assert time.monotonic() - begun < 2.0
+
+
+def test_who_is_found_and_cannot_be_used_is_left_out(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Busy, not there, or with another token: each has a line. Who is named must be there."""
+    good, busy = start(name="good"), start("--max-clients", "1", name="busy")
+    wrong = start(name="wrong")
+    keys = {worker.address: Key.parse(worker.key or "") for worker in (good, busy, wrong)}
+    keys[wrong.address] = Key(bytes(32), keys[wrong.address].fingerprint)
+    keys["127.0.0.1:1"] = KEY
+    monkeypatch.setattr(discovery, "discovered", lambda _: keys)
+    monkeypatch.setattr(workers, "known_workers", lambda: keys)
+    told: list[str] = []
+    with closing(Link(busy.address, keys[busy.address])):
+        with closing(connect("auto", tell=told.append)) as found:
+            assert [device.name for device in found.devices] == [good.device()]
+            assert list(found.keys) == [good.address]
+        with pytest.raises(GgrunError, match=f"^{busy.address}: the worker has 1 clients"):
+            connect(f"{good.address},{busy.address}")
+    assert [line.removesuffix(": going on without it") for line in told] == [
+        f"{busy.address}: the worker has 1 clients, and takes no more (--max-clients)",
+        f"{wrong.address}: wrong token: paste the join line that ggrun worker printed",
+        "127.0.0.1:1: cannot be reached: Connection refused",
+    ]
+
+
+def test_after_a_loss_the_network_is_not_looked_into_again(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That would take seconds; who was found is asked."""
+    two, looked, told = [start(name=name) for name in "ab"], list[float](), list[str]()
+    keys = {worker.address: Key.parse(worker.key or "") for worker in two}
+
+    def found(_: object) -> dict[str, Key]:
+        looked.append(time.monotonic())
+        return keys
+
+    monkeypatch.setattr(discovery, "discovered", found)
+    plan = plan_of(demo_model(), *[(worker.device(), end) for worker, end in zip(two, (8, 16), strict=True)])
+    rpc = RpcOptions("auto", tell=told.append)
+    with LLM(demo_model(), n_ctx=64, threads=1, plan=plan, rpc=rpc) as llm:
+        want = "".join(llm.generate("The king", temp=0.0, max_tokens=4))
+        two[1].kill()
+        assert "".join(llm.generate("The king", temp=0.0, max_tokens=4)) == want
+        assert list(llm._placed._workers.hosts) == [two[0].address]
+    assert len(looked) == 1
+    assert [line.partition(": ")[0] for line in told] == [two[1].address]
+
+
+@pytest.mark.parametrize("addresses", ["", ",", " , "])
+def test_no_address_is_an_error(addresses: str) -> None:
+    with pytest.raises(UsageError, match=r"^--rpc ' ?,? ?': no worker is named: give host:port,host:port or"):
+        connect(addresses)
 
 
 def test_auto_without_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
