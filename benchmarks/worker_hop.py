@@ -17,6 +17,7 @@ from statistics import median
 
 from ggrun import LLM
 from ggrun.arch.config import Config
+from ggrun.engine.generate import usual_top
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan, Stage, whole
 from ggrun.rpc.placed import RpcOptions
@@ -54,12 +55,12 @@ def two_stages(path: str, second: str) -> Plan:
 
 
 def seconds(llm: LLM, tokens: int) -> float:
-    """Of a token."""
-    engine = llm._engine
+    """Of a token, of which what a text wants comes back."""
+    engine, top = llm._engine, usual_top(llm.config.vocab)
     engine.cache.truncate(0, len(PROMPT))
     begin = time.perf_counter()
     for token in range(tokens):
-        engine.decode([token + 5])
+        engine.evaluate([token + 5], top=top)
     return (time.perf_counter() - begin) / tokens
 
 
