@@ -1,5 +1,6 @@
 """Who may use a worker: everybody else is refused, with one clear line on both sides."""
 
+import logging
 import re
 import socket
 import stat
@@ -7,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,8 @@ from ggrun import LLM, __version__
 from ggrun.bundled import demo_model
 from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError, UsageError
-from ggrun.rpc import PROTOCOL, channel, keys
+from ggrun.plan.hardware import DeviceInfo
+from ggrun.rpc import PROTOCOL, channel, keys, server, session
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.channel import Certificates
 from ggrun.rpc.handoff import Doors
@@ -32,6 +36,7 @@ from ggrun.rpc.placed import RpcOptions
 from ggrun.rpc.server import Server
 from ggrun.rpc.shop import Shop
 from ggrun.rpc.store import Library, Store
+from ggrun.rpc.worker import WorkerOptions, open_worker
 from ggrun.rpc.workers import Workers, connect
 from tests.rpc.conftest import Start
 from tests.rpc.processes import plan_of
@@ -339,18 +344,26 @@ def test_malformed_handshakes(start: Start) -> None:
     assert "Traceback" not in worker.text
 
 
-def test_a_client_that_says_nothing_is_sent_away(start: Start) -> None:
-    worker = start("--insecure")
-    begun = time.monotonic()
-    with grpc.insecure_channel(worker.address) as channel:
-        call = channel.stream_stream(
-            "/ggrun.Worker/Session", pb.Request.SerializeToString, pb.Reply.FromString
-        )
+def test_a_client_that_says_nothing_is_sent_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(session, "FIRST_WORD", 0.5)
+    monkeypatch.setattr(server, "_LOOK", 0.05)
+    device = DeviceInfo("cpu:0:1GB", 1 << 30, 1 << 30, 1e9, 1e9, 1e9)
+    options = WorkerOptions(port=0, cache_dir=tmp_path, cache_size=0, insecure=1)
+    there = open_worker(options, [device], None)
+    with closing(there), grpc.insecure_channel(f"127.0.0.1:{there.port}") as to:
+        method = "/ggrun.Worker/Session"
+        call = to.stream_stream(method, pb.Request.SerializeToString, pb.Reply.FromString)
+        over = threading.Event()
 
-        def nothing():
-            time.sleep(20)
+        def nothing() -> Iterator[pb.Request]:
+            over.wait(30)
             yield pb.Request()
 
-        assert list(call(nothing(), timeout=30)) == []
-    assert 8 < time.monotonic() - begun < 15
-    worker.wait_for("silent for 1. seconds")
+        begun = time.monotonic()
+        with caplog.at_level(logging.WARNING):
+            assert list(call(nothing(), timeout=30)) == []
+        assert 0.5 < time.monotonic() - begun < 5
+        over.set()
+    assert re.search(r"silent for \d seconds", caplog.text)

@@ -71,7 +71,9 @@ def vanishing(there: list[WorkerProcess], stop: Callable[[WorkerProcess], None],
     return seconds
 
 
-@pytest.mark.parametrize("flags", [["--insecure"], []], ids=["plain", "tls"])
+@pytest.mark.parametrize(
+    "flags", [pytest.param(["--insecure"], id="plain", marks=pytest.mark.slow), pytest.param([], id="tls")]
+)
 def test_two_at_the_same_time(
     start: Start, stop: Any, want: str, flags: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
