@@ -8,7 +8,7 @@ from ggrun.devices.host_memory import host_memory
 from ggrun.devices.local import everything, local_cpu, local_devices, shared_out
 from ggrun.devices.names import DeviceName
 from ggrun.errors import UsageError
-from ggrun.kernels import cache_home, load_cpu
+from ggrun.kernels import cache_home
 from ggrun.plan.hardware import DeviceInfo
 from ggrun.plan.options import PlanOptions
 from ggrun.rpc import PORT
@@ -68,8 +68,6 @@ def open_worker(options: WorkerOptions, devices: Sequence[DeviceInfo], identity:
         )
     if identity is None and options.client_ca is not None:
         raise UsageError("--insecure is without TLS, and so without the certificates of --client-ca")
-    if any(DeviceName.parse(device.name).kind != "cuda" for device in devices):
-        load_cpu("runtime")  # Numba takes a while to import, for which no client is to wait
     ledger = Ledger({d.name: d.free for d in devices}, options.max_memory, _unused(devices))
     shop = Shop(
         devices=tuple(devices),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from ggrun import LLM
@@ -78,6 +79,14 @@ def test_a_second_load_imports_what_it_needs(start: Start) -> None:
         for _ in range(2)
     ]
     assert loads[1].stdout == "True\n"
+
+
+def test_a_worker_has_numba_before_a_client_comes(start: Start) -> None:
+    """Which takes a while to import; also at a start at which nothing has to be measured any more."""
+    worker = start("--insecure")
+    worker.kill()
+    worker.start(str(worker.port))
+    assert any("llvmlite" in each.path for each in psutil.Process(worker.process.pid).memory_maps())
 
 
 def test_rows_inside_a_worker(start: Start, tmp_path: Path) -> None:
