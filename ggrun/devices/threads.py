@@ -26,8 +26,14 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 def physical_cores(cgroups: Path = _CGROUPS) -> int:
     """The cores that this process may use, hyper-threads counted once: as many as its cgroup has time for."""
+    usable = usable_cores(cgroups)
+    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
+
+
+def usable_cores(cgroups: Path = _CGROUPS) -> int:
+    """The same, hyper-threads counted each: for what waits more than it computes."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(usable, psutil.cpu_count(logical=False) or usable, _quota(cgroups)))
+    return max(1, min(usable, _quota(cgroups)))
 
 
 def _quota(cgroups: Path) -> int:

@@ -1,6 +1,7 @@
 """The driver by CuPy, with a CuPy that is the emulator."""
 
 import gc
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +116,21 @@ def test_without_cublas_products_are_our_own(missing: bool, cupy: FakeCupy, tmp_
     np.testing.assert_array_equal(*found)
 
 
-def test_uploads_go_in_pieces_through_pinned_memory(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cores", [1, 3])
+def test_uploads_go_in_pieces_through_pinned_memory(
+    cores: int, cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which several threads fill, where there are cores for them."""
     from ggrun.devices.cuda import staging
 
     monkeypatch.setattr(staging, "_SIZE", 1000)
+    monkeypatch.setattr(staging, "_ALONE", 100)
+    monkeypatch.setattr(staging, "usable_cores", lambda: cores)
     driver = CupyDriver(0)
     values = np.random.default_rng(1).standard_normal((7, 11, 13)).astype(np.float32)[:, 2:9, 1:12]
     there = driver.allocate(values.nbytes)
     driver.upload(there.address, values)
+    assert (cores > 1) == any("ggrun-upload" in thread.name for thread in threading.enumerate())
     for shape in ((77, 7), (7, 7, 11), (539,)):
         back = np.empty(shape, np.float32)
         driver.download(back, there.address)

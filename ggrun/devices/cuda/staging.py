@@ -1,14 +1,21 @@
 """Uploads through pinned buffers: while one travels, the next is filled from the mapped file."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices.cuda.cuda_stream import CudaEvent, CudaStream
+from ggrun.devices.threads import usable_cores
 
 _SIZE, _BUFFERS = 32 << 20, 2  # bytes: the bus needs no larger pieces, and two keep it busy
+_THREADS, _ALONE = 8, 1 << 20
+"""Threads that fill a buffer, at most, and the bytes that one does alone: to read a mapped file from memory
+takes one thread several times as long as the bus takes to carry it."""
 
 
 class Staging:
@@ -19,7 +26,7 @@ class Staging:
         self._pinned = [cupy.cuda.alloc_pinned_memory(_SIZE) for _ in range(_BUFFERS)]
         self._arrays = [np.frombuffer(pinned, np.uint8, _SIZE) for pinned in self._pinned]
         self._sent: list[CudaEvent | None] = [None] * _BUFFERS
-        self._turn = 0
+        self._turn, self._threads = 0, min(_THREADS, usable_cores())
 
     def upload(self, address: int, data: NDArray[Any]) -> None:
         """Copy an array, one row of it behind the other. It has been read when this returns."""
@@ -32,10 +39,24 @@ class Staging:
         if sent := self._sent[turn]:
             sent.block()
         buffer = self._arrays[turn][: piece.nbytes]
-        np.copyto(buffer.view(piece.dtype).reshape(piece.shape), piece)
+        self._fill(buffer.view(piece.dtype).reshape(piece.shape), piece)
         kind = self._runtime.memcpyHostToDevice
         self._runtime.memcpyAsync(address, buffer.ctypes.data, piece.nbytes, kind, self._stream.raw.ptr)
         self._sent[turn] = self._stream.record()
+
+    def _fill(self, buffer: NDArray[Any], piece: NDArray[Any]) -> None:
+        """Copy, by several threads: NumPy lets others go on meanwhile."""
+        parts = min(self._threads, len(piece), -(-piece.nbytes // _ALONE))
+        if parts < 2:
+            np.copyto(buffer, piece)
+            return
+        cuts = [len(piece) * i // parts for i in range(parts + 1)]
+        jobs = [slice(*cut) for cut in pairwise(cuts)]
+        list(self._pool.map(lambda job: np.copyto(buffer[job], piece[job]), jobs))
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._threads, "ggrun-upload")
 
 
 def pieces(data: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:
