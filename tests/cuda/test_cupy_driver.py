@@ -126,16 +126,17 @@ def test_uploads_go_in_pieces_through_pinned_memory(
     monkeypatch.setattr(staging, "_SIZE", 1000)
     monkeypatch.setattr(staging, "_ALONE", 100)
     monkeypatch.setattr(staging, "usable_cores", lambda: cores)
-    driver = CupyDriver(0)
-    values = np.random.default_rng(1).standard_normal((7, 11, 13)).astype(np.float32)[:, 2:9, 1:12]
-    there = driver.allocate(values.nbytes)
-    driver.upload(there.address, values)
-    assert (cores > 1) == any("ggrun-upload" in thread.name for thread in threading.enumerate())
-    for shape in ((77, 7), (7, 7, 11), (539,)):
-        back = np.empty(shape, np.float32)
-        driver.download(back, there.address)
-        driver.stream.synchronize()
-        np.testing.assert_array_equal(back.ravel(), values.ravel())
+    driver, before = CupyDriver(0), set(threading.enumerate())
+    for experts in (1, 7):
+        values = np.random.default_rng(1).standard_normal((experts, 11, 13)).astype(np.float32)[:, 2:9, 1:12]
+        there = driver.allocate(values.nbytes)
+        driver.upload(there.address, values)
+        assert (cores > 1) == any("ggrun-upload" in t.name for t in set(threading.enumerate()) - before)
+        for shape in ((77, experts), (experts, 7, 11), (77 * experts,)):
+            back = np.empty(shape, np.float32)
+            driver.download(back, there.address)
+            driver.stream.synchronize()
+            np.testing.assert_array_equal(back.ravel(), values.ravel())
 
 
 def test_weights_that_come_while_the_card_computes(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -46,13 +45,13 @@ class Staging:
 
     def _fill(self, buffer: NDArray[Any], piece: NDArray[Any]) -> None:
         """Copy, by several threads: NumPy lets others go on meanwhile."""
-        parts = min(self._threads, len(piece), -(-piece.nbytes // _ALONE))
+        axis = next((axis for axis, length in enumerate(piece.shape) if length > 1), 0)
+        parts = min(self._threads, piece.shape[axis], -(-piece.nbytes // _ALONE))
         if parts < 2:
             np.copyto(buffer, piece)
             return
-        cuts = [len(piece) * i // parts for i in range(parts + 1)]
-        jobs = [slice(*cut) for cut in pairwise(cuts)]
-        list(self._pool.map(lambda job: np.copyto(buffer[job], piece[job]), jobs))
+        shares = (np.array_split(array, parts, axis) for array in (buffer, piece))
+        list(self._pool.map(np.copyto, *shares))
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
