@@ -8,7 +8,7 @@ without peer access, and what was freed for all.
 import ctypes
 from bisect import bisect_right, insort
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from enum import Enum
 from functools import cached_property, partial
 from itertools import count
@@ -243,6 +243,10 @@ class EmulatedDriver:
             ctypes.memmove(target, source, nbytes)
 
         self.transfers.enqueue(work, COPY)
+
+    def watched(self, what: str, instead: str) -> AbstractContextManager[None]:
+        """Nothing is: work is done when somebody waits for it, and that may be at any time."""
+        return nullcontext()
 
     def close(self) -> None:
         """There is nothing to give back."""

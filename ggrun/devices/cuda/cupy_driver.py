@@ -6,7 +6,7 @@ as it does not look into what a source includes.
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cached_property
 from typing import Any, NoReturn
 from weakref import finalize
@@ -19,6 +19,7 @@ from ggrun.devices.cuda.dependent import DependentLaunch
 from ggrun.devices.cuda.driver import Driver, Gemm, OutOfMemory
 from ggrun.devices.cuda.found import Cards
 from ggrun.devices.cuda.staging import Staging
+from ggrun.devices.cuda.watch import Watch
 from ggrun.errors import GgrunError
 from ggrun.kernels import CUDA_OPTIONS, cuda_source, cuda_state
 
@@ -272,6 +273,10 @@ class CupyDriver:
         with self.on("a copy"):
             runtime.memcpyAsync(target, source, nbytes, runtime.memcpyHostToDevice, stream)
 
+    def watched(self, what: str, instead: str) -> AbstractContextManager[None]:
+        """By a thread, once there is something to watch."""
+        return nullcontext() if self.capturing else self._watch.one(what, instead)
+
     def close(self) -> None:
         """Forget kernels and buffers; memory is freed with what holds it."""
         self._writes.close()
@@ -289,6 +294,10 @@ class CupyDriver:
     def _new_stream(self) -> CudaStream:
         with self.on("a stream"):
             return CudaStream(self._cupy, self._called, self.index)
+
+    @cached_property
+    def _watch(self) -> Watch:
+        return Watch([self.stream])
 
     @cached_property
     def _staging(self) -> Staging:

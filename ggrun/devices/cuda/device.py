@@ -1,7 +1,8 @@
 """A CUDA device: memory with a limit, uploads, copies and sums on its stream."""
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise, permutations
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ from ggrun.gguf import Tensor
 _WHOLE = 16  # bytes: kernels load so many at once, see kernels/cuda/formats/loads.cuh
 _PROBED, _PASSES = 1 << 30, 7  # bytes that the bandwidth is measured on, and how often
 _L2S = 2  # and at least so many second-level caches
+_DIRECTLY = "start again with --p2p off, which copies through the host's memory"
+_BY_HOST = "start again without one of them (-dev); ggrun doctor tests them"
 _DRAWN = 16 << 20  # bytes of what is copied then: zeros may be faster than what is random
 
 
@@ -168,10 +171,11 @@ class Cuda:
         if isinstance(device, Cuda):
             if device.driver not in self._relays:
                 self.connect(device, direct=False)
-            if relay := self._relays[device.driver]:
-                relay.copy(target.address, source.address, nbytes)
-            else:
-                self.driver.copy(target.address, source.address, nbytes, device.driver)
+            with watched([self, device], "a copy between"):
+                if relay := self._relays[device.driver]:
+                    relay.copy(target.address, source.address, nbytes)
+                else:
+                    self.driver.copy(target.address, source.address, nbytes, device.driver)
             return
         memory = self._pinned.take(nbytes)
         self.driver.copy(memory.address, source.address, nbytes)
@@ -237,3 +241,12 @@ class Cuda:
         memory = CudaMemory(allocation.address, nbytes, allocation)
         self._budget.take(memory, nbytes, what)
         return memory
+
+
+def watched(cards: Sequence[Cuda], what: str) -> AbstractContextManager[None]:
+    """Watch what is enqueued inside, in the first card's stream, and goes between these; see Driver.watched."""
+    if len({card.driver.identity for card in cards}) == 1:
+        return nullcontext()
+    direct = any(one.is_direct(other) for one, other in permutations(cards, 2))
+    names = " and ".join(card.name for card in cards)
+    return cards[0].driver.watched(f"{what} {names}", _DIRECTLY if direct else _BY_HOST)

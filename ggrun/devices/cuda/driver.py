@@ -5,6 +5,7 @@ Addresses are plain numbers. All that is launched or copied goes to the driver's
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -159,6 +160,13 @@ class Driver(Protocol):
 
     def receive(self, target: int, source: int, nbytes: int) -> None:
         """Enqueue in `transfers` a copy from the host's pinned memory."""
+
+    def watched(self, what: str, instead: str) -> AbstractContextManager[None]:
+        """Where what is enqueued inside takes more than seconds on the card, the process ends with a line.
+
+        For what other cards take part in, which may hang; nothing else can be done then. In a graph that is
+        recorded nothing is watched. what, instead: its name, and what users can do
+        """
 
     def close(self) -> None:
         """Give back what the driver has of the card."""

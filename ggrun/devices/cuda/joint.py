@@ -3,11 +3,12 @@
 Enqueued one by one, the copies, additions and events of a sum take the host longer than they take the cards.
 """
 
-from collections.abc import Hashable, Sequence
-from functools import cache
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
 
 from ggrun.devices.base import Device
-from ggrun.devices.cuda.device import Cuda
+from ggrun.devices.cuda.device import Cuda, watched
 from ggrun.devices.cuda.driver import Driver, Graph, OutOfMemory
 from ggrun.devices.cuda.program import FEW, make_room
 from ggrun.devices.cuda.recorder import CudaRecorder
@@ -20,12 +21,18 @@ from ggrun.errors import GgrunError
 class JointGraphs:
     """Work of several cards, each kind of it recorded when it comes for the second time, and replayed.
 
-    sums    what they sum with: the only thing in the work that keeps events from one time to the next
+    sums       what they sum with: the only thing in the work that keeps events from one time to the next
+    watched    watches what is enqueued inside: a graph of few tokens, as no event tells how far it has come
     """
 
-    def __init__(self, drivers: Sequence[Driver], sums: AllReduce) -> None:
+    def __init__(
+        self,
+        drivers: Sequence[Driver],
+        sums: AllReduce,
+        watched: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._first, *self._others = drivers
-        self._sums = sums
+        self._sums, self._watched = sums, watched
         self.forget()
 
     def run(self, kind: Hashable, enqueue: Work) -> None:
@@ -33,7 +40,8 @@ class JointGraphs:
         graph = self._graph(kind, enqueue) if kind in self._enqueued and not self._refused else None
         if graph:
             self._join()
-            graph.launch()
+            with self._watched():
+                graph.launch()
             self._fork()
             return
         if kind is not None and kind not in self._enqueued:
@@ -93,7 +101,9 @@ class ByGraphs:
     """Members of a stage that are cards, all of them. See Together. sums: what they sum with."""
 
     def __init__(self, members: Members, sums: AllReduce) -> None:
-        self._graphs, self._sums = JointGraphs([_card(device).driver for device, _ in members], sums), sums
+        cards = [_card(device) for device, _ in members]
+        drivers, watch = [card.driver for card in cards], partial(watched, cards, "a graph of")
+        self._graphs, self._sums = JointGraphs(drivers, sums, watch), sums
         (_, recorder), *_ = members
         assert isinstance(recorder, CudaRecorder)
         self._recorder = recorder  # all are fed alike

@@ -24,7 +24,7 @@ _SHARED_CARD = 23000
 _ALLOW_SHARED = "NCCL_MULTI_RANK_GPU_ENABLE"
 _P2P_DISABLE = "NCCL_P2P_DISABLE"
 _INSTEAD = "--all-reduce copy sums without it"
-START = 7.0
+START = 6.0
 """Seconds that NCCL may take to connect the cards."""
 
 
@@ -33,7 +33,7 @@ class NcclExchange:
 
     It goes from card to card as copies do: through the host's memory where some are not connected directly.
     A reduction that does not end is given up, and `lost` says why: the run ends with that error, and later
-    sums have to go another way.
+    sums have to go another way. The process ends when the cards do not come to rest even then.
     """
 
     def __init__(self, members: Members) -> None:
@@ -60,7 +60,7 @@ class NcclExchange:
             if part.empty:  # what NCCL adds for it
                 driver.fill(part.place.address, 0, part.place.nbytes(rows))
         places = [part.place for part in parts]
-        with self._watch.one():
+        with self._watch.one("NCCL: a reduction", _INSTEAD):
             self._reduce([place.address for place in places], rows * places[0].width, f": {_INSTEAD}")
 
     def forget(self) -> None:
@@ -122,8 +122,8 @@ class NcclExchange:
             raise GgrunError(f"NCCL over {names}: {str(error).splitlines()[0]}{hint}") from None
 
     def _give_up(self, why: str) -> None:
-        self.lost = f"NCCL: {why}: it was given up; {_INSTEAD}"
-        self._drivers[0].stream.fail(GgrunError(self.lost))
+        self.lost = why
+        self._drivers[0].stream.fail(GgrunError(why))
         self._abort()
 
     def _abort(self) -> None:
