@@ -11,8 +11,10 @@ def main() -> None:
 
         ctrl_c_leaves()
         from ggrun.cli.commands import status_of
+        from ggrun.cli.interrupt import interruptible
 
-        status = status_of(sys.argv[1:])
+        with interruptible():
+            status = status_of(sys.argv[1:])
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)

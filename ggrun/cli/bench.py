@@ -121,7 +121,7 @@ class _Bench:
                     fitting.append(case)
             if fitting:
                 session.load(max(case.positions for case in fitting))
-        with closing(session), interruptible(session):
+        with interruptible(session), closing(session):
             for case in fitting:
                 self._case(session, setup, case)
 

@@ -34,7 +34,7 @@ def perplexity(**options: Any) -> int:
     with compile_progress():
         llm = load(options)
     ctrl_c_interrupts()
-    with llm, interruptible(llm):
+    with interruptible(llm), llm:
         if llm.n_ctx > llm.config.context:
             say(f"the model was made for a context of {llm.config.context}, and has {llm.n_ctx} here")
         try:

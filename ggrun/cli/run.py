@@ -50,7 +50,7 @@ def run(**options: Any) -> int:
     with compile_progress():
         llm = load(options)
     ctrl_c_interrupts()
-    with llm, interruptible(llm):
+    with interruptible(llm) as answered, llm:
         if prompt is not None:
             return show.generation(llm, prompt, how)
         for typed in _typed_prompts():
@@ -58,6 +58,7 @@ def run(**options: Any) -> int:
                 show.generation(llm, typed, how)
             except GgrunError as error:
                 complain(str(error))
+            answered()
         return 0
 
 

@@ -121,7 +121,8 @@ class Loaded:
 
     def _hop(self, runners: Sequence[Runner], sums: AllReduce | None) -> Hop:
         together = PIECE_BY_PIECE
-        if sums:
+        # With cells in the host's memory a graph takes as long as the bus: one that hangs looks alike.
+        if sums and not self._cache.on_host:
             together = open_together([(runner.space.device, runner.space.ops) for runner in runners], sums)
             self._together.append(together)
         loaded = LoadedStage(runners, sums, together)

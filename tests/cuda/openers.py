@@ -103,20 +103,6 @@ def without_pinned_memory(number: int) -> EmulatedDriver:
     return _Unpinned(schedule=_SCHEDULE, name=f"cuda:{number}")
 
 
-class _Busy(EmulatedDriver):
-    def reach(self, card: Driver) -> None:
-        """Slowly, once: whoever opens it again finds the file."""
-        file = Path(os.environ["BUSY_FILE"])
-        if not file.exists():
-            file.touch()
-            time.sleep(60)
-        super().reach(card)
-
-
-def busy_once(number: int) -> EmulatedDriver:
-    return _Busy(schedule=_SCHEDULE, name=f"cuda:{number}")
-
-
 class _Raises(EmulatedDriver):
     def reach(self, card: Driver) -> None:
         raise RuntimeError("cudaErrorIllegalAddress:\n" + "x" * 1000)

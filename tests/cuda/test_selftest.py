@@ -137,16 +137,21 @@ def test_what_says_nothing_of_the_cards_is_not_settled(opener: str, why: str) ->
     assert (outcome.result, outcome.settled) == (None, False)
 
 
-def test_what_hangs_once_is_tried_again(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A machine may have been busy; and users see why they wait, and how long."""
-    limit_checks(monkeypatch, 5.0)
-    monkeypatch.setenv("BUSY_FILE", str(tmp_path / "file"))
-    (direct,) = outcomes("busy_once", DIRECT)
-    assert direct.result
-    again = "once more, some seconds, 69 at the most"
-    assert capsys.readouterr().err == f"ggrun: direct copies, cuda:0, cuda:1: no end after 5 s: {again}\n"
+def test_what_hangs_takes_ten_seconds_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is tried again, and what was not tried, or for less than its time, says nothing of the cards."""
+    assert selftest.LONGEST == 1000.0
+    monkeypatch.undo()
+    assert selftest.LONGEST == 10.0
+    assert all(limit < selftest.LONGEST for _, limit in selftest.CHECKS.values())
+    limit_checks(monkeypatch, 2.0)
+    monkeypatch.setattr(selftest, "LONGEST", 3.5)
+    monkeypatch.setattr(selftest, "_MAIN", "import time; print('{\"result\": null}', flush=True); time.sleep(60)")
+    first, second, third = outcomes("works", DIRECT, STAGED, DIRECT)
+    assert (first.reason, first.settled) == ("no end after 2 s", True)
+    assert "no end after 1.5 s" in second.reason
+    assert third.reason.startswith("the self-test did not start: ")
+    assert not second.settled
+    assert not third.settled
 
 
 @pytest.mark.parametrize(

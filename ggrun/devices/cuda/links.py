@@ -128,7 +128,7 @@ def _test(pairs: Sequence[Numbers]) -> dict[Numbers, Pair]:
     kinds = "copies through the host", "direct copies"
     checks = [Check(kind, pair) for kind in kinds for pair in pairs]
     names = ", ".join(f"cuda:{card}" for card in sorted({card for pair in pairs for card in pair}))
-    tell(f"testing how {names} copy to each other: once, {selftest.longest(checks)}")
+    tell(f"testing how {names} copy to each other: once, {selftest.how_long()}")
     outcomes = selftest.run(checks, selftest.OPEN)
     found = {}
     half = len(pairs)

@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-from ggrun.devices.kept import tell
 from ggrun.errors import GgrunError
 
 
@@ -30,15 +29,17 @@ class Kind(NamedTuple):
 CHECKS = {
     "direct copies": Kind("ggrun.devices.cuda.copies:check_direct", 5.0),
     "copies through the host": Kind("ggrun.devices.cuda.copies:check_staged", 5.0),
-    "sums by copies": Kind("ggrun.devices.cuda.sum_checks:try_copy", 8.0),
-    "sums by NCCL": Kind("ggrun.devices.cuda.sum_checks:try_nccl", 10.0),
+    "sums by copies": Kind("ggrun.devices.cuda.sum_checks:try_copy", 6.0),
+    "sums by NCCL": Kind("ggrun.devices.cuda.sum_checks:try_nccl", 8.0),
 }
 """NCCL may take nccl.START of its seconds to connect the cards."""
 OPEN = "ggrun.devices.cuda.cupy_driver:CupyDriver"
 """What makes a driver of a card's number."""
 
-START, CARD = 10.0, 2.0
+START, CARD = 5.0, 1.0
 """Seconds that the process may take to begin, and for each card that it opens."""
+LONGEST = 10.0
+"""Seconds for all together that hangs."""
 _LONGEST = 1 << 16  # bytes of an answer
 _MAIN = "import sys; sys.path[:] = sys.argv[1].split('\\n'); "
 _MAIN += "from ggrun.devices.cuda.selftest_process import main; main(*sys.argv[2:])"
@@ -83,48 +84,45 @@ def run(checks: Sequence[Check], opener: str) -> list[Outcome]:
     """The outcomes of checks, in their order, with drivers from a function such as OPEN names.
 
     A failure ends the process, as it may have left cards in any state: another one makes the checks that are
-    left. What hangs is tried once more, which stderr tells: the machine may have been busy.
+    left. What hangs is not tried again; when that has taken LONGEST, the rest waits for another time.
     """
     outcomes: list[Outcome] = []
-    retried = -1
+    patience = LONGEST
     while left := checks[len(outcomes) :]:
-        outcomes += _some(left, opener)
-        last = len(outcomes) - 1
-        if outcomes[last].hung and retried != last:
-            retried, hung = last, outcomes.pop()
-            cards = ", ".join(f"cuda:{card}" for card in hung.check.cards)
-            tell(f"{hung.check.name}, {cards}: {hung.reason}: once more, {longest(checks[last:])}")
+        if patience <= 0:
+            return outcomes + _not_started(left, "others hang")
+        outcomes += _some(left, opener, patience)
+        if outcomes[-1].hung:
+            patience -= CHECKS[outcomes[-1].check.name].limit
     return outcomes
 
 
-def longest(checks: Sequence[Check]) -> str:
-    """How long that may take, for users: if each check needs a process of its own, and none is made twice."""
-    seconds = sum(_start(checks) + CHECKS[check.name].limit for check in checks)
-    return f"some seconds, {seconds:.0f} at the most"
+def how_long() -> str:
+    """What tests take, for users."""
+    return f"some seconds, and {LONGEST:.0f} more where cards hang"
 
 
-def _start(checks: Sequence[Check]) -> float:
-    """The seconds that opening all cards may take."""
-    return START + CARD * len({card for check in checks for card in check.cards})
-
-
-def _some(checks: Sequence[Check], opener: str) -> list[Outcome]:
-    """The outcomes of the first checks, up to one that fails."""
+def _some(checks: Sequence[Check], opener: str, patience: float) -> list[Outcome]:
+    """The outcomes of the first checks, up to one that fails. patience: seconds for what hangs."""
+    start = min(patience, START + CARD * len({card for check in checks for card in check.cards}))
+    limits = [min(patience, CHECKS[check.name].limit) for check in checks]
     try:
-        process = _Process(checks, opener)
+        process = _Process(checks, limits, opener, start)
     except OSError as error:
         return _not_started(checks, error.strerror)
     outcomes: list[Outcome] = []
     with process:
         try:
-            _value(process.answer(_start(checks)))
+            _value(process.answer(start))
         except GgrunError as error:
             return _not_started(checks, error)
-        for check in checks:
+        for check, limit in zip(checks, limits, strict=True):
             try:
-                outcomes.append(Outcome(check, _value(process.answer(CHECKS[check.name].limit))))
+                outcomes.append(Outcome(check, _value(process.answer(limit))))
             except GgrunError as error:
-                settled, hung = not isinstance(error, Untested), isinstance(error, _Hung)
+                hung = isinstance(error, _Hung)
+                # In less than its time nothing is sure.
+                settled = not isinstance(error, Untested) and not (hung and limit < CHECKS[check.name].limit)
                 return [*outcomes, Outcome(check, reason=str(error), settled=settled, hung=hung)]
     return outcomes
 
@@ -152,11 +150,14 @@ def _line(text: str) -> str:
 class _Process:
     """The other process: it says a line of JSON when it has opened the cards, and one after each check."""
 
-    def __init__(self, checks: Sequence[Check], opener: str) -> None:
-        work = json.dumps([[*CHECKS[check.name], check.cards, check.more] for check in checks])
+    def __init__(self, checks: Sequence[Check], limits: Sequence[float], opener: str, start: float) -> None:
+        work = json.dumps([
+            [CHECKS[check.name].function, limit, check.cards, check.more]
+            for check, limit in zip(checks, limits, strict=True)
+        ])  # fmt: skip
         # It imports from where we do, and from nowhere else: not from the folder that a user is in.
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _MAIN, "\n".join(sys.path), opener, work, str(_start(checks))],
+            [sys.executable, "-c", _MAIN, "\n".join(sys.path), opener, work, str(start)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
         )  # fmt: skip
         assert self._process.stdout
