@@ -29,9 +29,7 @@ def interruptible(computation: Any = None) -> Iterator[Callable[[], None]]:
             os.write(writer, _ANSWERED)
 
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    thread = threading.Thread(
-        target=_watch, args=(reader, computation), daemon=True, name="ggrun-interrupt"
-    )
+    thread = threading.Thread(target=_watch, args=(reader, computation), daemon=True, name="ggrun-interrupt")
     thread.start()
     try:
         yield answered

@@ -145,7 +145,9 @@ def test_what_hangs_takes_ten_seconds_in_all(monkeypatch: pytest.MonkeyPatch) ->
     assert all(limit < selftest.LONGEST for _, limit in selftest.CHECKS.values())
     limit_checks(monkeypatch, 2.0)
     monkeypatch.setattr(selftest, "LONGEST", 3.5)
-    monkeypatch.setattr(selftest, "_MAIN", "import time; print('{\"result\": null}', flush=True); time.sleep(60)")
+    monkeypatch.setattr(
+        selftest, "_MAIN", "import time; print('{\"result\": null}', flush=True); time.sleep(60)"
+    )
     first, second, third = outcomes("works", DIRECT, STAGED, DIRECT)
     assert (first.reason, first.settled) == ("no end after 2 s", True)
     assert "no end after 1.5 s" in second.reason

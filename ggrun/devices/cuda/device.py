@@ -244,7 +244,7 @@ class Cuda:
 
 
 def watched(cards: Sequence[Cuda], what: str) -> AbstractContextManager[None]:
-    """Watch what is enqueued inside, in the first card's stream, and goes between these; see Driver.watched."""
+    """Watch what the first card enqueues inside and others take part in; see Driver.watched."""
     if len({card.driver.identity for card in cards}) == 1:
         return nullcontext()
     direct = any(one.is_direct(other) for one, other in permutations(cards, 2))

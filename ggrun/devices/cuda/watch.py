@@ -23,6 +23,8 @@ LOOK = 0.5
 GRACE = 2.0
 """Seconds in which the cards must go on when something was given up."""
 
+_LEAVING = threading.Lock()
+
 
 @dataclass(frozen=True)
 class _Watched:
@@ -84,9 +86,7 @@ class _Open:
             self._all.popleft()
 
 
-def _look(
-    end: threading.Event, opened: _Open, give_up: "WeakMethod[Callable[[str], None]] | None"
-) -> None:
+def _look(end: threading.Event, opened: _Open, give_up: "WeakMethod[Callable[[str], None]] | None") -> None:
     """Until `end`, or what is watched hangs. It keeps nothing alive of what it watches for."""
     running, until = None, 0.0
     while not end.wait(LOOK):
@@ -103,9 +103,10 @@ def _look(
 
 
 def leave(line: str) -> None:
-    """End the process with a line."""
-    tell(line)
-    os._exit(1)
+    """End the process with a line: one, of whichever card is the first."""
+    with _LEAVING:
+        tell(line)
+        os._exit(1)
 
 
 def within(seconds: float, work: Callable[[], None], what: str) -> None:
