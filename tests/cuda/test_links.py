@@ -62,7 +62,7 @@ def test_cards_are_tested_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     (pair,) = pairs_of([1, 0]).values()
     assert (pair.direct is None, pair.staged is None, pair.reason, pair.broken) == (False, False, "", "")
     err = capsys.readouterr().err
-    how = "once, some seconds, and 1000 more where cards hang"
+    how = "once, some seconds, 1000 more if cards hang"
     assert err == f"ggrun: testing how cuda:0, cuda:1 copy to each other: {how}\n"
     another_process()
     made = answer(monkeypatch)

@@ -353,7 +353,7 @@ def test_why_it_is_not_used(
     outcomes(monkeypatch, [[256, 1.0]], "no end after 5 s")
     ways(nccl, [1])
     assert capsys.readouterr().err == (
-        "ggrun: testing how cuda:0, cuda:1 sum what they have: once, some seconds, and 10 more where cards hang\n"
+        "ggrun: testing how cuda:0, cuda:1 sum what they have: once, some seconds, 10 more if cards hang\n"
         "ggrun: cuda:0, cuda:1: sums go by copies, without NCCL (no end after 5 s)\n"
     )
     another_process()

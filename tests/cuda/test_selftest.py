@@ -138,8 +138,7 @@ def test_what_says_nothing_of_the_cards_is_not_settled(opener: str, why: str) ->
 
 
 def test_what_hangs_takes_ten_seconds_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is tried again, and what was not tried, or for less than its time, says nothing of the cards."""
-    assert selftest.LONGEST == 1000.0
+    """Nothing is tried again, and what was tried for less than its time says nothing of the cards."""
     monkeypatch.undo()
     assert selftest.LONGEST == 10.0
     assert all(limit < selftest.LONGEST for _, limit in selftest.CHECKS.values())

@@ -99,7 +99,7 @@ def run(checks: Sequence[Check], opener: str) -> list[Outcome]:
 
 def how_long() -> str:
     """What tests take, for users."""
-    return f"some seconds, and {LONGEST:.0f} more where cards hang"
+    return f"some seconds, {LONGEST:.0f} more if cards hang"
 
 
 def _some(checks: Sequence[Check], opener: str, patience: float) -> list[Outcome]:
