@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,7 +159,8 @@ def test_graphs_of_cards_are_short(on_host: bool, nccl: FakeNccl, tmp_path: Path
     devices = {card.name: card for card in Connected(numbers=range(4)).cards}
     plan = replace(Plans(GGUF(path), tuple(devices))["row 2"], kv_on_host=on_host)
     logits(engine(path, devices, plan, all_reduce="copy"), tokens, 1)
-    together = [{stream.card for stream in graph.streams()} for graph in nccl.cupy.launched]  # type: ignore[attr-defined]
+    graphs: Any = nccl.cupy.launched
+    together = [{stream.card for stream in graph.streams()} for graph in graphs]
     assert ({0, 1} in together) != on_host
 
 
@@ -217,7 +219,8 @@ def test_ctrl_c_twice_ends_what_hangs() -> None:
         time.sleep(0.2)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert err == "\nggrun: given up: something does not come to its end\n"
+    again = "it hangs\n"  # where the first one came just before: coming to rest hangs then
+    assert err.removeprefix(again) == "\nggrun: given up: something does not come to its end\n"
 
 
 def test_nothing_hangs_for_more_than_ten_seconds() -> None:
