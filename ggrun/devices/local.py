@@ -30,7 +30,7 @@ _BANDWIDTH = 20e9  # bytes a second, where none was measured: only ratios of it 
 _PLACING = {
     "split_mode": "-sm", "n_gpu_layers": "-ngl", "tensor_split": "-ts", "main_gpu": "-mg", "order": "-dev",
     "overrides": "-ot", "cpu_moe": "-cmoe", "n_cpu_moe": "-ncmoe", "n_cpu_ffn": "-ncffn",
-    "kv_offload": "-nkvo",
+    "kv_offload": "-nkvo", "row_groups": "--row-groups",
 }  # fmt: skip
 _BUSY = 1.1
 """So much faster is memory than when others were using it."""

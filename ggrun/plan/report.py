@@ -48,6 +48,7 @@ def _as_given(o: PlanOptions) -> list[str]:
     for flag, value, default in (
         ("-ub", o.n_ubatch, 512), ("-ctk", o.cache_type_k, "f16"), ("-ctv", o.cache_type_v, "f16"),
         ("-sm", o.split_mode, "layer"), ("-mg", o.main_gpu, 0), ("-fitt", margin, FIT_MARGIN),
+        ("--row-groups", ",".join(map(str, o.row_groups or ())), ""),
         ("-ncmoe", o.n_cpu_moe, None), ("-ncffn", o.n_cpu_ffn, None),
     ):  # fmt: skip
         found += [flag, str(value)] if value != default else []

@@ -165,7 +165,7 @@ class Placed:
         w, wishes = self._where, self._wishes
         if self._lost:  # what was said of devices may name one of them
             w = replace(w, plan=None)
-            wishes = replace(wishes, overrides=(), tensor_split=None, order=None)
+            wishes = replace(wishes, overrides=(), tensor_split=None, row_groups=None, order=None)
         uploads = Uploads(w.progress)
         remote = self._workers.devices if self._workers else []
 
@@ -176,7 +176,7 @@ class Placed:
             return open_devices((name for name in names if not host_of(name)), w.threads, w.p2p, uploads)
 
         if remote and wishes.split_mode == "auto":  # rows are not shared between machines
-            wishes = replace(wishes, split_mode="layer")
+            wishes = wishes.in_mode("layer")
         if w.plan is None:
             wishes = with_mode(self._model, wishes, make, opened, w.sums)
         facts = ModelFacts.from_outline(self._model)
