@@ -15,6 +15,7 @@ from ggrun.devices.cuda.attention import row_bytes
 from ggrun.devices.cuda.driver import Driver, OutOfMemory
 from ggrun.devices.cuda.gemm import GemmFrom
 from ggrun.devices.cuda.memory import CudaMemory, CudaPlace, CudaWeight, block, needed_for
+from ggrun.devices.cuda.pinned import PinnedRows, rows_in
 from ggrun.devices.cuda.recorder import CudaRecorder
 from ggrun.devices.cuda.relay import Relay
 from ggrun.devices.cuda.slot import CudaSlot
@@ -50,6 +51,7 @@ class Cuda:
         self.gemm_from = gemm_from if gemm_from and gemm_from.least and driver.has_gemm else GemmFrom()
         self._interrupted, self._uploaded = False, uploaded
         self._relays: dict[Driver, Relay | None] = {driver: None}  # None: copies go direct
+        self._pinned = PinnedRows(driver)
 
     @property
     def stream(self) -> Stream:
@@ -165,8 +167,8 @@ class Cuda:
 
     def copy(self, source: CudaPlace, rows: int, device: Device, target: Place) -> None:
         """From card to card as they are connected; to another kind of device by way of the host's memory."""
+        nbytes = source.nbytes(rows)
         if isinstance(device, Cuda):
-            nbytes = source.nbytes(rows)
             if device.driver not in self._relays:
                 self.connect(device, direct=False)
             if relay := self._relays[device.driver]:
@@ -174,9 +176,15 @@ class Cuda:
             else:
                 self.driver.copy(target.address, source.address, nbytes, device.driver)
             return
-        by_way_of = np.empty((rows, source.width), DTYPES[source.kind])
-        self.driver.download(by_way_of, source.address)
-        self.stream.enqueue(lambda: device.write(target, by_way_of))
+        memory = self._pinned.take(nbytes)
+        self.driver.copy(memory.address, source.address, nbytes)
+        by_way_of = rows_in(memory, (rows, source.width), DTYPES[source.kind])
+
+        def arrived() -> None:
+            device.write(target, by_way_of)
+            self._pinned.give(memory)
+
+        self.stream.enqueue(arrived)
 
     def narrow(self, source: CudaPlace, rows: int, target: CudaPlace) -> None:
         """A kernel."""

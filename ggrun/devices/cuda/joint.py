@@ -8,7 +8,7 @@ from functools import cache
 
 from ggrun.devices.cuda.device import card_of
 from ggrun.devices.cuda.driver import Driver, Graph, OutOfMemory
-from ggrun.devices.cuda.program import FEW
+from ggrun.devices.cuda.program import FEW, make_room
 from ggrun.devices.cuda.recorder import CudaRecorder
 from ggrun.devices.exchange import AllReduce, Members
 from ggrun.devices.kept import tell
@@ -35,13 +35,14 @@ class JointGraphs:
             graph.launch()
             self._fork()
             return
-        if kind is not None:
-            self._enqueued.add(kind)  # kernels are compiled and memory is taken now, not in a recording
+        if kind is not None and kind not in self._enqueued:
+            make_room(self._enqueued, self._graphs, self._first.stream)
+            self._enqueued[kind] = None  # kernels are compiled and memory is taken now, not in a recording
         enqueue()
 
     def forget(self) -> None:
         """Begin anew, when all cards are at rest after an error: there may be another way to sum now."""
-        self._enqueued = set[Hashable]()
+        self._enqueued = dict[Hashable, None]()  # in their order
         self._graphs: dict[Hashable, Graph | None] = {}
         self._refused = False
 
