@@ -8,7 +8,7 @@ from itertools import groupby, islice
 from ggrun.errors import UsageError
 from ggrun.plan import host_of
 from ggrun.plan.facts import EMBEDDING, ModelFacts
-from ggrun.plan.hardware import DeviceInfo, short_name
+from ggrun.plan.hardware import DeviceInfo, plain_name, short_name
 from ggrun.plan.options import PlanOptions
 
 
@@ -102,8 +102,8 @@ def _groups(cards: Sequence[DeviceInfo], options: PlanOptions) -> tuple[tuple[De
 
 
 def _known(name: str, by_name: dict[str, DeviceInfo]) -> str:
-    """A device by its name, with or without its limit, or by llama.cpp's: CPU, CUDA0."""
-    plain = re.sub(r"^(cuda)(\d+)$", r"\1:\2", name.strip().lower())
+    """A device by its name, with or without its limit, or by llama.cpp's."""
+    plain = plain_name(name)
     for known in by_name:
         if plain in (known.lower(), short_name(known)):
             return known

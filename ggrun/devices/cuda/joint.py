@@ -6,8 +6,7 @@ Enqueued one by one, the copies, additions and events of a sum take the host lon
 from collections.abc import Hashable, Sequence
 from functools import cache
 
-from ggrun.devices.base import Device
-from ggrun.devices.cuda.device import Cuda
+from ggrun.devices.cuda.device import card_of
 from ggrun.devices.cuda.driver import Driver, Graph, OutOfMemory
 from ggrun.devices.cuda.program import FEW, make_room
 from ggrun.devices.cuda.recorder import CudaRecorder
@@ -93,7 +92,8 @@ class ByGraphs:
     """Members of a stage that are cards, all of them. See Together. sums: what they sum with."""
 
     def __init__(self, members: Members, sums: AllReduce) -> None:
-        self._graphs, self._sums = JointGraphs([_card(device).driver for device, _ in members], sums), sums
+        drivers = [card_of(device, "a graph can be of").driver for device, _ in members]
+        self._graphs, self._sums = JointGraphs(drivers, sums), sums
         (_, recorder), *_ = members
         assert isinstance(recorder, CudaRecorder)
         self._recorder = recorder  # all are fed alike
@@ -107,8 +107,3 @@ class ByGraphs:
     def forget(self) -> None:
         """Record anew: there may be another way to sum now."""
         self._graphs.forget()
-
-
-def _card(device: Device) -> Cuda:
-    assert isinstance(device, Cuda)
-    return device
