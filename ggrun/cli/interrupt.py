@@ -47,7 +47,7 @@ def _watch(reader: int, computation: Any) -> None:
         for number in signals:
             if number == signal.SIGINT:
                 pressed += 1
-                if computation:
+                if computation is not None:
                     computation.interrupt()
             elif number == _ANSWERED[0]:
                 pressed, until = 0, None

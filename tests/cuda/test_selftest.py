@@ -150,7 +150,7 @@ def test_what_hangs_takes_ten_seconds_in_all(monkeypatch: pytest.MonkeyPatch) ->
     first, second, third = outcomes("works", DIRECT, STAGED, DIRECT)
     assert (first.reason, first.settled) == ("no end after 2 s", True)
     assert "no end after 1.5 s" in second.reason
-    assert third.reason.startswith("the self-test did not start: ")
+    assert third.reason == "not tested, as others hang" or third.reason == second.reason  # it did not start
     assert not second.settled
     assert not third.settled
 

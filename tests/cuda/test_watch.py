@@ -118,6 +118,21 @@ def test_a_program_before_a_copy_may_take_as_long_as_it_does(
     assert lines == []
 
 
+def test_weights_may_be_on_their_way_before_a_copy(
+    lines: list[str], never: threading.Event, nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the stream that the host's part of the copy goes by; they wait for programs."""
+    pair, released = Connected(direct=False), threading.Event()
+    transfers: Any = pair.cards[1].driver.transfers
+    nccl.cupy.hold([transfers.raw.ptr], released)
+    hanging(nccl.cupy, monkeypatch, "memcpyAsync").append(never)
+    pair.copy()
+    time.sleep(0.5)
+    assert lines == []
+    released.set()
+    until(lambda: lines)
+
+
 def test_many_copies_may_take_long_together(lines: list[str], nccl: FakeNccl) -> None:
     """And what has ended is forgotten."""
     pair = Connected()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ggrun.devices.cuda.driver import Driver, Gemm, OutOfMemory
 from ggrun.devices.late import LateEvent, Schedule
+from ggrun.devices.streams import Stream
 from ggrun.errors import GgrunError
 from tools.cuda_emulator.capture import CardStream, StreamGraph
 from tools.cuda_emulator.kernels import FORWARD, Kernel, KernelError, load_kernel
@@ -244,7 +245,7 @@ class EmulatedDriver:
 
         self.transfers.enqueue(work, COPY)
 
-    def watched(self, what: str, instead: str) -> AbstractContextManager[None]:
+    def watched(self, what: str, instead: str, behind: Sequence[Stream] = ()) -> AbstractContextManager[None]:
         """Nothing is: work is done when somebody waits for it, and that may be at any time."""
         return nullcontext()
 

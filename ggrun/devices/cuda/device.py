@@ -15,14 +15,14 @@ from ggrun.devices.cuda import grids
 from ggrun.devices.cuda.attention import row_bytes
 from ggrun.devices.cuda.driver import Driver, OutOfMemory
 from ggrun.devices.cuda.gemm import GemmFrom
-from ggrun.devices.cuda.memory import CudaMemory, CudaPlace, CudaWeight, block
+from ggrun.devices.cuda.memory import CudaMemory, CudaPlace, CudaWeight, block, needed_for
 from ggrun.devices.cuda.pinned import PinnedRows, rows_in
 from ggrun.devices.cuda.recorder import CudaRecorder
 from ggrun.devices.cuda.relay import Relay
 from ggrun.devices.cuda.slot import CudaSlot
 from ggrun.devices.streams import Mark, Stream
 from ggrun.devices.wire import DTYPES
-from ggrun.errors import Interrupted
+from ggrun.errors import GgrunError, Interrupted
 from ggrun.gguf import Tensor
 
 _WHOLE = 16  # bytes: kernels load so many at once, see kernels/cuda/formats/loads.cuh
@@ -108,25 +108,28 @@ class Cuda:
     def zeros(self, nbytes: int, what: str, on_host: bool = False) -> CudaMemory:
         """Zeroed memory of the card; or of the host, which the card reads from there."""
         if on_host:
-            allocation = self.driver.allocate_on_host(nbytes)
+            with needed_for(what, self.name):
+                allocation = self.driver.allocate_on_host(nbytes)
             memory = CudaMemory(allocation.address, nbytes, allocation)
         else:
             memory = self._take(nbytes, what)
         self.driver.fill(memory.address, 0, nbytes)
         return memory
 
-    def vector(self, values: NDArray[np.float32]) -> CudaMemory:
+    def vector(self, values: NDArray[np.float32], what: str = "a vector") -> CudaMemory:
         """A copy on the card."""
         values = np.ascontiguousarray(values, np.float32)
-        memory = self._take(values.nbytes, "a vector of weights")
-        self.driver.write(memory.address, values)
+        memory = self._take(values.nbytes, what)
+        with needed_for(what, self.name):
+            self.driver.write(memory.address, values)
         return memory
 
     def weight(self, tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> CudaWeight:
         """A copy of the block, which the stream makes."""
         data = block(tensor, rows, columns)
-        memory = self._take(data.nbytes, f"the weights {tensor.name}")
-        self.driver.upload(memory.address, data)
+        memory = self._take(data.nbytes, what := f"the weights {tensor.name}")
+        with needed_for(what, self.name):
+            self.driver.upload(memory.address, data)
         if self._uploaded:
             self._uploaded(memory.nbytes)
         return CudaWeight.of(tensor, data, memory, memory.address)
@@ -134,7 +137,7 @@ class Cuda:
     def slot(self, nbytes: int) -> CudaSlot:
         """Memory of the card."""
         memory = self._take(nbytes, "weights that come as they are needed")
-        return CudaSlot(self.driver, memory, self.check_interrupt)
+        return CudaSlot(self.driver, self.name, memory, self.check_interrupt)
 
     def rows(self, weight: CudaWeight, rows: tuple[int, int]) -> CudaWeight:
         """A part of a weight where it lies."""
@@ -171,8 +174,11 @@ class Cuda:
         if isinstance(device, Cuda):
             if device.driver not in self._relays:
                 self.connect(device, direct=False)
-            with watched([self, device], "a copy between"):
-                if relay := self._relays[device.driver]:
+            relay = self._relays[device.driver]
+            # Weights may be on their way in the relay's second stream, and wait for programs.
+            behind = [device.driver.transfers] if relay else []
+            with watched([self, device], "a copy between", behind):
+                if relay:
                     relay.copy(target.address, source.address, nbytes)
                 else:
                     self.driver.copy(target.address, source.address, nbytes, device.driver)
@@ -234,19 +240,24 @@ class Cuda:
 
     def _take(self, nbytes: int, what: str) -> CudaMemory:
         self._budget.check(nbytes, what)
-        try:
+        with needed_for(what, self.name):
             allocation = self.driver.allocate(-(-nbytes // _WHOLE) * _WHOLE)
-        except OutOfMemory as error:
-            raise OutOfMemory(f"{self.name}: no memory for {what}: {error}") from None
         memory = CudaMemory(allocation.address, nbytes, allocation)
         self._budget.take(memory, nbytes, what)
         return memory
 
 
-def watched(cards: Sequence[Cuda], what: str) -> AbstractContextManager[None]:
+def watched(cards: Sequence[Cuda], what: str, behind: Sequence[Stream] = ()) -> AbstractContextManager[None]:
     """Watch what the first card enqueues inside and others take part in; see Driver.watched."""
     if len({card.driver.identity for card in cards}) == 1:
         return nullcontext()
     direct = any(one.is_direct(other) for one, other in permutations(cards, 2))
     names = " and ".join(card.name for card in cards)
-    return cards[0].driver.watched(f"{what} {names}", _DIRECTLY if direct else _BY_HOST)
+    return cards[0].driver.watched(f"{what} {names}", _DIRECTLY if direct else _BY_HOST, behind)
+
+
+def card_of(device: Device, what: str) -> Cuda:
+    """A device that is a card; GgrunError when it is none. what: is done by cards alone."""
+    if not isinstance(device, Cuda):
+        raise GgrunError(f"{what} CUDA devices alone, {device.name} is none")
+    return device

@@ -161,11 +161,14 @@ class Driver(Protocol):
     def receive(self, target: int, source: int, nbytes: int) -> None:
         """Enqueue in `transfers` a copy from the host's pinned memory."""
 
-    def watched(self, what: str, instead: str) -> AbstractContextManager[None]:
+    def watched(self, what: str, instead: str, behind: Sequence[Stream] = ()) -> AbstractContextManager[None]:
         """Where what is enqueued inside takes more than seconds on the card, the process ends with a line.
 
         For what other cards take part in, which may hang; nothing else can be done then. In a graph that is
-        recorded nothing is watched. what, instead: its name, and what users can do
+        recorded nothing is watched.
+
+        what, instead    its name, and what users can do
+        behind           other streams that take part, and may have to do other things first
         """
 
     def close(self) -> None:

@@ -7,8 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 
-from ggrun.devices.base import Device
-from ggrun.devices.cuda.device import Cuda, watched
+from ggrun.devices.cuda.device import card_of, watched
 from ggrun.devices.cuda.driver import Driver, Graph, OutOfMemory
 from ggrun.devices.cuda.program import FEW, make_room
 from ggrun.devices.cuda.recorder import CudaRecorder
@@ -101,7 +100,7 @@ class ByGraphs:
     """Members of a stage that are cards, all of them. See Together. sums: what they sum with."""
 
     def __init__(self, members: Members, sums: AllReduce) -> None:
-        cards = [_card(device) for device, _ in members]
+        cards = [card_of(device, "a graph can be of") for device, _ in members]
         drivers, watch = [card.driver for card in cards], partial(watched, cards, "a graph of")
         self._graphs, self._sums = JointGraphs(drivers, sums, watch), sums
         (_, recorder), *_ = members
@@ -117,8 +116,3 @@ class ByGraphs:
     def forget(self) -> None:
         """Record anew: there may be another way to sum now."""
         self._graphs.forget()
-
-
-def _card(device: Device) -> Cuda:
-    assert isinstance(device, Cuda)
-    return device

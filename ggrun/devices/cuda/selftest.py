@@ -90,7 +90,7 @@ def run(checks: Sequence[Check], opener: str) -> list[Outcome]:
     patience = LONGEST
     while left := checks[len(outcomes) :]:
         if patience <= 0:
-            return outcomes + _not_started(left, "others hang")
+            return outcomes + _untested(left, "not tested, as others hang")
         outcomes += _some(left, opener, patience)
         if outcomes[-1].hung:
             patience -= CHECKS[outcomes[-1].check.name].limit
@@ -128,7 +128,10 @@ def _some(checks: Sequence[Check], opener: str, patience: float) -> list[Outcome
 
 
 def _not_started(checks: Sequence[Check], why: object) -> list[Outcome]:
-    reason = f"the self-test did not start: {why}"
+    return _untested(checks, f"the self-test did not start: {why}")
+
+
+def _untested(checks: Sequence[Check], reason: str) -> list[Outcome]:
     return [Outcome(check, reason=reason, settled=False) for check in checks]
 
 

@@ -55,9 +55,13 @@ class Watch:
         threading.Thread(target=_look, args=args, daemon=True, name="ggrun-watch").start()
 
     @contextmanager
-    def one(self, what: str, instead: str) -> Iterator[None]:
-        """Watch what is enqueued inside. instead: what users can do when it hangs."""
-        begun = [stream.record() for stream in self._streams]
+    def one(self, what: str, instead: str, behind: Sequence[Stream] = ()) -> Iterator[None]:
+        """Watch what is enqueued inside.
+
+        instead    what users can do when it hangs
+        behind     streams that have to come to it, too, for this once
+        """
+        begun = [stream.record() for stream in (*self._streams, *behind)]
         yield
         self._open.add(_Watched(begun, self._streams[0].record(), what, instead))
 
