@@ -101,6 +101,12 @@ def pytest_configure(config: pytest.Config) -> None:
         models.REAL.append(True)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What has a card runs on a real one with --device cuda; models on cards say so themselves."""
+    if "card" in getattr(item, "fixturenames", ()):
+        item.add_marker("cuda")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     chosen = any("card" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
     if "card" in metafunc.fixturenames and not chosen:

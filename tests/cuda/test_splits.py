@@ -18,6 +18,8 @@ from tests.plans import KINDS, Plans
 from tests.thinned import diagonal
 from tests.tiny import Tiny
 
+pytestmark = pytest.mark.cuda
+
 TOKENS = [i * 7 % 36 for i in range(12)]
 
 
