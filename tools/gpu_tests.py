@@ -1,4 +1,4 @@
-"""The tests that are marked cuda, on the card, in several processes: compiling kernels takes most of the time."""
+"""The tests that are marked cuda, on the card, in several processes: compiling takes most of the time."""
 
 import os
 import shlex

@@ -1,8 +1,8 @@
 """What ggrun calls of CuPy, on the emulator: most is done at once, or noted while a graph is captured.
 
-A stream may be held: then nothing that is recorded or waited for ends, although all is done. What comes from the
-host's memory, pinned or not, lands when its stream is waited for or goes on, and pinned memory is read no earlier.
-What goes to pinned memory lands when the host has waited; until then there is something else in its place.
+A stream may be held: then nothing that is recorded or waited for ends, although all is done. What comes from
+the host's memory, pinned or not, lands when its stream is waited for or goes on; pinned memory is read no
+earlier. What goes to pinned memory lands when the host has waited: until then something else is there.
 """
 
 import ctypes

@@ -94,7 +94,7 @@ class Event:
 
 
 class Late:
-    """Work that is done when somebody waits for it, or needs it: once, as what it touches has other users later."""
+    """Work that is done when somebody waits for it: once, as others may use later what it touches."""
 
     def __init__(self, work: Callable[[], object]) -> None:
         self._work, self._lock, self.done = work, threading.Lock(), False

@@ -1,4 +1,4 @@
-"""The kernels once with AddressSanitizer: one order of threads, but every format; in a process of their own."""
+"""The kernels once with AddressSanitizer: one order of threads, every format; in a process of their own."""
 
 import os
 from pathlib import Path
