@@ -12,7 +12,7 @@ from ggrun.devices.best import TopK
 from ggrun.devices.cuda import grids, matvec
 from ggrun.devices.cuda.attention import PAGE, row_bytes
 from ggrun.devices.cuda.products import column_bytes
-from ggrun.devices.cuda.program import Counts
+from ggrun.devices.cuda.program import FEW, Counts
 from ggrun.gguf import FORMATS
 from ggrun.kernels.code_books import format_defines
 from tools.gpu_rig import Rig, Timed
@@ -146,7 +146,7 @@ def _experts(s: Sizes, name: str, n: int, begin: str, rig: Rig) -> list[Timed]:
     matrices = [rig.weight(name, rows, k, s.experts) for rows, k in _matrices(s)]
     router = rig.weight("F32", s.experts, s.expert_width)
     ops, kept, programs = rig.recorder(n), [], []
-    for _ in range(1 if rig.tiny else _SETS):
+    for _ in range(1 if rig.tiny and n > FEW else _SETS):  # tiles take the emulator long
         x, _ = rig.input(ops, n, s.expert_width)
         programs.append(_layer(s, ops, x, router, matrices, kept))
     pairs = n * s.used

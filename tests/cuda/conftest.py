@@ -1,8 +1,8 @@
 """`card`: runs kernels of kernels/cuda on the emulator, or on a real card with --device cuda.
 
 The emulator's cards differ in architecture and in the order of threads, and a test runs on each of CARDS.
-One that takes long names fewer: @pytest.mark.parametrize("card", ["800-random"], indirect=True), or has another
-one for each format: @pytest.mark.parametrize(("card", "name"), diagonal(TURING, FORMATS), indirect=["card"]).
+One that takes long names fewer: @pytest.mark.parametrize("card", ["800-random"], indirect=True), or has one
+for each format: @pytest.mark.parametrize(("card", "name"), diagonal(TURING, FORMATS), indirect=["card"]).
 """
 
 import sys
