@@ -10,9 +10,10 @@ kernels   every family of kernels, as a share of the copy bandwidth or of the ma
 sums      sums over two logical devices, by copies and by NCCL: right, the same bits, how long they take
 bench     ggrun bench on 8B Q4_K_M, 8B Q8_0 and 70B Q4_K_M with random weights; one and two logical devices
 load      how long loading takes, beside the disk and the bus
+offload   prompts by a model of which the CPU has feed-forwards: by the CPU, and by the card
 
 Each step is a process with a time budget; one that crashes or hangs does not end the others, and what it had
-found is kept. The models for bench and load are made meanwhile (some 56 GB; see --scratch).
+found is kept. The models for the last three are made meanwhile (some 56 GB; see --scratch).
 """
 
 import argparse
@@ -39,10 +40,19 @@ from tools.cuda_emulator.build import compiler
 from tools.gpu_report import EMULATED, NAME, Outcome, card_facts, host, summary, write_pages
 from tools.gpu_step import ROOT, figures, last_line
 
-STEPS = {"ceilings": 30, "tests": 150, "peer": 40, "kernels": 90, "sums": 10, "bench": 170, "load": 45}
+STEPS = {
+    "ceilings": 30,
+    "tests": 120,
+    "peer": 40,
+    "kernels": 90,
+    "sums": 10,
+    "bench": 170,
+    "load": 45,
+    "offload": 30,
+}
 """In this order, with the seconds that each may take; more in proportion, where there are more minutes."""
 _MINUTES = 9.0
-_WITH_MODELS = ("bench", "load")
+_WITH_MODELS = ("bench", "load", "offload")
 _LEAST, _PAGES = 8.0, 3.0  # seconds: what a step is begun with, and what the pages need
 _NAP, _MOURNING = 0.05, 10.0
 _MEMORY = "/dev/shm"

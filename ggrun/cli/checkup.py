@@ -59,6 +59,8 @@ def check_up(p2p: str) -> Checkup:
     if cards := _cards(found):
         found.facts["cuda"] |= _cuda_versions(cards)
         found.facts["cards"] = [_card(cards, index, found) for index in range(cards.count)]
+        if cards.count and not any(card["usable"] for card in found.facts["cards"]):
+            found.broken.append("no card can be used: everything runs on the CPU")
         _sums(found, _links(found, p2p))
     found.facts["cache"] = _cache(found)
     return found

@@ -34,6 +34,9 @@ _OPTIONS = [
                 "auto: layer or row, measured once on this machine (ggrun plan: as predicted)."),
     option("-ts", "--tensor-split", type=TEXT,
            help="What goes to each card, in proportion: 3,1. In mode layer, of the layers (and output)."),
+    option("--row-groups", type=TEXT, metavar="N,...",
+           help="In mode row: so many cards share each matrix, and the groups follow each other by layers: "
+                "2,2 for two pairs of cards. Default: the cards of each machine are one."),
     option("-mg", "--main-gpu", default=0, type=click.IntRange(0), help="The card of mode none."),
     option("-dev", "--device", "dev", type=TEXT,
            help="Cards, in the order that activations pass them: cuda:1,cuda:0; none: the CPU alone."),
@@ -111,12 +114,14 @@ def taken(options: dict[str, Any]) -> dict[str, Any]:
     Four are no fields of PlanOptions: `plan`, a Plan or None, `hardware`, a text or None, `p2p`, a text, and
     `rpc`, RpcOptions or None.
     """
-    from ggrun.plan.options import parse_layers, parse_margin, parse_overrides, parse_ratios
+    from ggrun.plan.options import parse_groups, parse_layers, parse_margin, parse_overrides, parse_ratios
 
     ratios, dev = options.pop("tensor_split"), options.pop("dev")
+    groups = options.pop("row_groups")
     return {name: options.pop(name) for name in _AS_THEY_ARE} | {
         "n_gpu_layers": parse_layers(options.pop("n_gpu_layers")),
         "tensor_split": None if ratios is None else parse_ratios(ratios),
+        "row_groups": None if groups is None else parse_groups(groups),
         "order": None if dev is None else tuple(name.strip() for name in dev.split(",")),
         "overrides": tuple(pair for text in options.pop("overrides") for pair in parse_overrides(text)),
         "fit": options.pop("fit") == "on",

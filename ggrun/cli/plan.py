@@ -119,6 +119,7 @@ def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
         local_devices,
         planned_as_written,
         pretends,
+        refuse_unusable,
         shared_out,
     )  # fmt: skip
     from ggrun.plan.options import PlanOptions
@@ -136,6 +137,8 @@ def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
             local_cpu(threads, measure=True)
     own_here = own is not None and hardware is None
     here = devices_of(own, threads, p2p) if own_here else local_devices(hardware, threads, p2p)
+    if hardware is None:
+        refuse_unusable(wishes, here)
     devices = [*workers, *here]
     if hardware is None or pretends(devices):
         devices = shared_out(devices, wishes)

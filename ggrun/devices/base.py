@@ -222,8 +222,8 @@ class Device(Protocol):
         on_host: in the host's memory, which the device reads and writes from where it is
         """
 
-    def vector(self, values: NDArray[np.float32]) -> Memory:
-        """A float32 vector on the device."""
+    def vector(self, values: NDArray[np.float32], what: str = "a vector") -> Memory:
+        """A float32 vector on the device; GgrunError, which says for what, when there is no memory."""
 
     def weight(self, tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Weight:
         """A tensor's block of rows and columns, in its own format; a third dimension: experts.

@@ -104,7 +104,7 @@ class Cpu:
             self._budget.take(memory.base, nbytes, what)
         return memory
 
-    def vector(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def vector(self, values: NDArray[np.float32], what: str = "a vector") -> NDArray[np.float32]:
         """The vector itself, contiguous."""
         return np.ascontiguousarray(values, np.float32)
 

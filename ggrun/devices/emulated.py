@@ -70,9 +70,9 @@ class Emulated:
         """Memory of this device; what is on the host's takes nothing of the limit."""
         return Owned(self, zeros(nbytes) if on_host else self._cpu.zeros(nbytes, what))
 
-    def vector(self, values: NDArray[np.float32]) -> Owned:
+    def vector(self, values: NDArray[np.float32], what: str = "a vector") -> Owned:
         """A copy on this device."""
-        memory = self._cpu.zeros(values.nbytes, "a vector of weights").view(np.float32)
+        memory = self._cpu.zeros(values.nbytes, what).view(np.float32)
         memory[:] = values
         return Owned(self, memory)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from fractions import Fraction
 
-from ggrun.devices.cuda.found import usable_cards
+from ggrun.devices.cuda.found import Cards, usable_cards
 from ggrun.devices.host_memory import host_memory
 from ggrun.devices.kept import tell
 from ggrun.devices.names import DeviceName, refuse_twins
@@ -19,6 +19,7 @@ from ggrun.plan.hardware import (
     card_name,
     cpu_info,
     parse_devices,
+    plain_name,
 )
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planned import Planned
@@ -30,11 +31,12 @@ _BANDWIDTH = 20e9  # bytes a second, where none was measured: only ratios of it 
 _PLACING = {
     "split_mode": "-sm", "n_gpu_layers": "-ngl", "tensor_split": "-ts", "main_gpu": "-mg", "order": "-dev",
     "overrides": "-ot", "cpu_moe": "-cmoe", "n_cpu_moe": "-ncmoe", "n_cpu_ffn": "-ncffn",
-    "kv_offload": "-nkvo",
+    "kv_offload": "-nkvo", "row_groups": "--row-groups",
 }  # fmt: skip
 _BUSY = 1.1
 """So much faster is memory than when others were using it."""
 
+_CARD = re.compile(r"cuda:\d{1,3}")
 _PRETENDS = re.compile(r"cpu:\d|emulated")
 """Names of what pretends to be a card, and has its memory from this machine."""
 
@@ -116,10 +118,20 @@ def _planned_here(
     remote: Sequence[DeviceInfo],
 ) -> Planned:
     if plan is None:
-        there = [*remote, *local_devices(devices, threads, p2p)]
-        return make_plan(facts, shared_out(there, options), options)
+        here = local_devices(devices, threads, p2p)
+        refuse_unusable(options, here)
+        return make_plan(facts, shared_out([*remote, *here], options), options)
     own = devices_of(plan, threads, p2p) if devices is None else local_devices(devices, threads, p2p)
     return planned_as_written(facts, shared_out([*remote, *own], options), options, plan)
+
+
+def refuse_unusable(options: PlanOptions, here: Iterable[DeviceInfo]) -> None:
+    """GgrunError for a card of this machine that flags name and that is not `here`: why it cannot be used."""
+    names = {card_name(device.name) for device in here}
+    for text in (*(options.order or ()), *(device for _, device in options.overrides)):
+        name = card_name(plain_name(text))
+        if _CARD.fullmatch(name) and name not in names:
+            Cards.found().card(int(name.removeprefix("cuda:")))
 
 
 def shared_out(devices: Sequence[DeviceInfo], options: PlanOptions) -> list[DeviceInfo]:

@@ -20,6 +20,9 @@ _OF_A_PROMPT = 0.78
 """What a whole prompt reaches of its products' rate: the rest is norms, attention and the ways between."""
 _MEASUREMENTS, _PAUSE = 4, 0.25  # seconds between them: others may be using the memory for a while
 _LINK_BYTES = 256 << 20
+_DRAWN, _BELOW = 1 << 20, 64
+"""So many bytes are drawn, all below 64, as scales must be numbers, and repeated. Zeros would be faster: on a
+card, and in memory that was never written, which is one page."""
 
 
 def cpu_key(threads: int | None) -> str:
@@ -87,11 +90,11 @@ def _measured(device: Device, matrix: int, rows: int) -> Speeds:
 
 def _operations(device: Device, kind: str, size: int, rows: int) -> float:
     """Operations a second of a product such as prompts have: rows with a square matrix of a format."""
-    weights = FORMATS[kind]
-    zeros = Tensor("", (size, size), weights, np.zeros(weights.nbytes(size) * size, np.uint8))
     ops = device.recorder(Limits(rows, 1, 1, 1))
-    ops.linear(ops.input(size), device.weight(zeros, (0, size), (0, size)))
+    x = ops.input(size)
+    ops.linear(x, device.weight(made_up(kind, size, size), (0, size), (0, size)))
     program = ops.finish()
+    device.write(ops.place(x), np.random.default_rng(1).standard_normal((rows, size), np.float32))
 
     def count(inputs: Inputs) -> None:
         inputs.counts[Rows.TOKENS] = rows
@@ -103,12 +106,19 @@ def _operations(device: Device, kind: str, size: int, rows: int) -> float:
 def _link(device: Device) -> float:
     """Bytes a second of uploads from the host."""
     row = 1 << 20
-    tensor = Tensor("", (row, _LINK_BYTES // row), FORMATS["I8"], np.zeros(_LINK_BYTES, np.uint8))
+    tensor = made_up("I8", row, _LINK_BYTES // row)
 
     def upload() -> None:
         device.weight(tensor, (0, _LINK_BYTES // row), (0, row))
 
     return _LINK_BYTES / least_seconds(device, upload, 4)
+
+
+def made_up(kind: str, columns: int, rows: int) -> Tensor:
+    """A matrix of a format, whose numbers mean nothing."""
+    weights = FORMATS[kind]
+    drawn = np.random.default_rng(1).integers(0, _BELOW, _DRAWN, np.uint8)
+    return Tensor("", (columns, rows), weights, np.resize(drawn, weights.nbytes(columns) * rows))
 
 
 def least_seconds(device: Device, work: Callable[[], None], times: int) -> float:

@@ -23,7 +23,10 @@ class Event(Protocol):
 
     @property
     def error(self) -> BaseException | None:
-        """Why the work before it was not done, once the stream has come there."""
+        """Why the work before it was not done, once the stream has come there.
+
+        A card's stream may tell what failed behind it, too: whatever fails ends the run.
+        """
 
     @property
     def done(self) -> bool:

@@ -127,7 +127,7 @@ class Forward:
                 self.config.rope,
                 self.weights.optional("rope_freqs.weight", self.config.rope.dims // 2),
             )
-            frequencies = self.weights.device.vector(rope.frequencies(factors))
+            frequencies = self.weights.device.vector(rope.frequencies(factors), "the frequencies of rope")
 
             def table(slope: float) -> Any:
                 return self.ops.rope_table(frequencies, rope.dims, rope.magnitude, slope, rope.query_period)

@@ -5,7 +5,6 @@ import platform
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
@@ -51,19 +50,19 @@ def with_mode(
     plans: dict[str, Planned] = {}
     for mode in MODES:
         with suppress(DoesNotFit):
-            plans[mode] = make(facts, replace(options, split_mode=mode))
+            plans[mode] = make(facts, options.in_mode(mode))
     if len(plans) < len(MODES) or not _differ(plans):
-        return replace(options, split_mode=next(iter(plans), MODES[0]))
+        return options.in_mode(next(iter(plans), MODES[0]))
     key = _key(model, plans, sums)
     if (known := _KEPT.get(key)) is not None:
-        return replace(options, split_mode=known)
+        return options.in_mode(known)
     tell("trying once which is faster here for this model, -sm layer or -sm row: some seconds")
     seconds: dict[str, float] = {}
     for mode, planned in plans.items():
         try:
             seconds[mode] = _seconds(model, planned, make, opened, sums)
         except DoesNotFit:  # four layers on cards alone may need what the whole model does not
-            return replace(options, split_mode=make(facts, options).options.split_mode)
+            return options.in_mode(make(facts, options).options.split_mode)
         except Interrupted:
             raise
         except GgrunError as error:
@@ -71,7 +70,7 @@ def with_mode(
     best = min(seconds or MODES, key=lambda mode: seconds.get(mode, 0.0))
     tell(f"-sm {best} it is")
     _KEPT.put(key, best, json.dumps({"mode": best, "seconds": seconds}), settled=len(seconds) == len(MODES))
-    return replace(options, split_mode=best)
+    return options.in_mode(best)
 
 
 def _read(text: str) -> str:
@@ -102,7 +101,8 @@ def _seconds(model: GGUF, planned: Planned, make: Make, opened: Opened, sums: Su
     """For a token read and a token written by the first layers, shared as the plan shares all of them."""
     short = FirstLayers(model, _LAYERS)
     o = PlanOptions(
-        planned.options.split_mode, "all", _ratios(planned), order=planned.options.order, n_ctx=_PROMPT + 64,
+        planned.options.split_mode, "all", _ratios(planned), planned.options.row_groups,
+        order=planned.options.order, n_ctx=_PROMPT + 64,
         n_ubatch=planned.options.n_ubatch, cache_type_k=planned.sizes.keys,
         cache_type_v=planned.sizes.values, fit_margin=planned.options.fit_margin,
     )  # fmt: skip

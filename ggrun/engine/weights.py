@@ -101,7 +101,7 @@ class Weights:
         begin, end = cut or (0, size)
         with np.errstate(all="ignore"):
             values = self.values(name, size)[begin:end] * np.float32(scale)
-        return self.device.vector(self._finite(name, values))
+        return self.device.vector(self._finite(name, values), f"the weights {name}")
 
     def optional(self, name: str, size: int) -> NDArray[np.float32] | None:
         """`values`, or None where there is no such tensor."""

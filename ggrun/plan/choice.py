@@ -3,11 +3,12 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 
 from ggrun.errors import UsageError
 from ggrun.plan import host_of
 from ggrun.plan.facts import EMBEDDING, ModelFacts
-from ggrun.plan.hardware import DeviceInfo, short_name
+from ggrun.plan.hardware import DeviceInfo, plain_name, short_name
 from ggrun.plan.options import PlanOptions
 
 
@@ -16,6 +17,7 @@ class Choice:
     """The devices, and what the flags say of them. Items are half layers, and 2 * layers the output."""
 
     cards: tuple[DeviceInfo, ...]  # in the order that activations pass them
+    groups: tuple[tuple[DeviceInfo, ...], ...]  # the same: those that share each matrix, in mode row
     host: DeviceInfo | None
     given: dict[int, DeviceInfo]  # items (and EMBEDDING) that flags put somewhere
     idle: dict[str, str]  # devices that flags leave out, and which flag it is
@@ -37,14 +39,9 @@ class Choice:
             _needed(host, "-nkvo")
             if away := [card.name for card in cards if host_of(card.name)]:
                 raise UsageError(f"-nkvo keeps the KV cache on this machine, and {away[0]} is on another")
-        if options.rows and len(hosts := {host_of(card.name): card.name for card in cards}) > 1:
-            raise UsageError(
-                f"-sm {options.split_mode} shares each matrix, which needs one machine, and "
-                f"{' and '.join(hosts.values())} are on several: take -sm layer, or one machine's with -dev"
-            )
         if cards and isinstance(options.n_gpu_layers, int) and options.n_gpu_layers <= facts.config.layers:
             _needed(host, "-ngl")
-        return cls(cards, host, given, idle, shadowed)
+        return cls(cards, _groups(cards, options), host, given, idle, shadowed)
 
     def first_on_cards(self, options: PlanOptions, layers: int) -> int | None:
         """The first item that goes to cards as -ngl says, or None when it does not."""
@@ -80,9 +77,33 @@ def _cards(
     return tuple(cards), idle
 
 
+def _groups(cards: Sequence[DeviceInfo], options: PlanOptions) -> tuple[tuple[DeviceInfo, ...], ...]:
+    """As the user said; or, in mode row, by machines; else each card is one."""
+    if not options.rows:
+        return tuple((card,) for card in cards)
+    if options.row_groups is None:
+        found = tuple(tuple(group) for _, group in groupby(cards, lambda card: host_of(card.name)))
+        if len(found) > 1 and len(found) == len(cards):
+            raise UsageError(
+                f"-sm {options.split_mode} shares each matrix, which needs one machine, and "
+                f"{' and '.join(card.name for card in cards)} are on several: take -sm layer"
+            )
+        return found
+    if sum(options.row_groups) != len(cards):
+        raise UsageError(
+            f"--row-groups has room for {sum(options.row_groups)} cards, and there are {len(cards)}"
+        )
+    rest = iter(cards)
+    found = tuple(tuple(islice(rest, size)) for size in options.row_groups)
+    for group in found:
+        if len(hosts := {host_of(card.name): card.name for card in group}) > 1:
+            raise UsageError(f"--row-groups: {' and '.join(hosts.values())} are on several machines")
+    return found
+
+
 def _known(name: str, by_name: dict[str, DeviceInfo]) -> str:
-    """A device by its name, with or without its limit, or by llama.cpp's: CPU, CUDA0."""
-    plain = re.sub(r"^(cuda)(\d+)$", r"\1:\2", name.strip().lower())
+    """A device by its name, with or without its limit, or by llama.cpp's."""
+    plain = plain_name(name)
     for known in by_name:
         if plain in (known.lower(), short_name(known)):
             return known

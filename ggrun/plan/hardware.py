@@ -240,6 +240,11 @@ def short_name(name: str) -> str:
     return host + slash + ":".join(device.split(":")[:2])
 
 
+def plain_name(text: str) -> str:
+    """A device's name as ggrun writes it, of what a user may write, as llama.cpp does: CPU, CUDA0."""
+    return re.sub(r"^(cuda)(\d+)$", r"\1:\2", text.strip().lower())
+
+
 def _memory(match: re.Match[str]) -> int:
     return int(_number(match[3], _BINARY[match[4].upper()], 1.0, 2.0**60)) if match[3] else 0
 

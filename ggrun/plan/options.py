@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
 from ggrun.errors import UsageError
 
 SPLIT_MODES = ("none", "layer", "row", "tensor", "auto")
+_ROWS = ("row", "tensor")
 CACHE_TYPES = ("f16", "f32", "bf16", "q8_0")
 _LEAST_RATIO, _MOST_RATIO = 1e-6, 1e12
 FIT_CONTEXT = 4096
@@ -25,6 +26,8 @@ class PlanOptions:
                      auto: layer or row, whichever is predicted to be faster
     n_gpu_layers     the LAST so many layers go to cards, the output counting as one more; "all"; "auto"
     tensor_split     what goes to each card, in proportion: layers in mode layer, rows in mode row
+    row_groups       in mode row: so many cards share each matrix, and the groups follow each other by layers;
+                     None: all cards of a machine are one
     main_gpu         the card of mode none
     order            names of cards, in the order that activations pass them; None: all, as they are listed
     overrides        (regex, device): half layers with a tensor that matches go there; the first match counts
@@ -42,6 +45,7 @@ class PlanOptions:
     split_mode: str = "layer"
     n_gpu_layers: int | str = "auto"
     tensor_split: Sequence[float] | None = None
+    row_groups: Sequence[int] | None = None
     main_gpu: int = 0
     order: Sequence[str] | None = None
     overrides: Sequence[tuple[str, str]] = ()
@@ -82,6 +86,11 @@ class PlanOptions:
                 raise UsageError(f"{name} is {number}: it must be {least} or more")
         if self.n_ctx >= 1 << 31:
             raise UsageError(f"n_ctx {self.n_ctx}: no context is larger than {(1 << 31) - 1}")
+        if self.row_groups is not None:
+            if not self.row_groups or any(size < 1 for size in self.row_groups):
+                raise UsageError("--row-groups: how many cards each group has, as 2,2")
+            if self.split_mode not in (*_ROWS, "auto"):
+                raise UsageError(f"--row-groups is for -sm row, and this is -sm {self.split_mode}")
         ratios = self.tensor_split
         if ratios is not None and not (any(ratios) and all(_ratio(r) for r in ratios)):
             raise UsageError("-ts: numbers of 1e-6 to 1e12, or 0, one for each device, not all of them 0")
@@ -103,6 +112,7 @@ class PlanOptions:
             raise UsageError(f"fit_margin is {margins!r:.40}: it must be a whole number, or a list of them")
         for name, kinds, what in (
             ("tensor_split", Real, "numbers"), ("order", str, "names of devices"),
+            ("row_groups", Integral, "whole numbers"),
             ("overrides", tuple | list, "pairs of a regular expression and a device"),
         ):  # fmt: skip
             given: Any = getattr(self, name)
@@ -134,10 +144,15 @@ class PlanOptions:
             raise UsageError(f"-fitt gives {len(given)} numbers for {devices} devices")
         return [mib << 20 for mib in (*given, *[FIT_MARGIN] * (devices - len(given)))]
 
+    def in_mode(self, split_mode: str) -> "PlanOptions":
+        """The same in another mode; groups are of mode row alone."""
+        groups = self.row_groups if split_mode in _ROWS else None
+        return replace(self, split_mode=split_mode, row_groups=groups)
+
     @property
     def rows(self) -> bool:
         """Whether cards share each matrix."""
-        return self.split_mode in ("row", "tensor")
+        return self.split_mode in _ROWS
 
     @property
     def cpu_halves_open(self) -> bool:
@@ -164,6 +179,14 @@ def parse_ratios(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in re.split("[,/]", text.strip()))
     except ValueError:
         raise UsageError(f"-ts {text!r:.60}: numbers with commas between, as 3,1") from None
+
+
+def parse_groups(text: str) -> tuple[int, ...]:
+    """--row-groups 2,2; UsageError."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--row-groups {text!r:.60}: numbers of cards with commas between, as 2,2") from None
 
 
 def parse_margin(text: str) -> int | tuple[int, ...]:

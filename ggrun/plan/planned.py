@@ -21,7 +21,7 @@ class Settled:
     """What the planner chose of what the user left open, beside the layout.
 
     cpu_ffn   feed-forward halves that it left to the CPU
-    ratios    of a row stage
+    ratios    of row stages, of all cards
     first     the first item on cards, where -ts says how they share what is behind it; None: no such thing
     """
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 
 from ggrun.plan import Plan, Stage, whole
 from ggrun.plan.choice import Choice
@@ -27,7 +28,7 @@ def make_plan(facts: ModelFacts, devices: Sequence[DeviceInfo], options: PlanOpt
     UsageError where flags, devices and model do not go together.
     """
     if options.split_mode == "auto":
-        plans = [make_plan(facts, devices, replace(options, split_mode=mode)) for mode in ("layer", "row")]
+        plans = [make_plan(facts, devices, options.in_mode(mode)) for mode in ("layer", "row")]
         return min(plans, key=lambda planned: (not planned.fits, planned.speed.pace))
     return _Planner(facts, tuple(devices), options).planned()
 
@@ -172,12 +173,17 @@ class _Planner:
                     yield Settled(cpu_ffn, ratios, first)
 
     def _ratios(self) -> Iterator[tuple[float, ...]]:
-        """The ways to share rows over the cards; () where each card is a place of its own."""
-        cards, given = self.choice.cards, self.options.tensor_split
+        """The ways to share rows over the cards; () where each card is a place of its own.
+
+        Of several groups only in proportion to the cards: the product of all choices is too large.
+        """
+        cards, groups, given = self.choice.cards, self.choice.groups, self.options.tensor_split
         if not self.options.rows or len(cards) < 2:
             yield ()
         elif given:
             yield tuple(given)
+        elif len(groups) > 1:
+            yield tuple(ratio for group in groups for ratio in proportional([c.bandwidth for c in group]))
         else:
             yield from candidates([card.bandwidth for card in cards])
 
@@ -185,14 +191,16 @@ class _Planner:
         return Place((device,), (whole(self.facts.config, device.name),))
 
     def _places(self, ratios: tuple[float, ...]) -> list[Place]:
-        """The cards as places: each its own; or one for all of them, which share as ratios say."""
+        """The cards as places: each its own; or one for each group of them, which share as ratios say."""
         if ratios not in self._made:
-            alone = [self._alone(card) for card in self.choice.cards]
-            self._made[ratios] = [self._together(ratios)] if ratios else alone
+            rest, groups = iter(ratios), self.choice.groups
+            shares = [(group, tuple(islice(rest, len(group)))) for group in groups]
+            together = [self._together(group, share) for group, share in shares if any(share)]
+            self._made[ratios] = together or [self._alone(card) for card in self.choice.cards]
         return self._made[ratios]
 
-    def _together(self, ratios: Sequence[float]) -> Place:
-        used = [(card, ratio) for card, ratio in zip(self.choice.cards, ratios, strict=True) if ratio]
+    def _together(self, group: Sequence[DeviceInfo], ratios: Sequence[float]) -> Place:
+        used = [(card, ratio) for card, ratio in zip(group, ratios, strict=True) if ratio]
         cards = tuple(card for card, _ in used)
         if len(cards) == 1:
             return self._alone(cards[0])
@@ -203,7 +211,10 @@ class _Planner:
 
         With rows only for shares in proportion to the cards: the product of both choices is too large.
         """
-        first = not ratios or ratios == proportional([card.bandwidth for card in self.choice.cards])
+        alone = len(self.choice.groups) > 1 or ratios == proportional(
+            [c.bandwidth for c in self.choice.cards]
+        )
+        first = not ratios or alone
         open_ = self.options.cpu_halves_open and self.options.fit and first
         both = self.choice.host is not None and self.choice.cards
         return range(self.layers + 1 if spill and open_ and both else 1)

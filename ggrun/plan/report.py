@@ -48,6 +48,7 @@ def _as_given(o: PlanOptions) -> list[str]:
     for flag, value, default in (
         ("-ub", o.n_ubatch, 512), ("-ctk", o.cache_type_k, "f16"), ("-ctv", o.cache_type_v, "f16"),
         ("-sm", o.split_mode, "layer"), ("-mg", o.main_gpu, 0), ("-fitt", margin, FIT_MARGIN),
+        ("--row-groups", ",".join(map(str, o.row_groups or ())), ""),
         ("-ncmoe", o.n_cpu_moe, None), ("-ncffn", o.n_cpu_ffn, None),
     ):  # fmt: skip
         found += [flag, str(value)] if value != default else []
@@ -103,16 +104,20 @@ def notes(planned: Planned) -> Iterator[str]:
     yield from _offloads(planned)
     if planned.own:
         return
-    used = planned.uses
     for name, flag in planned.choice.idle.items():
         yield f"{name} is left out by {flag}"
-    for position, card in enumerate(planned.choice.cards):
-        if card.name not in used:
-            yield f"{card.name} is left out{_why_left_out(planned, position)}"
+    yield from left_out(planned)
     for pattern in planned.choice.shadowed:
         yield f"-ot {pattern} changes nothing: those before it match all that it does"
     if any(len(stage.members) > 1 for stage in planned.plan.stages) and (what := uncut(planned.facts)):
         yield f"{what} cannot be cut: one device has all of it, the others share the rest"
+
+
+def left_out(planned: Planned) -> Iterator[str]:
+    """Cards that the plan may use, and does not, and why."""
+    for position, card in enumerate(planned.choice.cards):
+        if card.name not in planned.uses:
+            yield f"{card.name} is left out{_why_left_out(planned, position)}"
 
 
 def _offloads(planned: Planned) -> Iterator[str]:

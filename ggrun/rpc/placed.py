@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ggrun.devices import open_devices
 from ggrun.devices.base import Device
+from ggrun.devices.kept import tell
 from ggrun.devices.local import planned_here
 from ggrun.devices.progress import Progress, Uploads, silent
 from ggrun.engine.engine import Engine
@@ -19,7 +20,7 @@ from ggrun.plan import Plan, host_of
 from ggrun.plan.facts import ModelFacts
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planned import Planned
-from ggrun.plan.report import DoesNotFit
+from ggrun.plan.report import DoesNotFit, left_out
 
 if TYPE_CHECKING:
     from ggrun.rpc.workers import Keys, Workers
@@ -165,7 +166,7 @@ class Placed:
         w, wishes = self._where, self._wishes
         if self._lost:  # what was said of devices may name one of them
             w = replace(w, plan=None)
-            wishes = replace(wishes, overrides=(), tensor_split=None, order=None)
+            wishes = replace(wishes, overrides=(), tensor_split=None, row_groups=None, order=None)
         uploads = Uploads(w.progress)
         remote = self._workers.devices if self._workers else []
 
@@ -176,11 +177,13 @@ class Placed:
             return open_devices((name for name in names if not host_of(name)), w.threads, w.p2p, uploads)
 
         if remote and wishes.split_mode == "auto":  # rows are not shared between machines
-            wishes = replace(wishes, split_mode="layer")
+            wishes = wishes.in_mode("layer")
         if w.plan is None:
             wishes = with_mode(self._model, wishes, make, opened, w.sums)
         facts = ModelFacts.from_outline(self._model)
         self.planned = make(facts, wishes)
+        if self._wishes.rows and (unused := list(left_out(self.planned))):
+            tell(f"-sm {self._wishes.split_mode}: {'; '.join(unused)}")
         while self._untold:
             self._rpc.tell(f"{self._untold.pop(0)}: going on without it")
         plan = self.planned.plan

@@ -1,6 +1,7 @@
 """ggrun doctor: machines with and without cards, and what is broken in them."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -156,8 +157,9 @@ def test_a_test_that_does_not_start(doctor: Run, cupy: FakeCupy) -> None:
 def test_cards_that_cannot_be_used(doctor: Run, cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
     cupy._major = 6
     status, page = doctor()
-    assert status == 0
+    assert status == 1
     assert "cannot be used: cuda:0 (Fake): its compute capability is 6.0, ggrun needs 7.5" in page
+    assert page.endswith("broken    no card can be used: everything runs on the CPU\n")
     assert "links" not in page
     cupy._major = 8
     monkeypatch.setattr(cupy, "memGetInfo", refuse)
@@ -195,6 +197,21 @@ def test_a_cupy_that_does_not_work(doctor: Run, cupy: FakeCupy, monkeypatch: pyt
     status, facts = doctor("--json")
     assert (status, facts["cards"]) == (0, [])
     assert facts["advice"] == ["CUDA finds no card (CUDA_VISIBLE_DEVICES is '-1'): nvidia-smi must list it"]
+
+
+def test_a_cupy_that_is_half_installed(tmp_path: Path) -> None:
+    """As pip may leave it. Whoever has not asked for a card does without; doctor says what to install."""
+    (tmp_path / "cupy").mkdir()
+    (tmp_path / "cupy" / "__init__.py").touch()  # a folder alone would give way to a CuPy that is there
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = ggrun("doctor", PYTHONPATH=path)
+    assert done.returncode == 1
+    assert (
+        "broken    CuPy cannot be used: module 'cupy' has no attribute 'cuda': pip install 'gg" in done.stdout
+    )
+    done = ggrun("run", "-p", "Once", "-n", "1", "--no-show-timings", PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Once")
 
 
 MODULE = (

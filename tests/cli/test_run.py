@@ -146,6 +146,27 @@ def test_models_that_cannot_run_get_one_line(tmp_path: Path, capsys: pytest.Capt
     assert "tokenizer" in complaint(here(capsys, "run", "-m", wordless, "-p", "x"), 1)
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("run -sm row -p Once -n 1", True),
+        ("run -sm tensor -p Once -n 1", True),
+        ("run -sm row -ts 1,1 -p Once -n 1", False),
+        ("run -sm auto -p Once -n 1", False),
+        ("run -p Once -n 1", False),
+    ],
+)
+def test_rows_that_the_planner_does_not_share(
+    command: str, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who asks for mode row is told when one device has all rows: for a small model that is faster."""
+    done = here(capsys, *command.split(), "--devices", "emulated:0:512MB,emulated:1:512MB")
+    assert done.returncode == 0
+    mode = command.split()[2]
+    line = f"ggrun: -sm {mode}: emulated:0:512MB is left out: with it, tokens would take longer"
+    assert [text for text in done.stderr.splitlines() if "left out" in text] == [line] * told
+
+
 def test_a_reader_that_leaves_is_no_error() -> None:
     command = " ".join(f"'{part}'" for part in [*GGRUN, "run", "-p", "Once", "-n", "200", "--ignore-eos"])
     done = bash(f"{command} | head -c 5; echo status ${{PIPESTATUS[0]}}")

@@ -145,7 +145,7 @@ class FakeCupy:
     """
 
     def __init__(self, memory: int = 1 << 28, cards: int = 2, major: int = 8, peers: bool = True) -> None:
-        self.failing: dict[str, CUDARuntimeError] = {}
+        self.failing: dict[str, Exception] = {}
         self.compiled, self._chosen, self.made = 0, _Chosen(), dict[int, Stream]()
         self.functions, self.driver_version = dict[int, _Function](), 12020
         self._memory, self._used, self._held = memory, 0, dict[int, Memory]()
@@ -168,7 +168,7 @@ class FakeCupy:
     __spec__ = SimpleNamespace(name="cupy")
     CUDARuntimeError = CUDARuntimeError
     memcpyHostToDevice, memcpyDeviceToHost, memcpyDefault = 1, 2, 4  # noqa: N815
-    CUDA_R_32F, CUDA_R_16F = 0, 2
+    CUDA_R_32F, CUDA_R_16F, is_hip = 0, 2, False
 
     def RawModule(self, code: str, options: tuple[str, ...]) -> _Module:  # noqa: N802
         self._fail("RawModule")

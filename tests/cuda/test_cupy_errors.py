@@ -2,6 +2,7 @@
 
 import builtins
 import gc
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ from ggrun.devices import open_devices
 from ggrun.devices.cuda import found, local
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
+from ggrun.devices.cuda.driver import OutOfMemory
 from ggrun.devices.cuda.found import Cards, usable_cards
 from ggrun.devices.local import everything
-from ggrun.gguf import GGUF
+from ggrun.gguf import FORMATS, GGUF, Tensor
 from ggrun.plan.hardware import Speeds
 from tests.cuda import fake_cupy
 from tests.cuda.fake_cupy import CUDARuntimeError, FakeCupy, told
@@ -71,13 +73,18 @@ def test_errors_name_the_device_and_what_it_was_for(cupy: FakeCupy, tmp_path: Pa
     line = told(lambda: engine(path, {"cuda:1": Cuda(driver, "cuda:1")}))
     assert line.startswith("cuda:1: no memory for ")
     assert "bytes of memory: cudaErrorMemoryAllocation" in line
+    line = told(lambda: Cuda(CupyDriver(0), "cuda:0").vector(np.zeros(60_000, np.float32), "the weights x"))
+    assert line.startswith("cuda:0: no memory for the weights x: cuda:0 (Fake): 240000 bytes of memory: ")
     cupy.failing["RawModule"] = CUDARuntimeError(1, "nvrtc: error: no\nmore")
     line = told(lambda: CupyDriver(0).kernel("rows.cu", "add"))
     assert line == "cuda:0 (Fake): the kernel add: nvrtc: error: no"
 
 
 LOST = CUDARuntimeError(700, "cudaErrorIllegalAddress: an illegal memory access\nor whatever")
-TOLD = "cuda:0: cudaErrorIllegalAddress: an illegal memory access: the card has lost what it had: start again"
+TOLD = (
+    "cuda:0 (Fake): cudaErrorIllegalAddress: an illegal memory access: "
+    "the card has lost what it had: start again"
+)
 
 
 def lose(cupy: FakeCupy, patch: pytest.MonkeyPatch) -> None:
@@ -113,6 +120,76 @@ def test_a_card_that_disappears(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch)
     gc.collect()  # an error in a finalizer would be a warning, and warnings are errors
 
 
+OUT_OF_MEMORY = CUDARuntimeError(2, "cudaErrorMemoryAllocation: out of memory")
+
+
+def test_whatever_there_is_no_memory_for(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events too, which take some of the card's; what is pinned is the host's, where other things help."""
+    driver = CupyDriver(0)
+    values, there = np.zeros(1000, np.float32), driver.allocate(4000)
+    cupy.failing["alloc_pinned_memory"] = OUT_OF_MEMORY
+    for use in (
+        lambda: driver.upload(there.address, values),
+        lambda: driver.download(values, there.address),
+        lambda: Cuda(driver, "cuda:0").zeros(100, "the KV cache", on_host=True),
+    ):
+        line = told(use, OutOfMemory)
+        assert (
+            "bytes of pinned memory: cudaErrorMemoryAllocation: out of memory: the host's memory is" in line
+        )
+        assert "-fitt" not in line
+
+    def short(*_: object, **__: object) -> None:
+        raise OUT_OF_MEMORY
+
+    monkeypatch.setattr(cupy.cuda, "Event", short)
+    line = told(driver.stream.record, OutOfMemory)
+    assert line.startswith(
+        "cuda:0 (Fake): cudaErrorMemoryAllocation: out of memory: who else has taken memory"
+    )
+
+
+@pytest.mark.parametrize("error", [OUT_OF_MEMORY, LOST])
+@pytest.mark.parametrize("failing", ["memcpyAsync", "alloc_pinned_memory"])
+def test_weights_that_do_not_come_to_a_card(
+    failing: str, error: CUDARuntimeError, cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which ones, in whichever way: at the start, or as they are needed."""
+    tensor = Tensor("blk.0.ffn_up.weight", (32, 40), FORMATS["F32"], np.zeros(40 * 32 * 4, np.uint8))
+    device = Cuda(CupyDriver(0), "cuda:0.1")
+    _, load = device.slot(tensor.nbytes).weight(tensor, (0, 40), (0, 32))
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cupy.cuda if failing in vars(cupy.cuda) else cupy, failing, fail)
+    for use in (load, lambda: device.weight(tensor, (0, 40), (0, 32))):
+        line = told(use)
+        assert re.match(
+            r"cuda:0.1: (no memory for )?the weights blk.0.ffn_up.weight: cuda:0 \(Fake\): ", line
+        )
+        assert re.search(r" \d+ bytes( of pinned memory)?: cudaError", line)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Failed to find CUDA headers. Please install (e.g., pip install cupy-cuda12x[ctk])"),
+        RuntimeError("CuPy failed to load libnvrtc.so.13: OSError: cannot open shared object file\nmore"),
+        ImportError("libnvrtc.so.13: cannot open shared object file"),
+        FileNotFoundError(2, "No such file or directory", "cuda_fp16.h"),
+    ],
+)
+def test_kernels_that_cannot_be_compiled(error: Exception, cupy: FakeCupy) -> None:
+    """The line says what to install, for the CUDA that this CuPy is for."""
+    cupy.failing["RawModule"] = error
+    line = told(lambda: CupyDriver(0).kernel("rows.cu", "add"))
+    assert line.startswith("cuda:0: kernels cannot be compiled: ")
+    assert line.endswith(": pip install 'ggrun[cuda13]' brings NVRTC and the headers that it needs")
+    assert "cuda12" not in line
+    assert str(error).partition(". ")[0].splitlines()[0] in line
+
+
 def test_a_card_whose_memory_ends_in_a_run(
     cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -123,7 +200,7 @@ def test_a_card_whose_memory_ends_in_a_run(
     want = logits(split, TOKENS)
 
     def short(*_: object, **__: object) -> None:
-        raise CUDARuntimeError(2, "cudaErrorMemoryAllocation: out of memory")
+        raise OUT_OF_MEMORY
 
     with monkeypatch.context() as patch:
         patch.setattr(fake_cupy._Function, "__call__", short)
@@ -176,6 +253,54 @@ def test_cupy_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.syspath_prepend(str(tmp_path))
     assert told(lambda: CupyDriver(0)).startswith("CuPy cannot be used: libcudart.so.13: cannot open: pip")
     assert usable_cards() == []
+
+
+def test_cupy_for_cards_of_others(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cupy, "is_hip", True)
+    assert told(lambda: CupyDriver(0)).startswith(
+        "this CuPy is built for ROCm, not for CUDA: pip uninstall it"
+    )
+    assert usable_cards() == []
+
+
+def no_cupy(cupy: FakeCupy, patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(sys.modules, "cupy", None)
+
+
+def old_driver(cupy: FakeCupy, patch: pytest.MonkeyPatch) -> None:
+    cupy.failing["getDeviceCount"] = CUDARuntimeError(35, "too old")
+
+
+def old_card(cupy: FakeCupy, patch: pytest.MonkeyPatch) -> None:
+    cupy._major = 6
+
+
+def no_card(cupy: FakeCupy, patch: pytest.MonkeyPatch) -> None:
+    cupy.failing["getDeviceCount"] = CUDARuntimeError(100, "cudaErrorNoDevice")
+
+
+@pytest.mark.parametrize("broken", [no_cupy, old_driver, old_card, no_card])
+def test_whichever_flag_names_a_card_that_cannot_be_used(
+    broken: Callable[[FakeCupy, pytest.MonkeyPatch], None],
+    cupy: FakeCupy,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One line says why not, and not that there is no such device."""
+    broken(cupy, monkeypatch)
+
+    def said(*args: str) -> tuple[int, str]:
+        status = status_of(list(args))
+        return status, capsys.readouterr().err.splitlines()[-1]
+
+    want = said("run", "--devices", "cuda:0", "-p", "hi")
+    assert "unknown device" not in want[1]
+    for flags in (["-dev", "cuda:0"], ["-dev", "CUDA0"], ["-ot", "ffn=cuda:0"]):
+        assert said("run", *flags, "-p", "hi") == want
+        assert said("plan", *flags) == want
+    assert said("bench", "-dev", "cuda:0", "-p", "1", "-n", "0") == want
+    monkeypatch.setenv("GGRUN_DEVICE", "cuda:0")
+    assert said("run", "-p", "hi") == want
 
 
 @pytest.mark.parametrize(

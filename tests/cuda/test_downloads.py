@@ -265,7 +265,9 @@ def test_a_card_that_fails_gives_nothing(cupy: FakeCupy, monkeypatch: pytest.Mon
 def test_there_is_no_pinned_memory(cupy: FakeCupy) -> None:
     there = There()
     cupy.failing["alloc_pinned_memory"] = CUDARuntimeError(2, "cudaErrorMemoryAllocation: out of memory")
-    assert told(lambda: there.begin(0, 100), OutOfMemory).startswith("cuda:0 (Fake): a download: ")
+    assert told(lambda: there.begin(0, 100), OutOfMemory).startswith(
+        "cuda:0 (Fake): 262144 bytes of pinned memory: "
+    )
 
 
 def test_a_token_makes_no_event_and_waits_once(

@@ -3,40 +3,10 @@
 from contextlib import suppress
 from typing import Any
 
+from ggrun.devices.cuda.card_errors import CardErrors, cuda_errors
 from ggrun.devices.cuda.downloads import Downloads
 from ggrun.devices.streams import Attempts, Event, Work
 from ggrun.errors import GgrunError
-
-_FAILED = (
-    "the card has lost what it had: start again, and without it (-dev) if that fails too; "
-    "ggrun doctor says whether it can still be used"
-)
-
-_CAPTURE_ERRORS = range(900, 909)
-"""Of CUDA, for what cannot be in a graph: the card is as good as before."""
-
-
-def cuda_errors(cupy: Any) -> tuple[type[Exception], ...]:
-    """What CuPy raises for errors of CUDA."""
-    return cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError
-
-
-class _Errors:
-    """Where streams and events of a card are used, errors of CUDA become GgrunErrors. name: the card's.
-
-    A card that has failed once fails in every call from then on.
-    """
-
-    def __init__(self, cupy: Any, name: str) -> None:
-        self._kinds, self._name = cuda_errors(cupy), name
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, failed: BaseException | None, trace: object) -> None:
-        if isinstance(failed, self._kinds):
-            line = f"{self._name}: {str(failed).splitlines()[0]}"
-            refused = getattr(failed, "status", 0) in _CAPTURE_ERRORS
-            raise GgrunError(line if refused else f"{line}: {_FAILED}") from None
 
 
 class Capture:
@@ -53,14 +23,14 @@ class CudaEvent:
     capture    what it is a part of: then streams alone may wait for it
     """
 
-    def __init__(self, raw: Any, errors: _Errors, attempts: Attempts, downloads: Downloads) -> None:
+    def __init__(self, raw: Any, errors: CardErrors, attempts: Attempts, downloads: Downloads) -> None:
         self.raw, self._errors, self._attempts = raw, errors, attempts
         self._downloads, self._begun = downloads, downloads.begun
         self.capture: Capture | None = None
 
     @property
     def error(self) -> BaseException | None:
-        """Of the host's work, or what else the stream was told: what it has now, be it of later work."""
+        """The stream's: of the host's work, or of what else it was told."""
         return self._attempts.error
 
     @property
@@ -81,7 +51,7 @@ class CudaEvent:
 class CudaMark:
     """A moment by the card's own clock, which plain events go without, to be cheaper."""
 
-    def __init__(self, cupy: Any, raw: Any, errors: _Errors) -> None:
+    def __init__(self, cupy: Any, raw: Any, errors: CardErrors) -> None:
         self._cupy, self._raw, self._errors = cupy, raw, errors
 
     def since(self, earlier: "CudaMark") -> float:
@@ -91,20 +61,19 @@ class CudaMark:
 
 
 class CudaStream:
-    """See Stream: what is launched while `raw` is current goes here. device: its number, name: for errors.
+    """See Stream: what is launched while `raw` is current goes here. device: the card's number.
 
     capture          the graph that all of it goes into now
     behind_kernel    whether a kernel is all that the next one comes after
     downloads        what comes to the host
     """
 
-    def __init__(self, cupy: Any, name: str, device: int) -> None:
-        self._cupy, self._device, self._closed = cupy, device, False
-        self._errors = _Errors(cupy, name)
+    def __init__(self, cupy: Any, errors: CardErrors, device: int) -> None:
+        self._cupy, self._device, self._closed, self._errors = cupy, device, False, errors
         self.raw = cupy.cuda.Stream(non_blocking=True)
         self.capture: Capture | None = None
         self.behind_kernel = False
-        self.downloads = Downloads(cupy)
+        self.downloads = Downloads(errors)
         self._given = self.rested = 0
         self._attempts = Attempts()
 

@@ -5,16 +5,17 @@ as it does not look into what a source includes.
 """
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any
 from weakref import finalize
 
 from numpy.typing import NDArray
 
+from ggrun.devices.cuda.card_errors import CardErrors, cuda_errors, first_line
 from ggrun.devices.cuda.cublas import Cublas
-from ggrun.devices.cuda.cuda_stream import CudaStream, cuda_errors
+from ggrun.devices.cuda.cuda_stream import CudaStream
 from ggrun.devices.cuda.dependent import DependentLaunch
 from ggrun.devices.cuda.driver import Driver, Gemm, OutOfMemory
 from ggrun.devices.cuda.found import Cards
@@ -22,10 +23,8 @@ from ggrun.devices.cuda.staging import Staging
 from ggrun.errors import GgrunError
 from ggrun.kernels import CUDA_OPTIONS, cuda_source, cuda_state
 
-_MORE_ROOM = "who else has taken memory of it? -fitt leaves more free, -c and -ub take less"
 _STATIC_SHARED = 48 << 10
 """Bytes of shared memory that a block has without asking."""
-_NO_MEMORY = 2  # cudaErrorMemoryAllocation
 _ENABLED_BEFORE = 704  # cudaErrorPeerAccessAlreadyEnabled
 
 
@@ -47,25 +46,25 @@ class _Kernel:
 class _On:
     """A card is the current one. A class, as each token enters several."""
 
-    __slots__ = ("_device", "_driver", "_what")
+    __slots__ = ("_device", "_errors", "_what")
 
     def __init__(self, driver: "CupyDriver", what: str) -> None:
-        self._driver, self._what = driver, what
+        self._errors, self._what = driver.errors, what
         self._device = driver.device()
 
     def __enter__(self) -> None:
         try:
             self._device.__enter__()
-        except self._driver.errors as error:
-            self._driver.refuse(self._what, error)
+        except self._errors.kinds as error:
+            raise self._errors.told(error, self._what) from None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         try:
             self._device.__exit__(kind, error, trace)
-        except self._driver.errors as leaving:  # a card that has failed fails in every call
+        except self._errors.kinds as leaving:  # a card that has failed fails in every call
             error = error or leaving
-        if error and isinstance(error, self._driver.errors):
-            self._driver.refuse(self._what, error)
+        if isinstance(error, self._errors.kinds):
+            raise self._errors.told(error, self._what) from None
 
 
 class _Graph:
@@ -84,6 +83,7 @@ class CupyDriver:
         self.index, self._called = index, name or f"cuda:{index}"
         card = Cards.found().card(index)
         self._cupy, self.name, self.identity = Cards.found().cupy, card.name, card.identity
+        self.errors = CardErrors(self._cupy, f"{self._called} ({card.name})")
         self.arch, self.multiprocessors, self.l2_bytes = card.arch, card.multiprocessors, card.l2_bytes
         self._modules: dict[tuple[Any, ...], Any] = {}
         self._kernels: dict[tuple[Any, ...], _Kernel] = {}
@@ -113,22 +113,37 @@ class CupyDriver:
 
     def allocate_on_host(self, nbytes: int) -> _Memory:
         """Pinned memory, which every card reaches by the same address."""
-        with self.on(f"{nbytes} bytes of pinned memory"):
-            pinned = self._cupy.cuda.alloc_pinned_memory(max(nbytes, 1))
+        with self.on("pinned memory"):
+            pinned = self.errors.pinned(nbytes)
         return _Memory(pinned.ptr, nbytes, lambda: _drop(pinned))
 
     def kernel(self, file: str, name: str, **defines: str | int) -> _Kernel:
         """Compile a file with these macros, if that was not done before, and find a kernel in it."""
         module = (file, *sorted(defines.items()))
         if (*module, name) not in self._kernels:
-            with self.on(f"the kernel {name}"):
+            with self.on(f"the kernel {name}"), self._compiler():
                 if module not in self._modules:
-                    self._modules[module] = self._compiled(file, defines)
-                function = self._modules[module].get_function(name)
+                    self._modules[module] = self._module(file, defines)
+                function = self._modules[module].get_function(name)  # compiles
             self._kernels[*module, name] = _Kernel(name, function)
         return self._kernels[*module, name]
 
-    def _compiled(self, file: str, defines: dict[str, str | int]) -> Any:
+    @contextmanager
+    def _compiler(self) -> Iterator[None]:
+        """What says that NVRTC, or headers that it needs, are missing has many kinds."""
+        try:
+            yield
+        except self.errors.kinds:
+            raise
+        except (RuntimeError, OSError, ImportError) as error:
+            why, _, _ = first_line(error).partition(". ")  # CuPy's own advice may be for another CUDA
+            major = self._runtime.runtimeGetVersion() // 1000
+            raise GgrunError(
+                f"{self._called}: kernels cannot be compiled: {why}: pip install 'ggrun[cuda{major}]' brings "
+                "NVRTC and the headers that it needs"
+            ) from None
+
+    def _module(self, file: str, defines: dict[str, str | int]) -> Any:
         macros = [f"-D{name}={value}" for name, value in sorted(defines.items())]
         state = cuda_state().hex()[:16]
         options = (*CUDA_OPTIONS, f"-I{cuda_source('')}", f"-DSOURCES=0x{state}", *macros)
@@ -189,14 +204,14 @@ class CupyDriver:
                 self.stream.begin_capture(early)
                 record()
             except BaseException:
-                with suppress(*self.errors):  # it is worth nothing; but the stream must take work again
+                with suppress(*self.errors.kinds):  # it is worth nothing; but the stream must take work again
                     self.stream.end_capture()
                 raise
             return _Graph(self, self.stream.end_capture())
 
     def fill(self, address: int, byte: int, nbytes: int) -> None:
         """By cudaMemsetAsync."""
-        with self.on("a fill"):
+        with self.on(f"a fill of {nbytes} bytes"):
             self.stream.behind_kernel = False
             self._runtime.memsetAsync(address, byte, nbytes, self.stream.raw.ptr)
 
@@ -207,7 +222,7 @@ class CupyDriver:
         streams, which are non-blocking, would not wait for it.
         """
         runtime, stream = self._runtime, self._writes
-        with self.on("a copy to it"):
+        with self.on(f"a copy of {data.nbytes} bytes to it"):
             runtime.memcpyAsync(
                 address, data.ctypes.data, data.nbytes, runtime.memcpyHostToDevice, stream.raw.ptr
             )
@@ -215,7 +230,7 @@ class CupyDriver:
 
     def upload(self, address: int, data: NDArray[Any], beside: bool = False) -> None:
         """Through pinned buffers, so that the bus is busy while the next piece is read from the file."""
-        with self.on("an upload"):
+        with self.on(f"an upload of {data.nbytes} bytes"):
             (self._staging_beside if beside else self._staging).upload(address, data)
 
     def download(self, data: NDArray[Any], address: int) -> None:
@@ -226,7 +241,7 @@ class CupyDriver:
         assert data.ndim == 2 or data.flags.c_contiguous
         runtime, stream = self._runtime, self.stream.raw.ptr
         kind = runtime.memcpyDeviceToHost
-        with self.on("a download"):
+        with self.on(f"a download of {data.nbytes} bytes"):
             if (here := self.stream.downloads.begin(data)) is not None:
                 runtime.memcpyAsync(here.ctypes.data, address, data.nbytes, kind, stream)
                 return
@@ -259,7 +274,7 @@ class CupyDriver:
     def copy(self, target: int, source: int, nbytes: int, card: Driver | None = None) -> None:
         """By cudaMemcpyAsync and cudaMemcpyPeerAsync, on this card's stream."""
         runtime, stream = self._runtime, self.stream.raw.ptr
-        with self.on("a copy"):
+        with self.on(f"a copy of {nbytes} bytes"):
             self.stream.behind_kernel = False
             if card is None or (to := _index(card)) == self.index:
                 runtime.memcpyAsync(target, source, nbytes, runtime.memcpyDefault, stream)
@@ -269,7 +284,7 @@ class CupyDriver:
     def receive(self, target: int, source: int, nbytes: int) -> None:
         """By cudaMemcpyAsync."""
         runtime, stream = self._runtime, self.transfers.raw.ptr
-        with self.on("a copy"):
+        with self.on(f"a copy of {nbytes} bytes"):
             runtime.memcpyAsync(target, source, nbytes, runtime.memcpyHostToDevice, stream)
 
     def close(self) -> None:
@@ -288,21 +303,23 @@ class CupyDriver:
 
     def _new_stream(self) -> CudaStream:
         with self.on("a stream"):
-            return CudaStream(self._cupy, self._called, self.index)
+            return CudaStream(self._cupy, self.errors, self.index)
 
     @cached_property
     def _staging(self) -> Staging:
-        return Staging(self._cupy, self.stream)
+        return Staging(self._cupy, self.stream, self.errors)
 
     @cached_property
     def _staging_beside(self) -> Staging:
-        return Staging(self._cupy, self.transfers)
+        return Staging(self._cupy, self.transfers, self.errors)
 
     @cached_property
     def _cublas(self) -> Cublas | None:
         """None where it is missing, or does not work: then products go without it."""
         with self.on("cuBLAS"), suppress(ImportError, RuntimeError):
-            return Cublas(self._cupy)
+            cublas = Cublas(self._cupy)
+            self.errors.kinds = (*self.errors.kinds, cublas.error)
+            return cublas
         return None
 
     @property
@@ -312,24 +329,6 @@ class CupyDriver:
     def device(self) -> Any:
         """CuPy's, to be entered."""
         return self._cupy.cuda.Device(self.index)
-
-    @property
-    def errors(self) -> tuple[type[Exception], ...]:
-        """What CuPy raises."""
-        cuda, cublas = self._cupy.cuda, self.__dict__.get("_cublas")
-        return (
-            *cuda_errors(self._cupy), cuda.compiler.CompileException, cuda.memory.OutOfMemoryError,
-            *([cublas.error] if cublas else []),
-        )  # fmt: skip
-
-    def refuse(self, what: str, error: Exception) -> NoReturn:
-        """Raise one of CuPy's errors as a GgrunError that says for what."""
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        short = isinstance(error, self._cupy.cuda.memory.OutOfMemoryError)
-        line = f"{self._called} ({self.name}): {what}: {text}"
-        if short or getattr(error, "status", None) == _NO_MEMORY:
-            raise OutOfMemory(f"{line}: {_MORE_ROOM}") from None
-        raise GgrunError(line) from None
 
 
 def _freeing(cupy: Any, index: int, address: int) -> Callable[[], None]:

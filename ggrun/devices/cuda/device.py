@@ -14,13 +14,14 @@ from ggrun.devices.cuda import grids
 from ggrun.devices.cuda.attention import row_bytes
 from ggrun.devices.cuda.driver import Driver, OutOfMemory
 from ggrun.devices.cuda.gemm import GemmFrom
-from ggrun.devices.cuda.memory import CudaMemory, CudaPlace, CudaWeight, block
+from ggrun.devices.cuda.memory import CudaMemory, CudaPlace, CudaWeight, block, needed_for
+from ggrun.devices.cuda.pinned import PinnedRows, rows_in
 from ggrun.devices.cuda.recorder import CudaRecorder
 from ggrun.devices.cuda.relay import Relay
 from ggrun.devices.cuda.slot import CudaSlot
 from ggrun.devices.streams import Mark, Stream
 from ggrun.devices.wire import DTYPES
-from ggrun.errors import Interrupted
+from ggrun.errors import GgrunError, Interrupted
 from ggrun.gguf import Tensor
 
 _WHOLE = 16  # bytes: kernels load so many at once, see kernels/cuda/formats/loads.cuh
@@ -50,6 +51,7 @@ class Cuda:
         self.gemm_from = gemm_from if gemm_from and gemm_from.least and driver.has_gemm else GemmFrom()
         self._interrupted, self._uploaded = False, uploaded
         self._relays: dict[Driver, Relay | None] = {driver: None}  # None: copies go direct
+        self._pinned = PinnedRows(driver)
 
     @property
     def stream(self) -> Stream:
@@ -103,25 +105,28 @@ class Cuda:
     def zeros(self, nbytes: int, what: str, on_host: bool = False) -> CudaMemory:
         """Zeroed memory of the card; or of the host, which the card reads from there."""
         if on_host:
-            allocation = self.driver.allocate_on_host(nbytes)
+            with needed_for(what, self.name):
+                allocation = self.driver.allocate_on_host(nbytes)
             memory = CudaMemory(allocation.address, nbytes, allocation)
         else:
             memory = self._take(nbytes, what)
         self.driver.fill(memory.address, 0, nbytes)
         return memory
 
-    def vector(self, values: NDArray[np.float32]) -> CudaMemory:
+    def vector(self, values: NDArray[np.float32], what: str = "a vector") -> CudaMemory:
         """A copy on the card."""
         values = np.ascontiguousarray(values, np.float32)
-        memory = self._take(values.nbytes, "a vector of weights")
-        self.driver.write(memory.address, values)
+        memory = self._take(values.nbytes, what)
+        with needed_for(what, self.name):
+            self.driver.write(memory.address, values)
         return memory
 
     def weight(self, tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> CudaWeight:
         """A copy of the block, which the stream makes."""
         data = block(tensor, rows, columns)
-        memory = self._take(data.nbytes, f"the weights {tensor.name}")
-        self.driver.upload(memory.address, data)
+        memory = self._take(data.nbytes, what := f"the weights {tensor.name}")
+        with needed_for(what, self.name):
+            self.driver.upload(memory.address, data)
         if self._uploaded:
             self._uploaded(memory.nbytes)
         return CudaWeight.of(tensor, data, memory, memory.address)
@@ -129,7 +134,7 @@ class Cuda:
     def slot(self, nbytes: int) -> CudaSlot:
         """Memory of the card."""
         memory = self._take(nbytes, "weights that come as they are needed")
-        return CudaSlot(self.driver, memory, self.check_interrupt)
+        return CudaSlot(self.driver, self.name, memory, self.check_interrupt)
 
     def rows(self, weight: CudaWeight, rows: tuple[int, int]) -> CudaWeight:
         """A part of a weight where it lies."""
@@ -162,8 +167,8 @@ class Cuda:
 
     def copy(self, source: CudaPlace, rows: int, device: Device, target: Place) -> None:
         """From card to card as they are connected; to another kind of device by way of the host's memory."""
+        nbytes = source.nbytes(rows)
         if isinstance(device, Cuda):
-            nbytes = source.nbytes(rows)
             if device.driver not in self._relays:
                 self.connect(device, direct=False)
             if relay := self._relays[device.driver]:
@@ -171,9 +176,15 @@ class Cuda:
             else:
                 self.driver.copy(target.address, source.address, nbytes, device.driver)
             return
-        by_way_of = np.empty((rows, source.width), DTYPES[source.kind])
-        self.driver.download(by_way_of, source.address)
-        self.stream.enqueue(lambda: device.write(target, by_way_of))
+        memory = self._pinned.take(nbytes)
+        self.driver.copy(memory.address, source.address, nbytes)
+        by_way_of = rows_in(memory, (rows, source.width), DTYPES[source.kind])
+
+        def arrived() -> None:
+            device.write(target, by_way_of)
+            self._pinned.give(memory)
+
+        self.stream.enqueue(arrived)
 
     def narrow(self, source: CudaPlace, rows: int, target: CudaPlace) -> None:
         """A kernel."""
@@ -222,10 +233,15 @@ class Cuda:
 
     def _take(self, nbytes: int, what: str) -> CudaMemory:
         self._budget.check(nbytes, what)
-        try:
+        with needed_for(what, self.name):
             allocation = self.driver.allocate(-(-nbytes // _WHOLE) * _WHOLE)
-        except OutOfMemory as error:
-            raise OutOfMemory(f"{self.name}: no memory for {what}: {error}") from None
         memory = CudaMemory(allocation.address, nbytes, allocation)
         self._budget.take(memory, nbytes, what)
         return memory
+
+
+def card_of(device: Device, what: str) -> Cuda:
+    """A device that is a card; GgrunError when it is none. what: is done by cards alone."""
+    if not isinstance(device, Cuda):
+        raise GgrunError(f"{what} CUDA devices alone, {device.name} is none")
+    return device

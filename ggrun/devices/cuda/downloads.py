@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ggrun.devices.cuda.card_errors import CardErrors
+
 _ROOM = 256 << 10
 """Bytes: the best logits of many batches, or all of 64k words. A second copy of more would take its time."""
 _ALIGNMENT = 64
@@ -31,8 +33,8 @@ class Downloads:
     begun    how many there have been
     """
 
-    def __init__(self, cupy: Any) -> None:
-        self._cupy, self._lock = cupy, Lock()
+    def __init__(self, errors: CardErrors) -> None:
+        self._errors, self._lock = errors, Lock()
         self._coming: deque[_Coming] = deque()
         self._taken, self.begun = 0, 0  # of the room
 
@@ -67,4 +69,4 @@ class Downloads:
 
     @cached_property
     def _room(self) -> NDArray[np.uint8]:
-        return np.frombuffer(self._cupy.cuda.alloc_pinned_memory(_ROOM), np.uint8, _ROOM)
+        return np.frombuffer(self._errors.pinned(_ROOM), np.uint8, _ROOM)

@@ -88,6 +88,8 @@ def arch_of(properties: dict[str, Any]) -> int:
 def _cupy() -> Any:
     try:
         import cupy
+
+        is_hip = cupy.cuda.runtime.is_hip  # of what is only half installed, too, `import cupy` may be good
     except ModuleNotFoundError as error:
         if error.name != "cupy":
             raise GgrunError(f"CuPy cannot be used: {error}: {_INSTALL}") from None
@@ -95,6 +97,8 @@ def _cupy() -> Any:
     except Exception as error:  # a wrong build fails in many ways
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise GgrunError(f"CuPy cannot be used: {line}: {_INSTALL}") from None
+    if is_hip:
+        raise GgrunError(f"this CuPy is built for ROCm, not for CUDA: pip uninstall it, and {_INSTALL}")
     return cupy
 
 

@@ -6,10 +6,9 @@ Enqueued one by one, the copies, additions and events of a sum take the host lon
 from collections.abc import Hashable, Sequence
 from functools import cache
 
-from ggrun.devices.base import Device
-from ggrun.devices.cuda.device import Cuda
+from ggrun.devices.cuda.device import card_of
 from ggrun.devices.cuda.driver import Driver, Graph, OutOfMemory
-from ggrun.devices.cuda.program import FEW
+from ggrun.devices.cuda.program import FEW, make_room
 from ggrun.devices.cuda.recorder import CudaRecorder
 from ggrun.devices.exchange import AllReduce, Members
 from ggrun.devices.kept import tell
@@ -36,13 +35,14 @@ class JointGraphs:
             graph.launch()
             self._fork()
             return
-        if kind is not None:
-            self._enqueued.add(kind)  # kernels are compiled and memory is taken now, not in a recording
+        if kind is not None and kind not in self._enqueued:
+            make_room(self._enqueued, self._graphs, self._first.stream)
+            self._enqueued[kind] = None  # kernels are compiled and memory is taken now, not in a recording
         enqueue()
 
     def forget(self) -> None:
         """Begin anew, when all cards are at rest after an error: there may be another way to sum now."""
-        self._enqueued = set[Hashable]()
+        self._enqueued = dict[Hashable, None]()  # in their order
         self._graphs: dict[Hashable, Graph | None] = {}
         self._refused = False
 
@@ -92,7 +92,8 @@ class ByGraphs:
     """Members of a stage that are cards, all of them. See Together. sums: what they sum with."""
 
     def __init__(self, members: Members, sums: AllReduce) -> None:
-        self._graphs, self._sums = JointGraphs([_card(device).driver for device, _ in members], sums), sums
+        drivers = [card_of(device, "a graph can be of").driver for device, _ in members]
+        self._graphs, self._sums = JointGraphs(drivers, sums), sums
         (_, recorder), *_ = members
         assert isinstance(recorder, CudaRecorder)
         self._recorder = recorder  # all are fed alike
@@ -106,8 +107,3 @@ class ByGraphs:
     def forget(self) -> None:
         """Record anew: there may be another way to sum now."""
         self._graphs.forget()
-
-
-def _card(device: Device) -> Cuda:
-    assert isinstance(device, Cuda)
-    return device

@@ -1,7 +1,8 @@
 """What lies on a card, as the rest of ggrun holds it: addresses, and what keeps them good."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import finalize
@@ -10,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.devices.base import Rows
-from ggrun.devices.cuda.driver import Allocation
+from ggrun.devices.cuda.driver import Allocation, OutOfMemory
 from ggrun.devices.cuda.program import Step
 from ggrun.devices.wire import DTYPES
+from ggrun.errors import GgrunError
 from ggrun.gguf import Tensor
 
 ALIGNMENT = 256
@@ -59,6 +61,17 @@ def block(tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> ND
     begin, end = (tensor.format.nbytes(column) for column in columns)
     whole: NDArray[np.uint8] = tensor.data.reshape(experts, tensor.shape[1], tensor.row_bytes)
     return whole[:, rows[0] : rows[1], begin:end]
+
+
+@contextmanager
+def needed_for(what: str, device: str) -> Iterator[None]:
+    """Errors of a card's driver say, too, for what it was: a tensor, mostly."""
+    try:
+        yield
+    except OutOfMemory as error:
+        raise OutOfMemory(f"{device}: no memory for {what}: {error}") from None
+    except GgrunError as error:
+        raise GgrunError(f"{device}: {what}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from ggrun.devices.cuda.cupy_driver import CupyDriver
-from ggrun.devices.cuda.device import Cuda
+from ggrun.devices.cuda.device import Cuda, card_of
 from ggrun.devices.cuda.watch import Watch, within
 from ggrun.devices.exchange import Members, Part
 from ggrun.errors import GgrunError
@@ -37,7 +37,7 @@ class NcclExchange:
     """
 
     def __init__(self, members: Members) -> None:
-        self._cards = [_card(device) for device, _ in members]
+        self._cards = [card_of(device, "NCCL sums over") for device, _ in members]
         self._drivers = [_driver(card) for card in self._cards]
         self._nccl = library()
         _refuse_twins(self._nccl, self._drivers)
@@ -165,12 +165,6 @@ def version_text(number: int) -> str:
     """NCCL's number of a version as people write it: 22703 is 2.27.3."""
     thousands = 10_000 if number >= 10_000 else 1_000
     return f"{number // thousands}.{number % thousands // 100}.{number % 100}"
-
-
-def _card(device: Any) -> Cuda:
-    if not isinstance(device, Cuda):
-        raise GgrunError(f"NCCL sums over CUDA devices alone, {device.name} is none")
-    return device
 
 
 def _driver(card: Cuda) -> CupyDriver:

@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 from ggrun.devices.base import Rows
 from ggrun.devices.best import TopK
 from ggrun.devices.cuda.driver import Driver, Gemm, Graph, Kernel, OutOfMemory
+from ggrun.devices.streams import Stream
 
 FEW = 8
 """As many tokens are a decode: products take kernels of their own, and what was launched twice is a graph.
 
 Kernels for more tokens are not made for graphs: see wait_for_previous in kernels/cuda/ptx.cuh.
 """
+_MOST_GRAPHS = 64
+"""Kinds of batches that have one: each takes memory of the card that no plan knows of."""
 
 
 class Counts(NamedTuple):
@@ -66,6 +69,15 @@ def enqueue(driver: Driver, works: Sequence[Work]) -> None:
             driver.launch(work.kernel, work.grid, work.block, work.args, work.shared)
 
 
+def make_room(known: dict[Any, Any], graphs: dict[Any, Graph | None], stream: Stream) -> None:
+    """Forget the kind of batch that came first, and its graph, where there are too many."""
+    while len(known) >= _MOST_GRAPHS:
+        kind = next(iter(known))
+        stream.synchronize()  # it may be running
+        del known[kind]
+        graphs.pop(kind, None)
+
+
 class CudaProgram:
     """Steps, and all memory that they point to. See base.Program.
 
@@ -97,6 +109,8 @@ class CudaProgram:
         if again := counts in self._launches:
             launches = self._launches[counts]
         else:
+            if not capturing:  # else nothing may be waited for
+                make_room(self._launches, self._graphs, self._driver.stream)
             launches = self._launches[counts] = self.launches(counts)
         if again and launches and not capturing and (graph := self._graph(counts)):
             graph.launch()

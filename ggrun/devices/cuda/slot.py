@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ggrun.devices.cuda.driver import Driver
-from ggrun.devices.cuda.memory import ALIGNMENT, CudaMemory, CudaWeight, block
+from ggrun.devices.cuda.memory import ALIGNMENT, CudaMemory, CudaWeight, block, needed_for
 from ggrun.devices.streams import Stream, Work
 from ggrun.errors import GgrunError
 from ggrun.gguf import Tensor
@@ -15,11 +15,13 @@ class CudaSlot:
     The host copies to these, which takes longer than the bus does: while it copies, the card has what was
     enqueued before.
 
+    name     the device's
     check    raises Interrupted when the device is: to load much takes a while
     """
 
-    def __init__(self, driver: Driver, memory: CudaMemory, check: Callable[[], None]) -> None:
-        self._driver, self._memory, self._check, self._end = driver, memory, check, 0
+    def __init__(self, driver: Driver, name: str, memory: CudaMemory, check: Callable[[], None]) -> None:
+        self._driver, self._name, self._memory, self._check = driver, name, memory, check
+        self._end = 0
 
     @property
     def stream(self) -> Stream:
@@ -36,12 +38,13 @@ class CudaSlot:
         """A block of a tensor; and what enqueues its upload, or raises Interrupted."""
         data, begin = block(tensor, rows, columns), self._end
         if begin + data.nbytes > self._memory.nbytes:
-            raise GgrunError(f"{self._driver.name}: no room for the weights {tensor.name} beside others")
+            raise GgrunError(f"{self._name}: no room for the weights {tensor.name} beside others")
         self._end = begin + -(-data.nbytes // ALIGNMENT) * ALIGNMENT
         address = self._memory.address + begin
 
         def load() -> None:
             self._check()
-            self._driver.upload(address, data, beside=True)
+            with needed_for(f"the weights {tensor.name}", self._name):
+                self._driver.upload(address, data, beside=True)
 
         return CudaWeight.of(tensor, data, self._memory, address), load

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ggrun.devices.cuda.card_errors import CardErrors
 from ggrun.devices.cuda.cuda_stream import CudaEvent, CudaStream
 from ggrun.devices.threads import usable_cores
 
@@ -20,9 +21,9 @@ takes one thread several times as long as the bus takes to carry it."""
 class Staging:
     """Pinned buffers of one stream."""
 
-    def __init__(self, cupy: Any, stream: CudaStream) -> None:
+    def __init__(self, cupy: Any, stream: CudaStream, errors: CardErrors) -> None:
         self._runtime, self._stream = cupy.cuda.runtime, stream
-        self._pinned = [cupy.cuda.alloc_pinned_memory(_SIZE) for _ in range(_BUFFERS)]
+        self._pinned = [errors.pinned(_SIZE) for _ in range(_BUFFERS)]
         self._arrays = [np.frombuffer(pinned, np.uint8, _SIZE) for pinned in self._pinned]
         self._sent: list[CudaEvent | None] = [None] * _BUFFERS
         self._turn, self._threads = 0, min(_THREADS, usable_cores())

@@ -18,8 +18,7 @@ from ggrun.devices.cuda.gemm import PIECES, GemmFrom
 from ggrun.devices.cuda.program import FEW
 from ggrun.devices.cuda.recorder import CudaRecorder
 from ggrun.devices.kept import Kept
-from ggrun.devices.speeds import least_seconds
-from ggrun.gguf import FORMATS, Tensor
+from ggrun.devices.speeds import least_seconds, made_up
 from ggrun.kernels import cuda_state
 
 _ROWS = (64, 128, 256, 512, 1024, 2048)
@@ -30,8 +29,6 @@ _KINDS = {"quantized": "Q4_K", "two_scales": "Q6_K", "floats": "F16"}
 """A format for each of the numbers of GemmFrom, in their order: the one that most models have."""
 _TILES, _GEMM = GemmFrom(), GemmFrom(FEW + 1, FEW + 1, FEW + 1)
 _PRODUCTS, _TIMES = 4, 5  # one after the other, and how often that is timed
-_BYTES = 64
-"""Random bytes below this: a card is faster with zeros, but scales must be numbers."""
 
 
 def measured_gemm(device: Cuda) -> GemmFrom:
@@ -71,14 +68,12 @@ _KEPT = Kept("gemm", _read)
 
 
 class _Product:
-    """Random weights of a kind, and rows to multiply them with."""
+    """Made up weights of a kind, and rows to multiply them with."""
 
     def __init__(self, device: Cuda, kind: str) -> None:
-        rng, weights = np.random.default_rng(1), FORMATS[kind]
-        data = rng.integers(0, _BYTES, weights.nbytes(_MATRIX) * _MATRIX, np.uint8)
-        tensor = Tensor("", (_MATRIX, _MATRIX), weights, data)
+        tensor = made_up(kind, _MATRIX, _MATRIX)
         self._device, self._w = device, device.weight(tensor, (0, _MATRIX), (0, _MATRIX))
-        self._rows = rng.standard_normal((max(_ROWS), _MATRIX), np.float32)
+        self._rows = np.random.default_rng(1).standard_normal((max(_ROWS), _MATRIX), np.float32)
 
     def seconds(self, n: int, by: GemmFrom) -> float:
         """What products of n rows take, as they stand in a pass."""
