@@ -12,9 +12,11 @@ from ggrun.plan import Member, Plan, Stage, single, whole
 KINDS = (
     "none",
     "layer 2",
+    "layer 3",
     "layer 4",
     "row 2",
     "row 3",
+    "row 4",
     "overflow 1",
     "overflow most",
     "half layers",
@@ -42,9 +44,11 @@ class Plans:
         plans = {
             "none": lambda: single(self.config, a),
             "layer 2": lambda: self._stages([a, b], [0, 2, n]),
+            "layer 3": lambda: self._stages([a, b, c], [0, 1, n - 1, n]),
             "layer 4": lambda: self._stages([a, b, c, d], [0, 2, 2 + (n - 2) // 2, n, n]),
             "row 2": lambda: Plan((Stage((0, n), self.row([a, b], [1, 2])),)),
             "row 3": lambda: Plan((Stage((0, n), self.row([a, b, c], [3, 1, 2])),)),
+            "row 4": lambda: Plan((Stage((0, n), self.row([a, b, c, d], [2, 1, 1, 3])),)),
             "overflow 1": lambda: self._stages([b, a], [0, 2, n]),
             "overflow most": lambda: self._stages([b, a], [0, n - 1, n]),
             "half layers": lambda: self._placed([b if h % 2 and h < n - 1 else a for h in range(n)]),

@@ -1,4 +1,4 @@
-"""The kernels that gpu_kernels.py times: products of every main format, attention, and all that is small.
+"""The kernels that gpu_kernels.py times: products of every format, attention, and all that is small.
 
 Shapes are those of Llama 3 8B, but for experts, which are those of Qwen3 30B-A3B; tiny on the emulator.
 """
@@ -24,6 +24,11 @@ Case = Callable[[Rig], Sequence[Timed]]
 Named = tuple[str, Case]
 
 _FORMATS = ("Q4_K", "Q6_K", "Q8_0", "Q5_K", "Q4_0", "IQ4_XS", "Q3_K", "Q2_K", "IQ3_S", "MXFP4", "F16", "BF16")
+_RARER = (
+    "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "TQ1_0", "TQ2_0", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S",
+    "IQ3_XXS", "F32",
+)  # fmt: skip
+FORMATS_TIMED = (*_FORMATS, *_RARER)
 _FF, _WIDTH, _VOCAB = 14336, 4096, 128256
 _SHAPES = ((4096, 4096), (1024, 4096), (4096, 14336), (8192, 8192), (28672, 8192))  # rows, values of one
 _HEADS, _KV_HEADS, _HEAD = 32, 8, 128
@@ -38,11 +43,13 @@ def cases(tiny: bool) -> list[Named]:
     if tiny:
         return [
             *_products(("Q4_K", "F16"), 64, 256, (1, 2, 16)),
+            ("queries, keys and values", partial(_merged, "Q4_K", (64, 32, 32), 256, (1, 2))),
             *_attention(4, 2, 64, (100,), 20),
             *small_cases(tiny),
         ]
     return [
         *_products(_FORMATS, _FF, _WIDTH, (1, 8, 512)),
+        ("queries, keys and values", partial(_merged, "Q4_K", (4096, 1024, 1024), _WIDTH, (1, 8))),
         *_attention(_HEADS, _KV_HEADS, _HEAD, (1 << 10, 1 << 13, 1 << 15), 512),
         *small_cases(tiny),
         *(("Q4_K of another shape", partial(_product, "Q4_K", *shape, (1,))) for shape in _SHAPES),
@@ -52,6 +59,7 @@ def cases(tiny: bool) -> list[Named]:
             for name in ("Q4_K", "Q6_K", "Q8_0", "F16")
         ),
         ("Q4_K by fewer columns", partial(_product, "Q4_K", _FF, _WIDTH, (2, 4, 16, 32, 64, 128, 256))),
+        *((f"products of {name}", partial(_product, name, _FF, _WIDTH, (1,))) for name in _RARER),
     ]
 
 
@@ -121,6 +129,29 @@ def _swiglu(name: str, rows: int, k: int, columns: Sequence[int], rig: Rig) -> l
         moved = 2 * FORMATS[name].nbytes(k) * rows + n * (column_bytes(k) + 4 * rows)
         title = f"gate, up and silu {name} 2x{rows}x{k}, {n} column{'s' * (n > 1)}"
         found.append(Timed(title, rig.works(programs, counts, "matvec"), moved, 0, (y, (n, rows))))
+    return found
+
+
+def _merged(name: str, rows: Sequence[int], k: int, columns: Sequence[int], rig: Rig) -> list[Timed]:
+    """Several matrices times the same columns, in one launch; what the first gives is checked."""
+    nbytes, found = FORMATS[name].nbytes(k) * sum(rows), []
+    count = sets_for(nbytes, rig.driver)
+    matrices = list(zip(*([rig.weight(name, each, k) for _ in range(count)] for each in rows), strict=True))
+    for n in columns:
+        ops, counts = rig.recorder(n), Counts(n, n, n, 1, PAGE)
+        x, values = rig.input(ops, n, k)
+        programs, y = [], 0
+        for several in matrices:
+            products = [ops.linear(x, w) for w in several]
+            y = ops.place(products[0]).address
+            programs.append(ops.finish())
+        rig.works(programs[:1], counts)[0]()
+        moved = nbytes + n * (column_bytes(k) + 4 * sum(rows))
+        shape = f"{'+'.join(map(str, rows))}x{k}"
+        title = f"queries, keys and values {name} {shape}, {n} column{'s' * (n > 1)}"
+        error = partial(_error, rig.data(name, rows[0], k), name, rows[0], values)
+        work = rig.works(programs, counts, "matvec_merged")
+        found.append(Timed(title, work, moved, 0, (y, (n, rows[0])), error))
     return found
 
 

@@ -4,7 +4,7 @@ Needs CuPy, pytest and hypothesis. It writes gpu_check.json and gpu_check.md: ev
 found, what failed.
 
 ceilings  the card and its software; the bandwidth of copies, the rate of bf16 products, the bus
-tests     tests/cuda with --device cuda
+tests     of tests/cuda, those that are marked cuda, with --device cuda
 peer      llama.cpp's reference logits (GGRUN_PEER), one and two logical devices
 kernels   every family of kernels, as a share of the copy bandwidth or of the matrix rate
 sums      sums over two logical devices, by copies and by NCCL: right, the same bits, how long they take

@@ -12,7 +12,7 @@ from ggrun.devices.best import TopK
 from ggrun.devices.cuda import grids, matvec
 from ggrun.devices.cuda.attention import PAGE, row_bytes
 from ggrun.devices.cuda.products import column_bytes
-from ggrun.devices.cuda.program import Counts
+from ggrun.devices.cuda.program import FEW, Counts
 from ggrun.gguf import FORMATS
 from ggrun.kernels.code_books import format_defines
 from tools.gpu_rig import Rig, Timed
@@ -50,9 +50,10 @@ def small_cases(tiny: bool) -> list[tuple[str, Case]]:
     return [
         *((f"steps between products, {n} rows", partial(_steps, s, n)) for n in s.rows),
         *((f"dequantize {name}", partial(_dequantize, s, name)) for name in ("Q4_K", "Q6_K", "Q8_0")),
-        *((f"experts, {n} tokens", partial(_experts, s, n)) for n in s.rows),
+        *((f"experts, {n} tokens", partial(_experts, s, "Q4_K", n, "")) for n in s.rows),
         ("sampling", partial(_sampling, s)),
         ("sums over devices", partial(_sums, s)),
+        ("experts of floats", partial(_experts, s, "BF16", s.rows[-1], "matmul_floats_experts")),
     ]
 
 
@@ -140,12 +141,12 @@ def _dequantize(s: Sizes, name: str, rig: Rig) -> list[Timed]:
     return [Timed(f"dequantize {name} to f16, {s.ff}x{s.width}", sets, nbytes, keep=(weights, y))]
 
 
-def _experts(s: Sizes, n: int, rig: Rig) -> list[Timed]:
-    """A layer of them, each kernel by itself; what a token's experts are, random logits decide."""
-    matrices = [rig.weight("Q4_K", rows, k, s.experts) for rows, k in _matrices(s)]
+def _experts(s: Sizes, name: str, n: int, begin: str, rig: Rig) -> list[Timed]:
+    """A layer of them, each kernel whose name begins so by itself; random logits choose the experts."""
+    matrices = [rig.weight(name, rows, k, s.experts) for rows, k in _matrices(s)]
     router = rig.weight("F32", s.experts, s.expert_width)
     ops, kept, programs = rig.recorder(n), [], []
-    for _ in range(_SETS):
+    for _ in range(1 if rig.tiny and n > FEW else _SETS):  # tiles take the emulator long
         x, _ = rig.input(ops, n, s.expert_width)
         programs.append(_layer(s, ops, x, router, matrices, kept))
     pairs = n * s.used
@@ -153,14 +154,15 @@ def _experts(s: Sizes, n: int, rig: Rig) -> list[Timed]:
     for work in rig.works(programs, counts):
         work()
     by_kernel = rig.by_kernel(programs, counts)
-    moved, operations = _of_products(s, pairs)
-    title = f"{n} token{'s' * (n > 1)}, {s.used} of {s.experts} experts"
+    moved, operations = _of_products(s, name, pairs)
+    title = f"{n} token{'s' * (n > 1)}, {s.used} of {s.experts} experts, {name}"
     return [
         Timed(
             f"{kernel}, {title}", works, moved.get(kernel, 0), operations.get(kernel, 0),
             keep=(kept, matrices, router, ops),
         )
         for kernel, works in by_kernel.items()
+        if kernel.startswith(begin)
     ]  # fmt: skip
 
 
@@ -180,11 +182,12 @@ def _layer(s: Sizes, ops: Any, x: Any, router: Any, matrices: list[Any], kept: l
     return ops.finish()
 
 
-def _of_products(s: Sizes, pairs: int) -> tuple[dict[str, int], dict[str, int]]:
+def _of_products(s: Sizes, name: str, pairs: int) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes of the kernels of a decode, and operations of those of a prompt."""
-    one = FORMATS["Q4_K"].nbytes(s.expert_width * s.expert_ff)
+    one = FORMATS[name].nbytes(s.expert_width * s.expert_ff)
     moved = {"matvec_experts_swiglu": 2 * pairs * one, "matvec_experts": pairs * one}
-    return moved, {"matmul_experts": 3 * 2 * pairs * s.expert_width * s.expert_ff}
+    operations = 3 * 2 * pairs * s.expert_width * s.expert_ff
+    return moved, {"matmul_experts": operations, "matmul_floats_experts": operations}
 
 
 def _sampling(s: Sizes, rig: Rig) -> list[Timed]:
@@ -204,14 +207,19 @@ def _sampling(s: Sizes, rig: Rig) -> list[Timed]:
 
 
 def _sums(s: Sizes, rig: Rig) -> list[Timed]:
+    """Of float32, and of what goes over the wire as bfloat16, to which rows are narrowed before."""
     found = []
     for n in s.rows:
-        ops = rig.recorder(n)
-        places = [ops.mailbox(s.width) for _ in range(2)]
-        for place in places:
-            rig.card.write(place, rig.normal(n, s.width))
+        ops, of, total = rig.recorder(n), f"{_rows(n)} of {s.width}", n * s.width
+        places, narrow = ([ops.mailbox(s.width, kind) for _ in range(2)] for kind in ("f32", "bf16"))
         target = ops.mailbox(s.width)
-        work = partial(rig.card.sum, places, n, target)
+        for place, narrowed in zip(places, narrow, strict=True):
+            rig.card.write(place, rig.normal(n, s.width))
+            rig.card.narrow(place, n, narrowed)
         out = target.address, (n, s.width)
-        found.append(Timed(f"sum of 2, {_rows(n)} of {s.width}", [work], 12 * n * s.width, 0, out, keep=ops))
+        work = partial(rig.card.narrow, places[0], n, narrow[0])
+        found.append(Timed(f"narrow to bf16, {of}", [work], 6 * total, keep=ops))
+        for what, parts, nbytes in (("sum of 2", places, 12), ("sum of 2 in bf16", narrow, 8)):
+            work = partial(rig.card.sum, parts, n, target)
+            found.append(Timed(f"{what}, {of}", [work], nbytes * total, 0, out, keep=ops))
     return found

@@ -1,6 +1,7 @@
-"""All tests of tests/cuda on the card, in several processes: compiling kernels takes most of the time."""
+"""The tests that are marked cuda, on the card, in several processes: compiling takes most of the time."""
 
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -16,13 +17,6 @@ from tools.gpu_step import ROOT, Figure, Step, last_line
 _PROCESSES = 16
 _TOLD = 80
 """Failures that are listed."""
-_NOT_OF_A_CARD = [
-    f"test_{name}.py"
-    for name in (
-        "cupy_driver", "cupy_errors", "dependent", "downloads", "emulator", "feed", "joint", "links",
-        "merged", "nccl", "nvrtc", "relay", "sanitizer", "selftest", "sum_checks", "switch_over",
-    )
-]  # fmt: skip
 _FINISHED = (0, 1, 5)  # all passed, some failed, there was none
 _NAP = 0.1
 
@@ -88,9 +82,9 @@ def _run(step: Step) -> None:
 def _arguments(step: Step) -> list[str]:
     """pytest's."""
     device = "emulator" if step.emulated else "cuda"
-    ignored = [f"--ignore=tests/cuda/{name}" for name in _NOT_OF_A_CARD]
     some = ["tests/cuda/test_rows.py", "-k", "800-forward"]  # all of them take very long
-    where = step.settings["tests"] or (some if step.emulated else ["tests/cuda", *ignored])
+    every = ["tests/cuda", "-m", "cuda and not slow"]
+    where = step.settings["tests"] or (some if step.emulated else every)
     return [
         "-m",
         "pytest",
@@ -113,7 +107,7 @@ def _tell(step: Step, parts: list[_Part], seconds: float) -> None:
     )
     last = {record["id"]: record for record in found if "id" in record}
     tally = Counter(record["outcome"] for record in last.values())
-    how = f"python {' '.join(_arguments(step))}, {len(parts)} processes"
+    how = f"{shlex.join(['python', *_arguments(step)])}, {len(parts)} processes"
     missing = collected - len(last)
     more = {**tally, "not reached": missing, "seconds": round(seconds, 1)}
     wrong = _wrong(tally, missing)

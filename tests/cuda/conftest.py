@@ -1,7 +1,8 @@
 """`card`: runs kernels of kernels/cuda on the emulator, or on a real card with --device cuda.
 
 The emulator's cards differ in architecture and in the order of threads, and a test runs on each of CARDS.
-One that takes long names fewer: @pytest.mark.parametrize("card", ["800-random"], indirect=True).
+One that takes long names fewer: @pytest.mark.parametrize("card", ["800-random"], indirect=True), or has one
+for each format: @pytest.mark.parametrize(("card", "name"), diagonal(TURING, FORMATS), indirect=["card"]).
 """
 
 import sys
@@ -22,6 +23,8 @@ from tools.cuda_emulator.driver import EmulatedDriver
 
 CARDS = ("750-forward", "800-forward", "800-reverse", "800-random")
 _ORDERS = {"forward": 0, "reverse": 1, "random": 7}
+TURING, AMPERE = ([f"{arch}-{order}" for order in _ORDERS] for arch in (750, 800))
+"""Every card there is. The two architectures differ in what their tensor cores take."""
 
 
 class OnCard:
@@ -96,6 +99,12 @@ class Card:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("device") == "cuda":
         models.REAL.append(True)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What has a card runs on a real one with --device cuda; models on cards say so themselves."""
+    if "card" in getattr(item, "fixturenames", ()):
+        item.add_marker("cuda")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -1,8 +1,8 @@
-"""What ggrun calls of CuPy, on the emulator: all is done at once, or noted while a graph is captured.
+"""What ggrun calls of CuPy, on the emulator: most is done at once, or noted while a graph is captured.
 
 A stream may be held: then nothing that is recorded or waited for ends, although all is done. What comes from
-pageable memory of the host lands when its stream is waited for; so does what goes to pinned memory, in whose
-place there is something else until then.
+the host's memory, pinned or not, lands when its stream is waited for or goes on; pinned memory is read no
+earlier. What goes to pinned memory lands when the host has waited: until then something else is there.
 """
 
 import ctypes
@@ -106,6 +106,7 @@ class Cublas:
             raise self.CUBLASError("CUBLAS_STATUS_EXECUTION_FAILED")
         scale, keep = _columns(alpha, "f4", 1, 1, 1)[0, 0], _columns(beta, "f4", 1, 1, 1)[0, 0]
         assert keep == 0
+        self._cuda.streams[-1].land()
         left, right = _columns(a, "f2", k, m, lda), _columns(b, "f2", k, n, ldb)
         product = left.T.astype(np.float32) @ right.astype(np.float32)
         _columns(c, "f4", m, n, ldc)[:] = scale * product
@@ -271,6 +272,11 @@ class FakeCupy:
         self._held[memory.address] = memory
         return memory.address
 
+    def _memory_at(self, address: int) -> Memory | None:
+        """None for the host's."""
+        held = list(self._held.values())
+        return next((m for m in held if m.address <= address < m.address + m.nbytes), None)
+
     def free(self, address: int) -> None:
         self._used -= self._held.pop(address).nbytes
 
@@ -283,12 +289,19 @@ class FakeCupy:
         if kind == self.memcpyDeviceToHost:
             assert self._is_pinned(target)
             self.made[stream].bring(target, source, nbytes)
-        elif kind == self.memcpyDefault or self._is_pinned(source):
+        elif self._is_pinned(source):
+            self.made[stream].do_late(partial(self._land, target, source, nbytes, self._memory_at(target)))
+        elif kind == self.memcpyDefault:
             self.made[stream].do(lambda: ctypes.memmove(target, source, nbytes))
         else:
             assert not self.made[stream].captured
-            staged = ctypes.string_at(source, nbytes)
-            self.made[stream].landing.append(lambda: ctypes.memmove(target, staged, nbytes))
+            staged = ctypes.create_string_buffer(ctypes.string_at(source, nbytes), nbytes)
+            self.made[stream].do_late(partial(ctypes.memmove, target, staged, nbytes))
+
+    def _land(self, target: int, source: int, nbytes: int, _: Memory | None) -> None:
+        """Read pinned memory, which must still be there; so is the card's, as cudaFree waits."""
+        assert self._is_pinned(source)
+        ctypes.memmove(target, source, nbytes)
 
     def memcpy2DAsync(  # noqa: N802
         self,
@@ -303,6 +316,7 @@ class FakeCupy:
     ) -> None:
         assert kind == self.memcpyDeviceToHost
         assert not self.made[stream].captured
+        self.made[stream].land()
         for row in range(height):
             ctypes.memmove(target + row * pitch, source + row * source_pitch, width)
 

@@ -1,9 +1,10 @@
-"""Streams, events and graphs of fake_cupy: all is done at once, or noted while a graph is captured."""
+"""Streams, events and graphs of fake_cupy: most is done at once, or noted while a graph is captured."""
 
 import ctypes
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,11 @@ class Capture:
 
     def __init__(self, origin: "Stream") -> None:
         self.origin, self.open = origin, True
-        self.works: list[Callable[[], None]] = []
+        self.works: list[Callable[[], object]] = []
         self._known: dict[object, dict[Stream, int]] = {}
         """How much of each stream's work is behind a stream, or an event."""
 
-    def add(self, stream: "Stream", work: Callable[[], None]) -> None:
+    def add(self, stream: "Stream", work: Callable[[], object]) -> None:
         self.works.append(work)
         known = self._known.setdefault(stream, {})
         known[stream] = known.get(stream, 0) + 1
@@ -56,7 +57,8 @@ class Event:
         self.timed, self.time = not disable_timing, 0.0
         self._held: threading.Event | None = None
         self.captured: Capture | None = None
-        self._coming: list[Coming] = []
+        self._late: list[Late] = []
+        self._coming: list[Late] = []
 
     @property
     def done(self) -> bool:
@@ -72,7 +74,7 @@ class Event:
         if self.captured:
             self.captured.record(stream, self)
         self._held, self.time = stream.held, time.perf_counter()
-        self._coming = list(stream.coming)
+        self._late, self._coming = list(stream.late), list(stream.coming)
 
     def synchronize(self) -> None:
         assert not self.captured
@@ -80,25 +82,28 @@ class Event:
             self._held.wait()
         self._arrive()
 
+    def land(self) -> None:
+        """Do what a stream that waits for it must find done."""
+        for late in self._late:
+            late.do()
+
     def _arrive(self) -> None:
+        self.land()
         for coming in self._coming:
-            coming.arrive()
+            coming.do()
 
 
-class Coming:
-    """A copy to pinned memory: until somebody has waited for it, something else is there."""
+class Late:
+    """Work that is done when somebody waits for it: once, as others may use later what it touches."""
 
-    def __init__(self, target: int, source: int, nbytes: int) -> None:
-        self._target, self._bytes = target, ctypes.string_at(source, nbytes)
-        self._lock, self.arrived = threading.Lock(), False
-        ctypes.memset(target, 0xA5, nbytes)
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._work, self._lock, self.done = work, threading.Lock(), False
 
-    def arrive(self) -> None:
-        """Once: what is there later may be another one's."""
+    def do(self) -> None:
         with self._lock:
-            if not self.arrived:
-                ctypes.memmove(self._target, self._bytes, len(self._bytes))
-            self.arrived = True
+            if not self.done:
+                self._work()
+            self.done = True
 
 
 class Stream:
@@ -109,8 +114,11 @@ class Stream:
         cuda.made[self.ptr] = self
         self.held: threading.Event | None = None
         self.captured: Capture | None = None
-        self.landing: list[Callable[[], None]] = []
-        self.coming: list[Coming] = []
+        self.late: list[Late] = []
+        """What the next work finds done."""
+        self.coming: list[Late] = []
+        """What the host alone waits for."""
+        self._lock = threading.RLock()
         self.last = ""
         """What the next kernel comes after: "kernel", or something else."""
 
@@ -122,40 +130,50 @@ class Stream:
     def __exit__(self, *_: object) -> None:
         assert self._cuda.streams.pop() is self
 
-    def do(self, work: Callable[[], None], what: str = "copy") -> None:
-        self._land()
+    def do(self, work: Callable[[], object], what: str = "copy") -> None:
+        self.land()
         self.last = what
         if self.captured is None:
             work()
         else:
             self.captured.add(self, work)
 
+    def do_late(self, work: Callable[[], object]) -> None:
+        """At the next work, or when it is waited for."""
+        if self.captured is not None:
+            self.do(work)
+            return
+        self.last = "copy"
+        with self._lock:
+            self.late = [late for late in self.late if not late.done]
+            self.late.append(Late(work))
+
     def launch_host_func(self, function: Callable[[Any], None], arg: Any) -> None:
         coming = list(self.coming)
 
         def work() -> None:
             for each in coming:
-                each.arrive()
+                each.do()
             function(arg)
 
+        self.land()
         if self.held:
-            self.landing.append(work)
+            self.coming.append(Late(work))
         else:
             work()
 
     def bring(self, target: int, source: int, nbytes: int) -> None:
+        """Copy to pinned memory: until the host has waited for it, something else is there."""
         assert not self.captured
-        self.coming = [coming for coming in self.coming if not coming.arrived]
-        self.coming.append(Coming(target, source, nbytes))
-
-    def _arrive(self) -> None:
-        for coming in self.coming:
-            coming.arrive()
-        self.coming = []
+        self.land()
+        self.coming = [coming for coming in self.coming if not coming.done]
+        self.coming.append(Late(partial(ctypes.memmove, target, ctypes.string_at(source, nbytes), nbytes)))
+        ctypes.memset(target, 0xA5, nbytes)
 
     def wait_event(self, event: Event) -> None:
         assert isinstance(event, Event)
         self.last = "event"
+        event.land()
         if event.captured != self.captured:
             if self.captured or not event.captured or not event.captured.open:
                 raise CUDARuntimeError(905, "cudaErrorStreamCaptureIsolation")
@@ -168,12 +186,16 @@ class Stream:
         if self.held:
             self.held.wait()
             self.held = None
-        self._land()
-        self._arrive()
+        self.land()
+        for coming in self.coming:
+            coming.do()
+        self.coming = []
 
-    def _land(self) -> None:
-        while self.landing:
-            self.landing.pop(0)()
+    def land(self) -> None:
+        with self._lock:
+            for late in self.late:
+                late.do()
+            self.late = []
 
     def begin_capture(self) -> None:
         assert not self.captured
@@ -194,6 +216,7 @@ class Stream:
         def launch(stream: "Stream") -> None:
             assert stream is self
             assert not stream.captured
+            stream.land()
             self._cuda.launched.append(ended)
             for work in ended.works:
                 work()

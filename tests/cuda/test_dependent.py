@@ -3,6 +3,7 @@
 import ctypes as c
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -128,6 +129,31 @@ def test_a_recording_that_fails(library: Library, cupy: FakeCupy) -> None:
     driver.download(found, memory.address)
     driver.stream.synchronize()
     assert (found == 7).all()
+
+
+BETWEEN: dict[str, Callable[[CupyDriver, CupyDriver, int, int], None]] = {
+    "nothing": lambda card, other, here, there: None,
+    "a fill": lambda card, other, here, there: card.fill(here, 0, 64),
+    "a copy": lambda card, other, here, there: card.copy(here, here + 32, 32),
+    "a copy to another card": lambda card, other, here, there: card.copy(there, here, 64, other),
+    "an event": lambda card, other, here, there: card.stream.wait(card.stream.record()),
+}
+
+
+@pytest.mark.parametrize("what", BETWEEN)
+def test_only_what_is_right_behind_a_kernel_begins_early(what: str, library: Library) -> None:
+    card, other = CupyDriver(0), CupyDriver(1)
+    here, there = card.allocate(64), other.allocate(64)
+    card.reach(other)
+    add = card.kernel("rows.cu", "add")
+
+    def record() -> None:
+        card.launch(add, (1,), (32,), (here.address, here.address, np.int64(4)))
+        BETWEEN[what](card, other, here.address, there.address)
+        card.launch(add, (1,), (32,), (here.address, here.address, np.int64(4)))
+
+    card.graph(record)
+    assert library.launched == (what == "nothing")
 
 
 def test_graphs_have_no_kernels_for_many_tokens(library: Library, tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from tests.thinned import diagonal
 from tests.tiny import Tiny
 from tools.cuda_emulator.driver import COPY
 
+pytestmark = pytest.mark.cuda
+
 BY_CUBLAS = GemmFrom(9, 9, 9)
 TOKENS = [i * 7 % 36 for i in range(30)]
 

@@ -7,20 +7,20 @@ import pytest
 
 from ggrun.devices.cuda.matvec import FLOATS, dequantize_shape, embed_shape
 from ggrun.kernels.code_books import format_defines
-from tests.cuda.conftest import Card
+from tests.cuda.conftest import AMPERE, TURING, Card
 from tests.cuda.weights import FORMATS, HALVES, exact, extreme_rows, random_rows, whole_words
+from tests.thinned import diagonal
 
 GROUP = str(Path(__file__).parent / "group.cu")
 QUANTIZED = [name for name in FORMATS if name not in FLOATS]
 OUTPUTS = {"f32": np.float32, "f16": np.float16}
-# What takes a module of its own a format is run by one card; the orders of threads are for other tests.
+# What takes a module of its own a format is run by one card.
 one_card = pytest.mark.parametrize("card", ["750-reverse"], indirect=True)
 
 
-@one_card
 @pytest.mark.parametrize("kernel", ["by_group", "by_unit"])
-@pytest.mark.parametrize("name", QUANTIZED)
-def test_groups_and_units(card: Card, name: str, kernel: str) -> None:
+@pytest.mark.parametrize(("card", "name"), diagonal(TURING + AMPERE, QUANTIZED), indirect=["card"])
+def test_every_format_by_group_and_unit(card: Card, name: str, kernel: str) -> None:
     cases = [random_rows(name, 3, 768, np.random.default_rng(1))]
     if name in HALVES:
         cases.append(extreme_rows(name, 256))
@@ -47,12 +47,13 @@ def test_every_power_of_two_of_mxfp4(card: Card) -> None:
     np.testing.assert_array_equal(got, want)
 
 
-@one_card
 @pytest.mark.parametrize(
-    ("name", "output"),
-    [(name, "f16") for name in FORMATS] + [("Q4_0", "f32"), ("F16", "f32")],
+    ("card", "what"),
+    diagonal(TURING + AMPERE, [f"{name} f16" for name in FORMATS] + ["Q4_0 f32", "F16 f32"]),
+    indirect=["card"],
 )
-def test_dequantize(card: Card, name: str, output: str) -> None:
+def test_every_format_dequantized(card: Card, what: str) -> None:
+    name, output = what.split()
     defines = {**format_defines(name), "OUTPUT": output}
     for rows, k in ((0, 256), (1, 256), (5, 3 * 256), (40, 512)):
         data = random_rows(name, rows + 1, k, np.random.default_rng(rows))

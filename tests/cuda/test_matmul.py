@@ -5,9 +5,10 @@ import pytest
 
 from ggrun.devices.cuda.matvec import FLOATS
 from ggrun.devices.cuda.tiles import LARGE, expert_tiles, matmul_tiles
-from tests.cuda.conftest import Card
+from tests.cuda.conftest import AMPERE, TURING, Card
 from tests.cuda.products import Case, assert_close
 from tests.cuda.weights import FORMATS, exact, extreme_rows, quantized
+from tests.thinned import diagonal
 
 QUANTIZED = [name for name in FORMATS if name not in FLOATS]
 WAYS = ["Q8_0", "Q4_K", "Q6_K", "Q2_K"]
@@ -16,11 +17,12 @@ TWO_CARDS = pytest.mark.parametrize("card", ["750-forward", "800-random"], indir
 ONE_CARD = pytest.mark.parametrize("card", ["800-random"], indirect=True)
 
 
-@TWO_CARDS
-@pytest.mark.parametrize("name", QUANTIZED)
+@pytest.mark.parametrize(
+    ("card", "name"), diagonal(TURING, QUANTIZED) + diagonal(AMPERE, QUANTIZED), indirect=["card"]
+)
 def test_every_format(card: Card, name: str) -> None:
-    case = Case(name, 70, 512, 11)
-    assert_close(case.run(card, case.tiles(16)), case.right)
+    for case in Case(name, 70, 512, 11), Case(name, 7, 256, 513), Case(name, 7, 256, 0):
+        assert_close(case.run(card, case.tiles(16)), case.right)
 
 
 @TWO_CARDS

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from ggrun.devices.cuda.matvec import FLOATS, experts_shape, matvec_defines, matvec_shape, merged_shape
-from tests.cuda.conftest import Card
+from tests.cuda.conftest import AMPERE, TURING, Card
 from tests.cuda.weights import FORMATS, HALVES, exact, quantized, random_rows, values, whole_words
+from tests.thinned import diagonal
 
 one_card = pytest.mark.parametrize("card", ["750-reverse"], indirect=True)
 
@@ -46,18 +47,19 @@ class Case:
         assert (np.abs(self.run(card) - self.product()) <= 2e-6 * self.size()).all()
 
 
-@one_card
-@pytest.mark.parametrize("name", FORMATS)
-def test_one_column(card: Card, name: str) -> None:
+@pytest.mark.parametrize(("card", "name"), diagonal(AMPERE + TURING, FORMATS), indirect=["card"])
+def test_every_format_with_one_column(card: Card, name: str) -> None:
+    """Or none."""
     Case(name, 1, 256, 1).check(card)
     Case(name, 7, 3 * 256, 1).check(card)
+    Case(name, 7, 256, 0).check(card)
 
 
-@one_card
-@pytest.mark.parametrize("name", FORMATS)
-def test_eight_columns(card: Card, name: str) -> None:
+@pytest.mark.parametrize(("card", "name"), diagonal(TURING + AMPERE, FORMATS), indirect=["card"])
+def test_every_format_with_many_columns(card: Card, name: str) -> None:
     Case(name, 1, 256, 5).check(card)
     Case(name, 11, 2 * 256, 8).check(card)
+    Case(name, 3, 256, 513).check(card)
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q4_0", "BF16"])
@@ -71,11 +73,6 @@ def test_warps_that_share_rows(card: Card, name: str, k: int) -> None:
 def test_numbers_of_columns(card: Card, n: int) -> None:
     Case("Q4_K", 70, 512, n).check(card)
     Case("F16", 3, 512, n).check(card)
-
-
-@one_card
-def test_many_columns(card: Card) -> None:
-    Case("Q8_0", 5, 64, 513).check(card)
 
 
 @pytest.mark.parametrize("card", ["800-random"], indirect=True)

@@ -249,7 +249,7 @@ def test_it_does_not_start(
 def test_a_reduction_that_hangs_is_given_up(
     size: int, nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The run ends with a line that says how to go on, and the next one sums by copies. In graphs too."""
+    """The run ends with a line that says how to go on, and the next one sums by copies."""
     monkeypatch.setattr(watch, "LOOK", 0.05)
     monkeypatch.setattr(watch, "LONGEST", 0.3)
     path = Tiny(layers=3).write(tmp_path / "model.gguf")

@@ -17,6 +17,8 @@ from tests.engine.test_peer import distance
 from tests.offloads import MODELS, TOKENS, beside_the_cpu, cuda_machine, least_room, offloads_of
 from tests.thinned import diagonal
 
+pytestmark = pytest.mark.cuda
+
 
 @pytest.fixture
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> GGUF:

@@ -8,6 +8,8 @@ from tests.engine.test_peer import ARCHS, QUANTS, distance, reference
 from tests.shared import peer
 from tests.thinned import diagonal
 
+pytestmark = pytest.mark.cuda
+
 BY_CUBLAS = GemmFrom(9, 9, 9)
 
 

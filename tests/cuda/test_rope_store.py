@@ -247,6 +247,7 @@ def test_a_program_that_has_ended_is_not_changed(card: Card, after: int, names: 
     [Tiny(layers=3), Tiny(arch="qwen3moe", head_norms=True, experts=4, experts_used=2, layers=3)],
     ids=["llama", "qwen3moe"],
 )
+@pytest.mark.cuda
 def test_a_model_has_one_launch_a_layer(model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     devices = cards(1)
     launched: list[str] = []

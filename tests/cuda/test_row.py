@@ -22,6 +22,8 @@ from tests.tiny import Tiny
 from tools.cuda_emulator.driver import EmulatedDriver
 from tools.cuda_emulator.kernels import Kernel
 
+pytestmark = pytest.mark.cuda
+
 TOKENS = [i * 7 % 36 for i in range(12)]
 LAYERS = 2
 

@@ -15,10 +15,12 @@ from tests.cuda import models
 from tests.cuda.models import cards, engine, logits
 from tests.engine.test_peer import distance
 from tests.plans import KINDS, Plans
+from tests.thinned import diagonal
 from tests.tiny import Tiny
 
+pytestmark = pytest.mark.cuda
+
 TOKENS = [i * 7 % 36 for i in range(12)]
-SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))]
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +43,7 @@ def wanted(path: Path) -> tuple[NDArray[np.float32], list[int]]:
     return outcome(engine(path, cards(1), n_ubatch=5))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("seed", "kind"), diagonal(range(20), KINDS))
 def test_the_text_of_one_card(
     kind: str, seed: int, path: Path, wanted: tuple[NDArray[np.float32], list[int]]
 ) -> None:

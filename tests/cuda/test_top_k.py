@@ -37,6 +37,8 @@ from tests.engine.test_outputs import (
 from tests.plans import Plans
 from tests.tiny import Tiny
 
+pytestmark = pytest.mark.cuda
+
 
 @pytest.fixture(autouse=True)
 def _many(monkeypatch: pytest.MonkeyPatch) -> None:

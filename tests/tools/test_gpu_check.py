@@ -105,7 +105,7 @@ def test_figures_have_a_value_and_a_method(whole: Pages) -> None:
     assert found["attention decode f16, 1 token at 100"]["of"] == "copy bandwidth"
     assert found["matmul Q4_K 64x256, 16 columns"]["of"] == "bf16 matrix rate"
     assert 0 < found["matvec Q4_K 64x256, 1 column"]["more"]["relative error"] < 0.02
-    assert found["matvec_experts, 1 token, 2 of 8 experts"]["more"]["inputs"] == 4
+    assert found["matvec_experts, 1 token, 2 of 8 experts, Q4_K"]["more"]["inputs"] == 4
     assert found["one, two logical devices, by layer"]["value"] < 1e-6
     assert len([what for what in found if what.startswith("loss of two logical devices")]) == 4
     assert len([what for what in found if what.startswith("two logical devices of 24 GB, -sm row")]) == 2

@@ -17,6 +17,7 @@ from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.found import Cards
 from ggrun.devices.cuda.gemm import GemmFrom
 from tests.cuda import fake_cupy
+from tests.cuda.weights import FORMATS
 from tests.tiny import Tiny
 from tools import gpu_cases, gpu_ceilings, gpu_kernels, gpu_rig
 from tools.cuda_emulator.build import compiler
@@ -155,6 +156,10 @@ def test_inputs_take_turns_until_the_cache_has_forgotten_them() -> None:
     assert sets_for(1 << 20, driver) == 2
     assert sets_for(1 << 11, driver) == 8
     assert sets_for(0, driver) == 64
+
+
+def test_every_format_is_timed() -> None:
+    assert sorted(gpu_cases.FORMATS_TIMED) == sorted(FORMATS)
 
 
 def test_kernels_of_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
