@@ -41,7 +41,8 @@ def messages(
         most = room(name)
         if size > most.nbytes:
             raise ProtocolError(f"{size} bytes of {name} came: up to {most.nbytes} are possible now")
-        data = b"".join(_whole(first, source, at + size))
+        whole = len(first) == at + size
+        data = first if whole else b"".join(_whole(first, source, at + size))
         if size > SMALL.nbytes:
             _count(data, at, most.fields, name)
         try:
@@ -83,12 +84,12 @@ def _count(data: bytes, at: int, most: int, name: str) -> None:
 
 def _number(data: bytes, at: int) -> tuple[int, int]:
     """The number that is written at a place, and the place behind it."""
-    value = 0
-    for shift, byte in zip(range(0, 70, 7), data[at : at + 10], strict=False):
-        value |= (byte & 0x7F) << shift
-        at += 1
-        if byte < 0x80:
-            return value, at
+    value = shift = 0
+    for place in range(at, min(at + 10, len(data))):
+        value |= (data[place] & 0x7F) << shift
+        if data[place] < 0x80:
+            return value, place + 1
+        shift += 7
     raise _none()
 
 

@@ -91,7 +91,7 @@ def identity(folder: Path, new_token: bool = False) -> Identity:
             _write(private_key, pair[1])
             _write(certificate, pair[0])
         if new_token or not token.exists():
-            _write(token, _word(secrets.token_bytes(_TOKEN_BYTES)).encode() + b"\n")
+            _write(token, _new_token().encode() + b"\n")
         found = Identity(certificate.read_bytes(), private_key.read_bytes(), _token(token))
         check_valid(found.certificate, str(certificate))
         _check_pair(found, private_key)
@@ -117,6 +117,13 @@ def mark_shown(folder: Path, key: Key) -> None:
 
 def _shown(key: Key) -> bytes:
     return sha256(str(key).encode()).hexdigest().encode() + b"\n"
+
+
+def _new_token() -> str:
+    """The join line begins its key with it: `ggrun join` would take one that begins with - for an option."""
+    while (word := _word(secrets.token_bytes(_TOKEN_BYTES))).startswith("-"):
+        pass
+    return word
 
 
 def _token(file: Path) -> bytes:

@@ -14,6 +14,8 @@ from ggrun.errors import GgrunError
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.wire import decode, ids
 
+_NO_VALUES, _NO_IDS = np.empty((0, 0), np.float32), np.empty((0, 0), np.int32)
+
 
 class Pending:
     """A batch that is under way; what it gives comes in the thread that reads.
@@ -24,8 +26,9 @@ class Pending:
     def __init__(self, rows: int, width: int, form: "pb.Form", top: TopK | None = None) -> None:
         self.rows, self.width, self.form, self.top = rows, width, form, top
         self.event, self.since = ThreadEvent(), math.inf
-        self.values: NDArray[np.float32] = np.empty((0, width), np.float32)
-        self.ids: NDArray[np.int32] = np.empty((0, width), np.int32)
+        self.values: NDArray[np.float32] = _NO_VALUES
+        self.ids: NDArray[np.int32] = _NO_IDS
+        self._first = threading.Lock()  # held by the first word
 
     def sent(self) -> None:
         """From now on the worker can do it."""
@@ -40,7 +43,7 @@ class Pending:
 
     def finish(self, error: BaseException | None) -> None:
         """It has come, or never will; the first word counts."""
-        if not self.event.done:
+        if self._first.acquire(blocking=False):
             self.event.finish(error)
 
 

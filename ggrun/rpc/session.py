@@ -65,7 +65,7 @@ class Session:
         self._work: Work | None = None
         self._devices: dict[str, Device] = {}
         self._handoffs: dict[int, Handoff] = {}
-        self._run = 1
+        self._run, self._most_held = 1, 0
         self._closed, self._lock = False, threading.Lock()
         self._ended = 0.0  # when it was closed
 
@@ -80,7 +80,7 @@ class Session:
             while (reply := self._replies.get()) is not None:
                 yield reply
                 if reply.HasField("result"):  # gRPC has it
-                    self._hold(-len(reply.result.values))
+                    self._release(len(reply.result.values))
         finally:
             self.close()
             worker.join()
@@ -170,6 +170,8 @@ class Session:
             self._shop.ledger.take(needs)
             self._opening, self._reserved = opening, needs
         self._patience = SILENCE + opening.activation_bytes / SLOWEST
+        batch = opening.config.width * opening.limits.tokens * 4
+        self._most_held = _MOST_HELD + 4 * opening.slots * len(opening.parts) * batch
         names = ", ".join(f"{name} {nbytes >> 20} MiB" for name, nbytes in needs.items())
         log.info("%s: loads stages %s (%s)", self._peer, opening.stages, names)
         self._jobs.put(self._look_for_weights)
@@ -189,9 +191,9 @@ class Session:
         batch = work.check(message)
         if message.run < self._run:
             return
-        self._hold(message.ByteSize())
-        self._check_held()
-        self._jobs.put(partial(self._forward, message, batch))
+        nbytes = message.ByteSize()
+        self._jobs.put(partial(self._forward, message, batch, nbytes))
+        self._hold(nbytes)
 
     def _take_interrupt(self, message: "pb.Interrupt") -> None:
         self._interrupt()
@@ -215,7 +217,7 @@ class Session:
     def _take_handoff(self, message: "pb.Handoff") -> None:
         self._inbox(message.part)
         lost = partial(self._next_lost, message.part)
-        handoff = Handoff(message, self._shop.insecure, lambda n: self._hold(-n), lost)
+        handoff = Handoff(message, self._shop.insecure, self._release, lost)
         self._jobs.put(partial(self._connect, message.part, handoff))
 
     def _ready(self) -> Work:
@@ -264,9 +266,9 @@ class Session:
         log.info("%s: is ready", self._peer)
         self._replies.put(pb.Reply(ready=pb.Ready(tensors=sorted(work.loaded.tensors))))
 
-    def _forward(self, message: "pb.Forward", batch: Batch) -> None:
+    def _forward(self, message: "pb.Forward", batch: Batch, nbytes: int) -> None:
         work = self._ready()
-        self._hold(-message.ByteSize())
+        self._release(nbytes)
         if message.run != self._run:
             return
         try:
@@ -297,7 +299,6 @@ class Session:
         assert self._opening
         last = self._opening.parts[message.part].stop == len(self._opening.plan.stages)
         data = encode(values, pb.F32 if last else self._opening.form)
-        self._hold(len(data))
         if handoff := self._handoffs.get(message.part):
             handoff.push(message.batch, data)
         else:
@@ -306,7 +307,7 @@ class Session:
                 result.ids = ids.astype("<i4", copy=False).tobytes()
             self._replies.put(pb.Reply(result=result))
         try:
-            self._check_held()
+            self._hold(len(data))
         except NoRoom as error:  # the thread may be a stream's, which has no use for it
             self._end(error)
 
@@ -324,15 +325,16 @@ class Session:
         self._replies.put(_failed(error, message.run))
 
     def _hold(self, nbytes: int) -> None:
-        """Count what is under way."""
-        self._shop.under_way.add(self, nbytes)
+        """Count what is under way, while who was given it wakes up: for a moment it may be less than nothing.
 
-    def _check_held(self) -> None:
-        """NoRoom when a client sends without end, or does not read, or who is pushed to does not."""
-        assert self._opening
-        batch = self._opening.config.width * self._opening.limits.tokens * 4
-        announced = _MOST_HELD + 4 * self._opening.slots * len(self._opening.parts) * batch
-        self._shop.under_way.check(self, announced)
+        NoRoom when a client sends without end, or does not read, or who is pushed to does not.
+        """
+        self._shop.under_way.add(self, nbytes)
+        self._shop.under_way.check(self, self._most_held)
+
+    def _release(self, nbytes: int) -> None:
+        """It is under way no more."""
+        self._shop.under_way.add(self, -nbytes)
 
     # ---------------------------------------------------------------- the end
 

@@ -26,6 +26,7 @@ _LARGEST_F16 = 65504.0
 _QUIET = np.uint32(0x40)
 """The bit of a bfloat16 that keeps a NaN one, whatever the bits were that are cut off."""
 _SHOWN = 300
+_INT32 = np.dtype("<i4")
 
 
 class ProtocolError(GgrunError):
@@ -138,8 +139,8 @@ def batch(message: "pb.Forward", bounds: Bounds, first: bool) -> Batch:
     limits, n = bounds.limits, len(message.outputs)
     if not 1 <= n <= limits.tokens:
         raise ProtocolError(f"a batch of {n} tokens, where 1 to {limits.tokens} are possible")
-    outputs = np.frombuffer(message.outputs, np.uint8)
-    if outputs.max() > 1 or np.count_nonzero(outputs) > limits.outputs:
+    ones = message.outputs.count(1)
+    if message.outputs.count(0) + ones != n or ones > limits.outputs:
         raise ProtocolError(f"a batch wants more than {limits.outputs} logits, or what is not 0 or 1")
     if len(message.tables) > limits.sequences:
         raise ProtocolError(f"tables of {len(message.tables)} sequences, there are {limits.sequences}")
@@ -158,7 +159,7 @@ def batch(message: "pb.Forward", bounds: Bounds, first: bool) -> Batch:
         _numbers("positions", message.positions, n, bounds.cells),
         _numbers("sequences", message.sequences, n, limits.sequences),
         _numbers("slots", message.slots, n, bounds.cells),
-        outputs.astype(np.bool_),
+        np.frombuffer(message.outputs, np.bool_),
         tables,
         TopK(message.top, message.words) if message.top else None,
     )
@@ -168,9 +169,10 @@ def ids(data: bytes, logits: NDArray[np.float32], end: int) -> NDArray[np.int32]
     """The ids of the best logits, from 0 to end - 1, and -1 where there are no more; ProtocolError."""
     if len(data) != 4 * logits.size:
         raise ProtocolError(f"{len(data)} bytes of ids came for {logits.size} logits")
-    found = np.frombuffer(data, "<i4").reshape(logits.shape)
-    none = logits == -np.inf
-    if not ((none & (found == -1)) | ((found >= 0) & (found < end))).all():
+    found = np.frombuffer(data, _INT32).reshape(logits.shape)
+    few = found.ravel().tolist()
+    none = -1 if -1 in few and (logits[found == -1] == -np.inf).all() else 0
+    if few and not none <= min(few) <= max(few) < end:
         raise ProtocolError(f"one of the ids of the best logits is not from 0 to {end - 1}")
     return found
 
@@ -186,14 +188,15 @@ def _size(form: int) -> int:
 
 
 def _bytes(numbers: NDArray[np.int32]) -> bytes:
-    return numbers.astype("<i4", copy=False).tobytes()
+    return numbers.astype(_INT32, copy=False).tobytes()
 
 
 def _numbers(what: str, data: bytes, n: int, end: int) -> NDArray[np.int32]:
     """n numbers from 0 to end - 1."""
     if len(data) != 4 * n:
         raise ProtocolError(f"{len(data)} bytes of {what} came where {n} numbers belong")
-    numbers = np.frombuffer(data, "<i4")
-    if n and not 0 <= int(numbers.min()) <= int(numbers.max()) < end:
+    numbers = np.frombuffer(data, _INT32)
+    few = numbers.tolist()
+    if n and not 0 <= min(few) <= max(few) < end:
         raise ProtocolError(f"one of the {what} is not from 0 to {end - 1}")
     return numbers

@@ -24,6 +24,13 @@ def test_keys_survive_the_way_through_text(tmp_path: Path) -> None:
     assert (other.token, other.key.fingerprint == made.key.fingerprint) == (made.token, False)
 
 
+def test_no_key_begins_like_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ggrun join` would not take the line that was printed."""
+    drawn = iter([b"\xf8" * 32, b"\xfb" * 32, b"\1" * 32])
+    monkeypatch.setattr(keys.secrets, "token_bytes", lambda n: next(drawn))
+    assert keys.identity(tmp_path).token == b"\1" * 32
+
+
 def test_a_key_is_to_be_shown_until_it_was(tmp_path: Path) -> None:
     """And again when it is another: the fingerprint is in the join line, as the token is."""
     made = keys.identity(tmp_path)

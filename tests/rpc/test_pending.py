@@ -70,3 +70,12 @@ def test_what_comes_late_of_a_broken_run_is_dropped() -> None:
     batches.begin_run()
     (fourth,) = under_way(batches, 4)
     assert fourth.event.error is why
+
+
+def test_the_first_word_counts() -> None:
+    """Of a result and a loss that come together, from two threads."""
+    one, lost = Pending(1, 2, pb.F32), GgrunError("lost")
+    one.finish(lost)
+    one.finish(None)
+    one.event.block()
+    assert one.event.error is lost
