@@ -198,7 +198,7 @@ def test_cards_of_the_same_name_here_and_there(kind: str, serve: Serve, path: Pa
         assert not named[there[0]].link_to(named["cuda:1"])
         assert answers(llm)[1:] == want[1:]
     with pytest.raises(UsageError, match="needs one machine"):
-        client(worker, path, devices="cuda:0,cpu", split_mode="row")
+        client(worker, path, devices="cuda:0,cpu", split_mode="row", order=(there[0], "cuda:0"))
 
 
 def test_rows_over_the_cards_of_a_worker_are_planned(kind: str, serve: Serve, path: Path) -> None:
