@@ -47,8 +47,8 @@ def _watch(reader: int, computation: Any) -> None:
         for number in signals:
             if number == signal.SIGINT:
                 pressed += 1
-                if computation is not None:
-                    computation.interrupt()
+                if computation is not None:  # not here: what hangs may have that wait, too
+                    threading.Thread(target=computation.interrupt, daemon=True).start()
             elif number == _ANSWERED[0]:
                 pressed, until = 0, None
         if pressed > 1:

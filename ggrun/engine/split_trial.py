@@ -101,8 +101,8 @@ def _seconds(model: GGUF, planned: Planned, make: Make, opened: Opened, sums: Su
     """For a token read and a token written by the first layers, shared as the plan shares all of them."""
     short = FirstLayers(model, _LAYERS)
     o = PlanOptions(
-        planned.options.split_mode, "all", _ratios(planned), planned.options.row_groups,
-        order=planned.options.order, n_ctx=_PROMPT + 64,
+        planned.options.split_mode, "all", _ratios(planned),
+        row_groups=planned.options.row_groups, order=planned.options.order, n_ctx=_PROMPT + 64,
         n_ubatch=planned.options.n_ubatch, cache_type_k=planned.sizes.keys,
         cache_type_v=planned.sizes.values, fit_margin=planned.options.fit_margin,
     )  # fmt: skip

@@ -45,7 +45,6 @@ class PlanOptions:
     split_mode: str = "layer"
     n_gpu_layers: int | str = "auto"
     tensor_split: Sequence[float] | None = None
-    row_groups: Sequence[int] | None = None
     main_gpu: int = 0
     order: Sequence[str] | None = None
     overrides: Sequence[tuple[str, str]] = ()
@@ -62,6 +61,7 @@ class PlanOptions:
     fit: bool = True
     fit_margin: int | Sequence[int] = FIT_MARGIN
     fit_ctx: int = FIT_CONTEXT
+    row_groups: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         """UsageError for what no model could take."""

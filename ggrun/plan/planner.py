@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 
-from ggrun.plan import Plan, Stage, whole
+from ggrun.plan import Plan, Stage, host_of, whole
 from ggrun.plan.choice import Choice
 from ggrun.plan.cost import Place
 from ggrun.plan.facts import EMBEDDING, PAGE, ModelFacts
@@ -28,7 +28,9 @@ def make_plan(facts: ModelFacts, devices: Sequence[DeviceInfo], options: PlanOpt
     UsageError where flags, devices and model do not go together.
     """
     if options.split_mode == "auto":
-        plans = [make_plan(facts, devices, options.in_mode(mode)) for mode in ("layer", "row")]
+        far = any(host_of(device.name) for device in devices)  # which is faster is tried on one machine
+        modes = ("layer",) if far else ("layer", "row")
+        plans = [make_plan(facts, devices, options.in_mode(mode)) for mode in modes]
         return min(plans, key=lambda planned: (not planned.fits, planned.speed.pace))
     return _Planner(facts, tuple(devices), options).planned()
 
@@ -211,10 +213,8 @@ class _Planner:
 
         With rows only for shares in proportion to the cards: the product of both choices is too large.
         """
-        alone = len(self.choice.groups) > 1 or ratios == proportional(
-            [c.bandwidth for c in self.choice.cards]
-        )
-        first = not ratios or alone
+        by_speed = ratios == proportional([card.bandwidth for card in self.choice.cards])
+        first = not ratios or by_speed or len(self.choice.groups) > 1
         open_ = self.options.cpu_halves_open and self.options.fit and first
         both = self.choice.host is not None and self.choice.cards
         return range(self.layers + 1 if spill and open_ and both else 1)
@@ -283,6 +283,10 @@ class _Planner:
             shared_out.first = 0
         trial = next(shared_out._trials(spill=False))
         problem = shared_out._problem(sums, trial, spill=False)
+        if self.options.rows and len(problem.places) > 1:  # groups, of which each would take it all
+            memory = [sum(max(1.0, float(may[name])) for name in t.place.names) for t in problem.places]
+            parts = shared_out._split_up(memory, trial.first or 0, list(problem.places))
+            problem = replace(problem, forced=parts | dict(problem.forced))
         layout = solve(replace(problem, limits=dict.fromkeys(problem.limits, 1 << 80)))
         assert layout is not None, "without limits there is always a layout"
         return layout, trial

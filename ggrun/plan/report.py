@@ -207,6 +207,8 @@ def _remedies(planned: Planned) -> Iterator[Change]:
     o = planned.options
     if o.n_gpu_layers != "auto":
         yield _say("-ngl auto, which leaves to the CPU what does not fit"), {"n_gpu_layers": "auto"}
+    if o.row_groups is not None:
+        yield _say("no --row-groups, or other ones"), {"row_groups": None}
     if o.tensor_split is not None:
         yield _say("no -ts, or another one"), {"tensor_split": None}
     if o.split_mode == "none":

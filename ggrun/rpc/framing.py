@@ -41,7 +41,7 @@ def messages(
         most = room(name)
         if size > most.nbytes:
             raise ProtocolError(f"{size} bytes of {name} came: up to {most.nbytes} are possible now")
-        whole = len(first) == at + size
+        whole = len(first) == at + size <= PIECE
         data = first if whole else b"".join(_whole(first, source, at + size))
         if size > SMALL.nbytes:
             _count(data, at, most.fields, name)

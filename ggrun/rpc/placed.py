@@ -15,6 +15,7 @@ from ggrun.engine.hosts import HostLost
 from ggrun.engine.loaded import SUMS, Sums
 from ggrun.engine.meter import Meter
 from ggrun.engine.split_trial import with_mode
+from ggrun.errors import UsageError
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan, host_of
 from ggrun.plan.facts import ModelFacts
@@ -176,12 +177,17 @@ class Placed:
         def opened(names: Iterable[str]) -> dict[str, Device]:
             return open_devices((name for name in names if not host_of(name)), w.threads, w.p2p, uploads)
 
-        if remote and wishes.split_mode == "auto":  # rows are not shared between machines
+        if remote and wishes.split_mode == "auto":  # as make_plan has it
             wishes = wishes.in_mode("layer")
         if w.plan is None:
             wishes = with_mode(self._model, wishes, make, opened, w.sums)
         facts = ModelFacts.from_outline(self._model)
-        self.planned = make(facts, wishes)
+        try:
+            self.planned = make(facts, wishes)
+        except UsageError:
+            if not (self._lost and wishes.rows):
+                raise
+            self.planned = make(facts, wishes.in_mode("layer"))  # no machine has several cards any longer
         if self._wishes.rows and (unused := list(left_out(self.planned))):
             tell(f"-sm {self._wishes.split_mode}: {'; '.join(unused)}")
         while self._untold:

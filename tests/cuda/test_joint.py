@@ -12,7 +12,7 @@ import pytest
 from ggrun import GgrunError
 from ggrun.arch.config import Config
 from ggrun.devices.base import Limits
-from ggrun.devices.cuda import dependent, joint
+from ggrun.devices.cuda import dependent, joint, program
 from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda
 from ggrun.devices.cuda.driver import OutOfMemory
@@ -152,6 +152,13 @@ def test_no_room_for_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sums.right()
     assert len(tries) == 2
     assert [graph is None for graph in sums.graphs._graphs.values()] == [True, False]
+
+
+def test_graphs_are_as_many_as_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "_MOST_GRAPHS", 1)
+    sums = Sums(0)
+    assert sums.right()
+    assert len(sums.graphs._graphs) <= len(sums.graphs._enqueued) == 1
 
 
 def test_after_an_error_all_begins_anew() -> None:

@@ -64,3 +64,16 @@ def test_graphs_of_kinds_of_batches_that_came_long_ago_are_forgotten(monkeypatch
     assert (
         driver.stream.waits == 2
     )  # the graph of 1 went for 3, that of 2 for 1: either may have been running
+
+
+def test_nothing_is_waited_for_in_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CUDA would refuse it."""
+    monkeypatch.setattr(program, "_MOST_GRAPHS", 1)
+    driver: Any = _Driver()
+    counts = Counts(0, 0, 0, 0, 64)
+    tokens = CudaProgram(driver, [lambda _: [Launch(_Kernel(), (1,), (1,), (0,))]], lambda: counts, [])
+    tokens.run()
+    driver.capturing, counts = True, counts._replace(tokens=2)
+    tokens.run()
+    assert driver.done == [0, 0]
+    assert driver.stream.waits == 0

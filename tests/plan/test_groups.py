@@ -16,7 +16,7 @@ from ggrun.plan.mixes import outline
 from ggrun.plan.options import PlanOptions, parse_groups
 from ggrun.plan.planned import Planned
 from ggrun.plan.planner import make_plan
-from ggrun.plan.report import flags
+from ggrun.plan.report import flags, remedy
 from tests.tiny import Tiny
 
 FOUR = "4x rtx4080"  # of 16 GB: 70B needs all of them
@@ -64,6 +64,27 @@ def test_auto_takes_groups_for_rows() -> None:
     assert len(plan(FOUR, split_mode="auto", row_groups=(2, 2)).plan.stages) == 2
 
 
+def test_the_cpu_has_what_groups_have_no_room_for() -> None:
+    planned = plan("rtx4090, 3x rtx3060, cpu:64GB@50GB/s", row_groups=(1, 3), n_ctx=65536, op_offload=False)
+    assert planned.fits
+    assert planned.uses.keys() == {"cuda:0", "cuda:1", "cuda:2", "cuda:3", "cpu"}
+    assert planned.settled.ratios == (1, 1, 1, 1)
+
+
+def test_what_does_not_fit_is_shown_over_all_groups() -> None:
+    planned = plan("4x rtx4080:8GB", row_groups=(1, 3))
+    assert not planned.fits
+    assert members(planned) == [("cuda:0",), ("cuda:1", "cuda:2", "cuda:3")]
+    halves = [stage.halves[1] - stage.halves[0] for stage in planned.plan.stages]
+    assert halves[1] == pytest.approx(3 * halves[0], rel=0.1)
+
+
+def test_groups_that_do_not_fit_where_others_would() -> None:
+    planned = plan("rtx4080:2GB, 3x rtx4080:17GB", row_groups=(2, 2))
+    assert not planned.fits
+    assert remedy(planned) == "give no --row-groups, or other ones"
+
+
 def test_the_cards_of_each_machine_are_a_group(tmp_path: Path) -> None:
     """Where -sm row has cards of several."""
     path = Tiny(layers=6, width=128, ff=256, format=GGMLQuantizationType.Q8_0).write(tmp_path / "model.gguf")
@@ -79,6 +100,8 @@ def test_the_cards_of_each_machine_are_a_group(tmp_path: Path) -> None:
     hosts = [{host_of(member.device) for member in stage.members} for stage in planned.plan.stages]
     assert [len(each) for each in hosts] == [1, 1]
     assert [len(stage.members) for stage in planned.plan.stages] == [2, 2]
+    auto = make_plan(facts, four[::2], replace(options, split_mode="auto"))
+    assert auto.options.split_mode == "layer", "one card a machine"
 
 
 @pytest.mark.parametrize(

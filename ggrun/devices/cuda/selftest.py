@@ -36,7 +36,7 @@ CHECKS = {
 OPEN = "ggrun.devices.cuda.cupy_driver:CupyDriver"
 """What makes a driver of a card's number."""
 
-START, CARD = 5.0, 1.0
+START, CARD = 8.0, 1.0
 """Seconds that the process may take to begin, and for each card that it opens."""
 LONGEST = 10.0
 """Seconds for all together that hangs."""

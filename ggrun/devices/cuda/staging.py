@@ -46,7 +46,7 @@ class Staging:
 
     def _fill(self, buffer: NDArray[Any], piece: NDArray[Any]) -> None:
         """Copy, by several threads: NumPy lets others go on meanwhile."""
-        axis = next((axis for axis, length in enumerate(piece.shape) if length > 1), 0)
+        axis = int(np.argmax(piece.shape[:2]))  # of experts and rows
         parts = min(self._threads, piece.shape[axis], -(-piece.nbytes // _ALONE))
         if parts < 2:
             np.copyto(buffer, piece)

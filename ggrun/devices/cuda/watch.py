@@ -5,7 +5,6 @@ Only what has begun on all cards that take part counts: programs before it may t
 
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -92,18 +91,20 @@ class _Open:
 
 def _look(end: threading.Event, opened: _Open, give_up: "WeakMethod[Callable[[str], None]] | None") -> None:
     """Until `end`, or what is watched hangs. It keeps nothing alive of what it watches for."""
-    running, until = None, 0.0
+    running, left = None, 0.0  # by looks and not by a clock, which goes on while a debugger has us stopped
     while not end.wait(LOOK):
         if (now := opened.running()) is not running:
-            running, until = now, time.monotonic() + LONGEST
-        if running is None or time.monotonic() < until:
+            running, left = now, LONGEST
+        else:
+            left -= LOOK
+        if running is None or left > 0:
             continue
         why = f"{running.what} did not end in {LONGEST:.0f} s"
         if give_up is None:
             leave(f"{why}: {running.instead}")
         elif method := give_up():
             method(f"{why}: it was given up; {running.instead}")
-        give_up, until = None, time.monotonic() + GRACE
+        give_up, left = None, GRACE
 
 
 def leave(line: str) -> None:
