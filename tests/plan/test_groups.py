@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_shown_over_all_groups() -> None:
 
 
 def test_groups_that_do_not_fit_where_others_would() -> None:
-    planned = plan("rtx4080:2GB, 3x rtx4080:17GB", row_groups=(2, 2))
+    planned = plan("rtx4080:2GB, 3x rtx4080:19GB", row_groups=(2, 2))
     assert not planned.fits
     assert remedy(planned) == "give no --row-groups, or other ones"
 
