@@ -99,12 +99,15 @@ class Session:
             log.warning("%s: silent for %.0f seconds: its session ends", self._peer, silent)
             self.close()
 
-    def close(self) -> None:
-        """End it; from any thread."""
+    def close(self, why: BaseException | None = None) -> None:
+        """End it; from any thread. The client is told why, by who is the first."""
         with self._lock:
             if self._closed:
                 return
             self._ended, self._closed = time.monotonic(), True
+            if why is not None:
+                log.warning("%s: refused: %s", self._peer, explained(why))
+                self._replies.put(_failed(why, 0))
         self._interrupt()
         if self._work:
             self._look_again(self._work)
@@ -121,10 +124,10 @@ class Session:
                 if self._replies.qsize() > _MOST_REPLIES:
                     raise ProtocolError("the client does not read its replies")
         except GgrunError as error:
-            self._end(error)
+            self.close(error)
         except Exception as error:  # gRPC's own: the client has gone
             if not type(error).__module__.startswith("grpc"):
-                self._end(error)
+                self.close(error)
         finally:
             self.close()
 
@@ -238,7 +241,7 @@ class Session:
             while job := self._jobs.get():
                 job()
         except Exception as error:  # whatever it is, the client is told
-            self._end(error)
+            self.close(error)
         self._let_go()
 
     def _look_for_weights(self) -> None:
@@ -309,7 +312,7 @@ class Session:
         try:
             self._hold(len(data))
         except NoRoom as error:  # the thread may be a stream's, which has no use for it
-            self._end(error)
+            self.close(error)
 
     def _next_lost(self, part: int, error: GgrunError) -> None:
         """The client has lost that worker too, or lays its layers elsewhere."""
@@ -345,13 +348,6 @@ class Session:
     def _look_again(self, work: Work) -> None:
         for inbox in work.inboxes:
             inbox.look_again()
-
-    def _end(self, error: BaseException) -> None:
-        """The session is at its end, and its client is told why."""
-        if not self._closed:
-            log.warning("%s: refused: %s", self._peer, explained(error))
-            self._replies.put(_failed(error, 0))
-        self.close()
 
     def _let_go(self) -> None:
         """Give back all that the client had."""

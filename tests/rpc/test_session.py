@@ -65,6 +65,7 @@ def test_a_next_worker_that_does_not_read(
     replies = talk(shop, requests)
     stop.set()
     deaf.stop(0)
+    assert [reply.HasField("failed") for reply in replies[-2:]] == [False, True], "it is said once"
     assert "MiB of batches are under way" in replies[-1].failed.text
     assert ("of all clients" in replies[-1].failed.text) == of_all
     assert sent < 2000
