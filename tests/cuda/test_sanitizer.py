@@ -22,8 +22,12 @@ def _library() -> None:
         pytest.skip(f"{compiler()} has no AddressSanitizer")
 
 
+CHOSEN = "(800-random or every_format) and not closer_than_by_tiles and not (test_matmul and 750)"
+"""Not twice what differs in no access to memory: what cuBLAS is compared with, Turing's smaller products."""
+
+
 def test_kernels_are_clean() -> None:
-    done = run(str(HERE), "-k", "800-random or every_format", "-n", "2", "--dist", "loadfile")
+    done = run(str(HERE), "-k", CHOSEN, "-n", "2", "--dist", "loadfile")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
