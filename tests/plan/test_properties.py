@@ -19,7 +19,7 @@ from ggrun.plan.planner import largest_context, make_plan
 from ggrun.plan.report import flags, require_fit
 from tests.plan.models import Model, machines, models, with_more
 
-EXAMPLES = int(os.environ.get("GGRUN_EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("GGRUN_EXAMPLES", "200"))
 MANY = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 
 
