@@ -236,6 +236,7 @@ class Cuda:
         """Take no more work, and give back the card."""
         self.stream.close()
         self._relays.clear()
+        self._pinned = PinnedRows(self.driver)  # what is kept for others goes now, and not when nobody has us
         self.driver.close()
 
     def _take(self, nbytes: int, what: str) -> CudaMemory:
