@@ -177,7 +177,7 @@ class Placed:
         def opened(names: Iterable[str]) -> dict[str, Device]:
             return open_devices((name for name in names if not host_of(name)), w.threads, w.p2p, uploads)
 
-        if remote and wishes.split_mode == "auto":  # as make_plan has it
+        if remote and wishes.split_mode == "auto":  # which is faster is tried on one machine: see make_plan
             wishes = wishes.in_mode("layer")
         if w.plan is None:
             wishes = with_mode(self._model, wishes, make, opened, w.sums)
