@@ -4,24 +4,31 @@ import subprocess
 import sys
 
 _SCRIPT = """
-import signal, time
+import os, signal, threading, time
 from ggrun.cli import interrupt
+
+seen = threading.Semaphore(0)
+
+def say(line):  # in one piece: each interruption has a thread of its own
+    os.write(1, line.encode())
 
 class Computation:
     def interrupt(self):
-        print("interrupted", flush=True)
+        say("interrupted\\n")
+        seen.release()
 
-interrupt.GRACE = 0.2
+interrupt.GRACE = 1.0
 signal.signal(signal.SIGINT, lambda *_: None)
 with interrupt.interruptible(Computation()) as answered:
     signal.raise_signal(signal.SIGINT)
     answered()
     signal.raise_signal(signal.SIGINT)
-    time.sleep(1)
-    print("goes on", flush=True)
+    seen.acquire(), seen.acquire()
+    time.sleep(1.5)  # more than the grace
+    say("goes on\\n")
     signal.raise_signal(signal.SIGINT)
     time.sleep({seconds})
-print("ended in time")
+say("ended in time\\n")
 """
 
 
