@@ -134,7 +134,7 @@ def _offloads(planned: Planned) -> Iterator[str]:
 def _why_left_out(planned: Planned, position: int) -> str:
     """Why the planner gave nothing to a card that it could use."""
     ratios, choice = planned.options.tensor_split, planned.choice
-    if ratios:
+    if ratios and not (planned.options.rows and ratios[position]):  # of rows it may have had a share
         return " by -ts"
     if len([item for item in choice.given if item >= 0]) == planned.facts.items:
         return ": flags give all layers to other devices"

@@ -16,7 +16,7 @@ from ggrun.plan.mixes import outline
 from ggrun.plan.options import PlanOptions, parse_groups
 from ggrun.plan.planned import Planned
 from ggrun.plan.planner import make_plan
-from ggrun.plan.report import flags, remedy
+from ggrun.plan.report import flags, left_out, remedy
 from tests.tiny import Tiny
 
 FOUR = "4x rtx4080"  # of 16 GB: 70B needs all of them
@@ -48,6 +48,15 @@ def test_groups_of_other_sizes_and_shares() -> None:
     assert shares[0][0] == shares[0][1]
     assert shares[1][0] == pytest.approx(3 * shares[1][1], rel=0.05)
     assert members(plan(FOUR, row_groups=(2, 2), tensor_split=(1, 0, 1, 1)))[0] == ("cuda:0",)
+
+
+def test_why_cards_are_left_out() -> None:
+    """-ts shares rows in each group: a group that gets no layers has no share of them for another reason."""
+    planned = plan("2x rtx4090:70GB, 2x rtx3060", row_groups=(2, 2), tensor_split=(1, 0, 1, 1))
+    slower = ": with it, tokens would take longer"
+    assert list(left_out(planned)) == [
+        "cuda:1 is left out by -ts", f"cuda:2 is left out{slower}", f"cuda:3 is left out{slower}"
+    ]  # fmt: skip
 
 
 def test_the_flags_that_are_told_give_the_plan() -> None:

@@ -26,6 +26,7 @@ from ggrun.devices.cuda.found import Cards
 from ggrun.devices.cuda.selftest import Check, Outcome
 from ggrun.devices.late import Schedule
 from ggrun.devices.names import DeviceName
+from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError, UsageError
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan
@@ -210,6 +211,17 @@ def test_rows_over_the_cards_of_a_worker_are_planned(kind: str, serve: Serve, pa
         last = llm.plan.stages[-1]
         assert [m.device for m in last.members] == [f"{address(worker)}/cuda:{i}" for i in range(2)]
         assert tokens(llm) == want
+
+
+def test_groups_of_rows_go_with_the_cards_that_are_lost(serve: Serve, path: Path) -> None:
+    """What was said of them is not said of what is left, which may share rows as ever."""
+    worker, told = serve("cuda:0,cuda:1"), list[str]()
+    rpc = RpcOptions(address(worker), insecure=1, tell=told.append)
+    rows: dict[str, Any] = {"n_gpu_layers": 99, "split_mode": "row", "row_groups": (2, 2)}
+    with here(path, devices="cuda:0,cuda:1,cpu", rpc=rpc, **rows) as llm:
+        llm._placed.without(HostLost(address(worker), "it is gone"))
+        assert llm.planned.options.split_mode == "row"
+    assert told[-1] == f"{address(worker)}: it is gone: going on without it"
 
 
 def test_an_interrupt_ends_one_text_and_not_the_next(kind: str, serve: Serve, path: Path) -> None:
