@@ -118,19 +118,19 @@ def test_nobody_answers(mute: Callable[..., str], full: bool, key: keys.Key | No
     """Whatever is not answered, the time is that of all together."""
     address, begun = mute(full=full), time.monotonic()
     with pytest.raises(HostLost, match=f"^{address}: cannot be reached: it does not answer$"):
-        Link(address, key, timeout=0.5)
-    assert 0.4 < time.monotonic() - begun < 1.0
+        Link(address, key, timeout=1.0)
+    assert 0.9 < time.monotonic() - begun < 1.9
 
 
 def test_all_are_connected_at_the_same_time(
     mute: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first that was named is complained of."""
-    monkeypatch.setattr(workers, "TIMEOUT", 0.5)
+    monkeypatch.setattr(workers, "TIMEOUT", 1.0)
     addresses, begun = [mute(full=full) for full in (True, False, True)], time.monotonic()
     with pytest.raises(HostLost, match=f"^{addresses[0]}: cannot be reached: it does not answer$"):
         connect(",".join(addresses), insecure=1)
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < 1.9
 
 
 def test_a_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
