@@ -176,7 +176,7 @@ def top_candidates(logits: Logits, o: SamplingOptions) -> Candidates:
     if o.top_n_sigma <= 0 and o.top_k > 0:
         ids = best_of(logits, o.top_k)
         return possible(logits[ids], ids)
-    _check(logits.max())
+    _check(float(logits.max()))
     ids = np.flatnonzero(logits > -np.inf)
     if o.top_n_sigma > 0 and len(ids):
         finite = np.minimum(logits[ids], FLOAT_MAX).astype(np.float64)
@@ -317,7 +317,7 @@ class Sampler:
     def _adjusted(self, logits: Logits) -> Logits:
         """A copy with biases, grammar and penalties; at most FLOAT_MAX, for an infinite bias means always."""
         o = self.options
-        _check(logits.max())
+        _check(float(logits.max()))
         logits = np.minimum(logits, FLOAT_MAX)
         if o.logit_bias:
             self._add_biases(logits)
