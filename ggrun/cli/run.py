@@ -1,8 +1,7 @@
 """ggrun run: text after a prompt, once or again and again."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ import click
 from ggrun.cli.flags import TEXT, Command, given, option
 from ggrun.cli.interrupt import interruptible
 from ggrun.cli.options import load, load_options, read_text, sampling, sampling_options, unescaped
-from ggrun.cli.streams import complain, read_stdin, say
+from ggrun.cli.prompt import converse
+from ggrun.cli.streams import read_stdin, say
 from ggrun.cli.terminal import compile_progress, ctrl_c_interrupts, printable
-from ggrun.errors import GgrunError, Interrupted
+from ggrun.errors import Interrupted
 
 
 @click.command(cls=Command)
@@ -38,7 +38,7 @@ def run(**options: Any) -> int:
     """Generate text after a prompt.
 
     The prompt is -p, -f or what is piped in. In a terminal, without any of them, ggrun asks for one again and
-    again: Ctrl+C ends a text, Ctrl+D the session.
+    again: Ctrl+C ends a text, or drops a line that is being typed; Ctrl+D ends the session.
     """
     _unescape(options)
     prompt = _prompt(options)
@@ -53,12 +53,7 @@ def run(**options: Any) -> int:
     with interruptible(llm) as answered, llm:
         if prompt is not None:
             return show.generation(llm, prompt, how)
-        for typed in _typed_prompts():
-            try:
-                show.generation(llm, typed, how)
-            except GgrunError as error:
-                complain(str(error))
-            answered()
+        converse(lambda typed: show.generation(llm, typed, how), answered)
         return 0
 
 
@@ -120,14 +115,3 @@ def _prompt(options: dict[str, Any]) -> str | None:
     """The prompt that was given, or None when it is to be asked for."""
     text: str | None = options.pop("prompt")
     return text if text is not None or sys.stdin.isatty() else read_stdin()
-
-
-def _typed_prompts() -> Iterator[str]:
-    """Lines that the user types, until Ctrl+D or Ctrl+C at the prompt."""
-    with suppress(ImportError):
-        import readline  # noqa: F401 -- gives input() a history and editing
-    with suppress(EOFError, KeyboardInterrupt):
-        while True:
-            if line := input("> "):
-                yield line
-    print()
