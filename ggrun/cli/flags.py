@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import click
@@ -44,6 +45,31 @@ class Text(click.types.StringParamType):
 
 
 TEXT = Text()
+
+
+class File(click.ParamType):
+    """The path of a file or folder. Whoever opens it says what is wrong with it: that is no wrong usage."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path; click's usual complaint for what can be none."""
+        try:
+            return path_of(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+FILE = File()
+
+
+def path_of(text: str) -> Path:
+    """The path that somebody wrote; ValueError, in words, for an empty name and for an address in the web."""
+    if not text:
+        raise ValueError("a file without a name")
+    if re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):
+        raise ValueError(f"{text!r:.200}: ggrun downloads nothing: give a file of this machine")
+    return Path(text)
 
 
 def option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ggrun.cli.flags import TEXT, given, option
+from ggrun.cli.flags import FILE, TEXT, given, option
 from ggrun.cli.placement import placement_options, sum_options, sums_taken, taken
 from ggrun.cli.terminal import ShownProgress
 from ggrun.errors import GgrunError, UsageError
@@ -27,7 +27,7 @@ _LOAD = [
     option(
         "-m",
         "--model",
-        type=click.Path(path_type=Path),
+        type=FILE,
         help="GGUF file, or any shard. Default: the demo model.",
     ),
     option(
@@ -88,9 +88,9 @@ _SAMPLE = [
         help="Make a token more or less likely; in the environment: one a line.",
     ),
     option("--grammar", default="", type=TEXT, help="GBNF that the text has to follow."),
-    option("--grammar-file", type=click.Path(path_type=Path), help="The same, from a file."),
+    option("--grammar-file", type=FILE, help="The same, from a file."),
     option("-j", "--json-schema", default="", type=TEXT, help="The text is JSON by it; {}: any JSON."),
-    option("-jf", "--json-schema-file", type=click.Path(path_type=Path), help="The same, from a file."),
+    option("-jf", "--json-schema-file", type=FILE, help="The same, from a file."),
     option("-s", "--seed", default=-1, help="-1, and 4294967295 too: a new one every time."),
 ]
 

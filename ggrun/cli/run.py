@@ -2,12 +2,11 @@
 
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import click
 
-from ggrun.cli.flags import TEXT, Command, given, option
+from ggrun.cli.flags import FILE, TEXT, Command, given, option
 from ggrun.cli.interrupt import interruptible
 from ggrun.cli.options import load, load_options, read_text, sampling, sampling_options, unescaped
 from ggrun.cli.prompt import converse
@@ -18,7 +17,7 @@ from ggrun.errors import Interrupted
 
 @click.command(cls=Command)
 @option("-p", "--prompt", type=TEXT, help="What to begin with.")
-@option("-f", "--file", "prompt_file", type=click.Path(path_type=Path),
+@option("-f", "--file", "prompt_file", type=FILE,
         help="Begin with a file's text, without its last newline.")  # fmt: skip
 @option("-n", "--predict", "--n-predict", "max_tokens", default=-1, type=click.IntRange(-2),
         help="Most tokens; -1, and -2 too: no limit but the context.")  # fmt: skip

@@ -26,7 +26,7 @@ ggrun.cli.main()
 
 @contextmanager
 def session(script: str, *flags: str) -> Iterator[tuple[int, Screen]]:
-    """The terminal of a session that has asked for a prompt; ends it with Ctrl+D, and its status must be 0."""
+    """The terminal of a session that has asked for a prompt; ends it with Ctrl+D: its status must be 0."""
     pid, terminal = pty.fork()
     if pid == 0:
         listen_to_ctrl_c()

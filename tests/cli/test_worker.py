@@ -56,7 +56,6 @@ def test_joining(config: Path) -> None:
         (["join", "::1:50052", str(KEY)], "write it as host:port or [IPv6]:port"),
         (["join", "spare:50052", "abc"], "that is no key of a worker"),
         (["join", "spare:50052"], "no key: give it after the address, or on standard input"),
-        (["worker", "--models", "/nonexist"], "'/nonexist' does not exist"),
         (["worker", "--max-memory", "much"], "--max-memory 'much': write it as 16GB"),
         (["worker", "-p", "0", "-d", "tpu:0", "-t", "1"], "unknown device 'tpu:0'"),
         (["worker", "-p", "70000"], "70000 is not in the range"),
