@@ -47,15 +47,15 @@ class Text(click.types.StringParamType):
 TEXT = Text()
 
 
-class File(click.ParamType):
+class File(click.types.StringParamType):
     """The path of a file or folder. Whoever opens it says what is wrong with it: that is no wrong usage."""
 
     name = "path"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path; click's usual complaint for what can be none."""
         try:
-            return path_of(str(value))
+            return path_of(super().convert(value, param, ctx))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 

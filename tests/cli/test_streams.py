@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_run import GGRUN, bash, complaint, ggrun
+from tests.cli.test_run import GGRUN, bash, complaint, ggrun, here
 
 SHORT = "run -p Once -n 3 --temp 0"
 
@@ -22,9 +22,21 @@ def test_a_closed_stdin_is_an_empty_one() -> None:
     assert done.stdout == shell("run -n 5 --temp 0 </dev/null").stdout
 
 
-@pytest.mark.parametrize("arguments", [SHORT, "--help", "run --help"])
+@pytest.mark.parametrize(
+    "arguments", [SHORT, "--help", "run --help", "plan", "plan --json", "run --list-devices", "doctor --json"]
+)
 def test_a_closed_stdout_gets_one_line(arguments: str) -> None:
-    assert "output" in complaint(shell(f"{arguments} >&-"), 1)
+    assert complaint(shell(f"{arguments} >&-"), 1) == "ggrun: output: Bad file descriptor"
+
+
+def test_errors_of_libraries_are_not_those_of_the_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unloaded(*_: object, **__: object) -> None:
+        raise OSError("Could not load shared object file")  # as llvmlite does where memory is limited
+
+    monkeypatch.setattr("ggrun.llm.LLM.__init__", unloaded)
+    assert complaint(here(capsys, "run", "-p", "x"), 1) == "ggrun: Could not load shared object file"
 
 
 def test_a_closed_stderr_loses_the_times_and_nothing_else() -> None:
@@ -40,7 +52,8 @@ def test_nothing_open_at_all() -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_full_disks() -> None:
     assert "No space left" in complaint(shell(f"{SHORT} >/dev/full"), 1)
-    assert "No space left" in complaint(shell("--help >/dev/full"), 1)
+    for arguments in ("--help", "plan", "plan --json"):
+        assert "No space left" in complaint(shell(f"{arguments} >/dev/full"), 1)
     assert shell("run --frobnicate 2>/dev/full").returncode == 2
     done = shell(f"{SHORT} 2>/dev/full")
     assert (done.returncode, done.stdout) == (0, shell(f"{SHORT} 2>/dev/null").stdout)
