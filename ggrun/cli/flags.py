@@ -1,5 +1,6 @@
 """How flags are read: their names in the environment, and the llama.cpp flags that are not built yet."""
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
@@ -35,16 +36,24 @@ class Text(click.types.StringParamType):
     envvar_list_splitter = "\n"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The same text; what is no UTF-8 comes as surrogates from the command line."""
+        """The text that the bytes of the command line are in UTF-8, whether or not the locale can say it."""
         text = super().convert(value, param, ctx)
         try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
+            # What the locale's encoding lacks has come as surrogates, one for each byte.
+            return _whole(text)
+        except UnicodeError:
             self.fail("not a text in UTF-8", param, ctx)
-        return text
 
 
 TEXT = Text()
+
+
+def _whole(text: str) -> str:
+    """A text without surrogates; UnicodeError where they are no UTF-8."""
+    try:
+        return text.encode("utf-8").decode("utf-8")
+    except UnicodeEncodeError:
+        return os.fsencode(text).decode("utf-8")
 
 
 class File(click.types.StringParamType):

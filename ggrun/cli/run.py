@@ -10,7 +10,7 @@ from ggrun.cli.flags import FILE, TEXT, Command, given, option
 from ggrun.cli.interrupt import interruptible
 from ggrun.cli.options import load, load_options, read_text, sampling, sampling_options, unescaped
 from ggrun.cli.prompt import converse
-from ggrun.cli.streams import read_stdin, say
+from ggrun.cli.streams import read_stdin, say, utf8_output
 from ggrun.cli.terminal import compile_progress, ctrl_c_interrupts, printable
 from ggrun.errors import Interrupted
 
@@ -41,6 +41,7 @@ def run(**options: Any) -> int:
     """
     _unescape(options)
     prompt = _prompt(options)
+    utf8_output()
     show = _Output(options)
     options["metered"] = options.pop("show_split")
     how = {name: options.pop(name) for name in ("max_tokens", "stop", "ignore_eos")}

@@ -74,6 +74,12 @@ def _close_streams() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def utf8_output() -> None:
+    """Let a model's text go into files and pipes as it is; a terminal gets it in the user's encoding."""
+    if not sys.stdout.isatty() and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+
+
 def read_stdin() -> str:
     """All that is piped in."""
     try:
