@@ -138,7 +138,7 @@ def test_architectures_are_found_by_name() -> None:
     file = Path("some.gguf")
     assert [find(name, file).name for name in names()] == names()
     for name in ("config", "rope", "fields", "__init__", "", "llama.x"):
-        with pytest.raises(GgrunError, match="^some.gguf: unknown architecture"):
+        with pytest.raises(GgrunError, match=r"^some\.gguf: unknown architecture"):
             find(name, file)
 
 

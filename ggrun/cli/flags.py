@@ -81,12 +81,22 @@ def path_of(text: str) -> Path:
     return Path(text)
 
 
+class Option(click.Option):
+    """An option whose errors name the variable, where the value came from the environment."""
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """What click says that a value is for."""
+        hint = super().get_error_hint(ctx)
+        source = ctx and ctx.get_parameter_source(self.name or "")
+        return f"{self.envvar} ({hint})" if source is click.core.ParameterSource.ENVIRONMENT else hint
+
+
 def option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """An option with its twin in the environment, which has the name of the first long flag."""
     long = next(name for name in names if name.startswith("--")).partition("/")[0]
     settings.setdefault("envvar", "GGRUN_" + long[2:].upper().replace("-", "_"))
     settings.setdefault("show_default", settings.get("default") not in (None, ""))
-    return click.option(*names, **settings)
+    return click.option(*names, cls=Option, **settings)
 
 
 class Command(click.Command):

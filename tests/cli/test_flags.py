@@ -15,7 +15,7 @@ from ggrun.cli.flags import NOT_BUILT
 from ggrun.cli.options import sampling, unescaped
 from ggrun.cli.run import _unescape, run
 from ggrun.errors import UsageError
-from tests.cli.test_run import complaint, ggrun
+from tests.cli.test_run import complaint, ggrun, here
 
 FLAGS = [option for option in run.params if isinstance(option, click.Option) and option.expose_value]
 QUIET = ("run", "--no-display-prompt", "--no-show-timings", "--temp", "0")
@@ -47,6 +47,19 @@ def test_every_flag_has_its_twin(option: click.Option, monkeypatch: pytest.Monke
     before = parsed()[option.name or ""]
     monkeypatch.setenv("GGRUN_" + long.removeprefix("--").upper().replace("-", "_"), sample(option, before))
     assert parsed()[option.name or ""] != before
+
+
+@pytest.mark.parametrize("name", ["GGRUN_CTX_SIZE", "GGRUN_SPLIT_MODE", "GGRUN_FILE"])
+def test_errors_of_twins_name_the_variable(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "https://x")
+    long = "--" + name.removeprefix("GGRUN_").lower().replace("_", "-")
+    line = complaint(here(capsys, "run", "-p", "x"), 2)
+    assert line.startswith(f"ggrun: Invalid value for {name} ('-")
+    assert f"'{long}'): " in line
+    monkeypatch.delenv(name)
+    assert name not in complaint(here(capsys, "run", "-p", "x", long, "https://x"), 2)
 
 
 def test_twins_are_not_taken_for_other_settings() -> None:
