@@ -1,4 +1,4 @@
-"""How flags are read: their names in the environment, and the llama.cpp flags that are not built yet."""
+"""How flags are read: what texts and files are, their names in the environment, flags of llama.cpp's."""
 
 import os
 import re
@@ -9,25 +9,7 @@ from typing import Any
 
 import click
 
-_LLAMA_CPP = """
-    -hf -hfr --hf-repo -hff --hf-file -hft --hf-token -mu --model-url -lm --load-mode --offline
-    --no-mmap --mmap --mlock -a --alias --check-tensors -fa --flash-attn -tb --threads-batch --numa
-    --prio --poll -C --cpu-mask --no-host --no-repack --repack --override-kv -cnv
-    --conversation -no-cnv --no-conversation -st --single-turn -sys --system-prompt -sysf
-    --system-prompt-file -i --interactive -if --interactive-first -mli --multiline-input --in-prefix
-    --in-suffix --chat-template --chat-template-file --chat-template-kwargs --jinja --no-jinja
-    --reasoning-format --reasoning-budget -co --color --simple-io -sp --special -bf --binary-file
-    --prompt-cache --keep --context-shift --no-context-shift --swa-full --no-warmup --warmup -np
-    --parallel -cb --cont-batching --rope-scaling --rope-scale --rope-freq-base --rope-freq-scale
-    --yarn-orig-ctx --yarn-ext-factor --lora --lora-scaled --control-vector -mm --mmproj --image
-    --audio -md --model-draft -ngld -cd --draft --samplers --sampling-seq --sampler-seq --mirostat
-    --mirostat-lr --mirostat-ent --dynatemp-range --dynatemp-exp --adaptive-target --adaptive-decay
-    --no-perf --perf -v --verbose --log-file --log-disable --host --port --api-key --ppl-stride
-    --ppl-output-type --kl-divergence --kl-divergence-base --save-all-logits --hellaswag
-    --winogrande --multiple-choice -embd --embeddings -nopo -mmp -nr --cpu-strict
-"""
-NOT_BUILT = frozenset(_LLAMA_CPP.split())
-"""Flags that users of llama.cpp know and ggrun does not have (yet)."""
+from ggrun.cli.llama_cpp import NOT_BUILT, needless
 
 
 class Text(click.types.StringParamType):
@@ -102,6 +84,8 @@ def option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Calla
 class Command(click.Command):
     """A command that refuses an unknown flag of several letters after one dash by its whole name."""
 
+    as_llama_cpp = False
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click does, but for flags that click would take for several of one letter."""
         takes_value = {
@@ -109,12 +93,22 @@ class Command(click.Command):
             for param in self.get_params(ctx)
             for name in (*param.opts, *param.secondary_opts)
         }
-        for name in _unknown(args, takes_value):
+        dropped = set[int]()
+        for at, name in _unknown(args, takes_value):
+            if self.as_llama_cpp and (count := needless(args[at:])):
+                dropped.update(range(at, at + count))
+                continue
             if name in NOT_BUILT:
                 raise click.UsageError(f"{name}: not built yet; ggrun {self.name} -h lists what is", ctx)
             if not name.startswith("--"):
                 raise click.NoSuchOption(name, possibilities=get_close_matches(name, takes_value), ctx=ctx)
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, [arg for at, arg in enumerate(args) if at not in dropped])
+
+
+class ModelCommand(Command):
+    """One that takes the flags of llama.cpp's programs; nothing comes of those that it can do without."""
+
+    as_llama_cpp = True
 
 
 def given(name: str) -> bool:
@@ -123,10 +117,10 @@ def given(name: str) -> bool:
     return source is click.core.ParameterSource.COMMANDLINE
 
 
-def _unknown(args: list[str], takes_value: dict[str, bool]) -> Iterator[str]:
-    """The names of flags that are none."""
-    rest = iter(args)
-    for arg in rest:
+def _unknown(args: list[str], takes_value: dict[str, bool]) -> Iterator[tuple[int, str]]:
+    """The flags that are none: where they are, and their names."""
+    rest = iter(enumerate(args))
+    for at, arg in rest:
         name, equals, _ = arg.partition("=")
         if arg == "--":
             return
@@ -136,4 +130,4 @@ def _unknown(args: list[str], takes_value: dict[str, bool]) -> Iterator[str]:
         elif re.fullmatch(r"-[a-zA-Z][-+]?[0-9.].*", arg) and takes_value.get(arg[:2]):
             continue  # -n5: the number belongs to the letter
         elif arg.startswith("-") and arg != "-":
-            yield name
+            yield at, name

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ggrun.cli.flags import FILE, TEXT, Command, given, option
+from ggrun.cli.flags import FILE, TEXT, ModelCommand, given, option
 from ggrun.cli.interrupt import interruptible
 from ggrun.cli.options import load, load_options, unescaped
 from ggrun.cli.streams import say
@@ -16,7 +16,7 @@ from ggrun.errors import GgrunError, Interrupted
 
 
 # The options are those of all commands; only the context is another one where none is given.
-@click.command(cls=Command, context_settings={"default_map": {"n_ctx": 512}})
+@click.command(cls=ModelCommand, context_settings={"default_map": {"n_ctx": 512}})
 @option("-f", "--file", "prompt_file", type=FILE,
         help="The text: a file, without its last newline.")  # fmt: skip
 @option("-p", "--prompt", type=TEXT, help="The text itself.")

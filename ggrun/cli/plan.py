@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggrun.cli.flags import FILE, Command, option
+from ggrun.cli.flags import FILE, ModelCommand, option
 from ggrun.cli.placement import placement_options, taken
 from ggrun.errors import UsageError
 
@@ -19,7 +19,7 @@ _DEFAULT_MIX = "Q4_K_M"
 _DOES_NOT_FIT = 3
 
 
-@click.command(cls=Command)
+@click.command(cls=ModelCommand)
 @click.argument("model", required=False, type=FILE)
 @option("-c", "--ctx-size", "n_ctx", default=0, type=click.IntRange(0),
         help="Context; 0: the model's, if it fits.")  # fmt: skip

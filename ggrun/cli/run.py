@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ggrun.cli.flags import FILE, TEXT, Command, given, option
+from ggrun.cli.flags import FILE, TEXT, ModelCommand, given, option
 from ggrun.cli.interrupt import interruptible
 from ggrun.cli.options import load, load_options, read_text, sampling, sampling_options, unescaped
 from ggrun.cli.prompt import converse
@@ -15,7 +15,7 @@ from ggrun.cli.terminal import compile_progress, ctrl_c_interrupts, printable
 from ggrun.errors import Interrupted
 
 
-@click.command(cls=Command)
+@click.command(cls=ModelCommand)
 @option("-p", "--prompt", type=TEXT, help="What to begin with.")
 @option("-f", "--file", "prompt_file", type=FILE,
         help="Begin with a file's text, without its last newline.")  # fmt: skip

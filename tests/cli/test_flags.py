@@ -1,6 +1,7 @@
 """How flags are read: their twins in the environment, llama.cpp's flags that are not built, escapes."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from ggrun.cli.commands import COMMANDS
 from ggrun.cli.commands import ggrun as group
-from ggrun.cli.flags import NOT_BUILT
+from ggrun.cli.llama_cpp import NEEDLESS, NOT_BUILT
 from ggrun.cli.options import sampling, unescaped
 from ggrun.cli.run import _unescape, run
 from ggrun.errors import UsageError
@@ -83,11 +84,43 @@ def test_the_command_line_outdoes_the_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", ["-no-cnv", "-fa", "-fa on", "--numa distribute", "-hf a/b", "-sys x", "-np 2"]
+    "args",
+    [
+        "-fa",
+        "-fa on",
+        "-fa=off",
+        "-lm none",
+        "--mmap=1",
+        "--numa distribute",
+        "-hf a/b",
+        "-sys x",
+        "-np 2",
+        "-lv 3",
+        "-kvu",
+        "-rea off",
+        "-dt 0.1",
+        "--cache-prompt",
+    ],
 )
-def test_flags_that_are_not_built_are_named(args: str) -> None:
-    line = complaint(ggrun("run", "-p", "x", *args.split()), 2)
-    assert f" {args.split()[0]}: not built yet" in line
+def test_flags_that_are_not_built_are_named(args: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = complaint(here(capsys, "run", "-p", "x", *args.split()), 2)
+    assert f" {re.split('[ =]', args)[0]}: not built yet" in line
+
+
+def test_flags_for_what_ggrun_does_anyway_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    every = [
+        word
+        for name, values in NEEDLESS.items()
+        for value in values or [""]
+        for word in (name, value)
+        if word
+    ]
+    assert "auto" in every
+    flags = ["-c", "64", "--temp", "0", "-r", "--mmap"]
+    for args in ([*every, *flags], [*flags, *every], [*every[:4], *flags, *every[4:], "--flash-attn=auto"]):
+        assert parsed(*args) == parsed(*flags)
+    assert "--mmap: not built yet" in complaint(here(capsys, "bench", "--mmap", "1"), 2)
+    assert "unexpected extra argument" in complaint(here(capsys, "run", "--", "--mmap"), 2)
 
 
 def test_what_is_built_is_not_said_to_be_missing() -> None:
