@@ -10,6 +10,7 @@ import click
 
 from ggrun.cli.flags import FILE, TEXT, given, option
 from ggrun.cli.placement import placement_options, sum_options, sums_taken, taken
+from ggrun.cli.streams import say
 from ggrun.cli.terminal import ShownProgress
 from ggrun.errors import GgrunError, UsageError
 
@@ -125,6 +126,20 @@ def load(options: dict[str, Any]) -> Any:
         devices=placement.pop("hardware"), metered=options.pop("metered", False), **placement,
         **sums_taken(options), progress=ShownProgress(only_in_terminals=True),
     )  # fmt: skip
+
+
+def note_long_context(llm: Any) -> None:
+    """Say it where the context is longer than the model was made for: much of what comes of that is no sense."""
+    if llm.n_ctx > llm.config.context:
+        say(f"the model was made for a context of {llm.config.context}, and has {llm.n_ctx} here")
+
+
+def check_biases(options: Any, llm: Any) -> None:
+    """UsageError where sampling options make a token more or less likely that the model does not have."""
+    n_vocab = llm.tokenizer.n_vocab
+    for token in options.logit_bias:
+        if token >= n_vocab:
+            raise UsageError(f"--logit-bias: there is no token {token}: the model has 0 to {n_vocab - 1}")
 
 
 def sampling(options: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ import click
 
 from ggrun.cli.flags import FILE, TEXT, ModelCommand, given, option
 from ggrun.cli.interrupt import interruptible
-from ggrun.cli.options import load, load_options, unescaped
+from ggrun.cli.options import load, load_options, note_long_context, unescaped
 from ggrun.cli.streams import say
 from ggrun.cli.terminal import compile_progress, ctrl_c_interrupts
 from ggrun.errors import GgrunError, Interrupted
@@ -35,8 +35,7 @@ def perplexity(**options: Any) -> int:
         llm = load(options)
     ctrl_c_interrupts()
     with interruptible(llm), llm:
-        if llm.n_ctx > llm.config.context:
-            say(f"the model was made for a context of {llm.config.context}, and has {llm.n_ctx} here")
+        note_long_context(llm)
         try:
             _show(llm.perplexity(text, window=llm.n_ctx, chunks=chunks), llm.n_ctx)
         except (KeyboardInterrupt, Interrupted):

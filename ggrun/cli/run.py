@@ -8,7 +8,16 @@ import click
 
 from ggrun.cli.flags import FILE, TEXT, ModelCommand, given, option
 from ggrun.cli.interrupt import interruptible
-from ggrun.cli.options import load, load_options, read_text, sampling, sampling_options, unescaped
+from ggrun.cli.options import (
+    check_biases,
+    load,
+    load_options,
+    note_long_context,
+    read_text,
+    sampling,
+    sampling_options,
+    unescaped,
+)
 from ggrun.cli.prompt import converse
 from ggrun.cli.streams import read_stdin, say, utf8_output
 from ggrun.cli.terminal import compile_progress, ctrl_c_interrupts, printable
@@ -51,6 +60,8 @@ def run(**options: Any) -> int:
         llm = load(options)
     ctrl_c_interrupts()
     with interruptible(llm) as answered, llm:
+        check_biases(how["sampling"], llm)
+        note_long_context(llm)
         if prompt is not None:
             return show.generation(llm, prompt, how)
         converse(lambda typed: show.generation(llm, typed, how), answered)

@@ -102,6 +102,7 @@ def test_stop_strings() -> None:
         (["run", "-p", "x", "--frobnicate"], 2, ["--frobnicate"]),
         (["run", "-p", "x", "-ctk", "q3"], 2, ["q3"]),
         (["run", "-p", "x", "-l", "nonsense"], 2, ["nonsense"]),
+        (["run", "-p", "x", "-l", "99999+1"], 2, ["no token 99999", "0 to 4095"]),
         (["run", "-p", "x", "-f", "y"], 2, ["-p", "-f"]),
         (["run", "-f", "no-such-prompt"], 1, ["no-such-prompt", "No such file"]),
         (["run", "-p", "word " * 600], 2, ["tokens", "context holds 512", "-c"]),
@@ -117,6 +118,15 @@ def test_bad_usage_gets_one_line(
     line = complaint(here(capsys, *args), status)
     for word in words:
         assert word in line
+
+
+def test_a_context_that_the_model_was_not_made_for(capsys: pytest.CaptureFixture[str]) -> None:
+    notes: list[str] = []
+    for n_ctx in ("512", "600"):
+        done = here(capsys, "run", "-p", "Once", "-n", "1", "--no-show-timings", "-c", n_ctx)
+        assert done.returncode == 0
+        notes += [line for line in done.stderr.splitlines() if "context" in line]
+    assert notes == ["the model was made for a context of 512, and has 600 here"]
 
 
 def test_bad_files_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
