@@ -129,7 +129,7 @@ def load(options: dict[str, Any]) -> Any:
 
 
 def note_long_context(llm: Any) -> None:
-    """Say it where the context is longer than the model was made for: much of what comes of that is no sense."""
+    """Say it where the context is longer than the model was made for: that makes little sense, mostly."""
     if llm.n_ctx > llm.config.context:
         say(f"the model was made for a context of {llm.config.context}, and has {llm.n_ctx} here")
 

@@ -32,7 +32,7 @@ MOST_DEVICES = 32
 """More take minutes to plan for."""
 
 _ITEM = re.compile(
-    r"(?:(\d{1,3})\s*[x×]\s*)?"  # 2x
+    r"(?:(\d{1,9})\s*[x×]\s*)?"  # 2x
     r"((?:cpu|emulated|cuda)(?::\d{1,3}(?:\.\d{1,3})?)?|[^:@,]+?)"  # cpu, cpu:0, cuda:0.1, rtx3090
     r"(?:\s*:\s*([0-9.]+)\s*([KMGT]?)i?B)?"  # :64GB
     r"(?:\s*@\s*([0-9.]+)\s*([MGT])B/s)?",  # @50GB/s
@@ -284,6 +284,10 @@ def _device(
         limited = f"{info.name}:{_limit(match)}"
         return replace(info, name=limited, memory=memory, free=min(memory, info.free), shared=False)
     if of_host := _CPU.fullmatch(name.lower()):
+        if of_host[2] and int(of_host[2]) >= MOST_DEVICES and not match[3]:
+            raise UsageError(
+                f"--devices: {name} would be a device of that number: for its memory write {name}GB"
+            )
         plain = of_host[1] + (f":{int(of_host[2])}" if of_host[2] else "")
         info = _cpu(plain, memory, speed, here)
         if info.host or not memory:
