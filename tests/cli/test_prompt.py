@@ -65,3 +65,58 @@ def test_ctrl_c_after_the_end_of_a_text_does_not_end_the_session() -> None:
             os.write(terminal, b"Once\n")
             screen.wait_for("Once\r\n")
             screen.wait_for("\n> ")
+
+
+# What a shell does with a job, but for what it does with the terminal: some save it from what a job has set.
+SHELL = """
+import os, signal, sys, termios
+def told(what):
+    print(f"[{what} {bool(termios.tcgetattr(0)[3] & termios.ECHO)}]", flush=True)
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+job = os.fork()
+if job == 0:
+    os.setpgid(0, 0)
+    os.tcsetpgrp(0, os.getpid())
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    os.execv(sys.executable, [sys.executable, "-c", "import ggrun.cli; ggrun.cli.main()", *sys.argv[1:]])
+os.waitpid(job, os.WUNTRACED)
+told("stopped with echo")
+os.tcsetpgrp(0, job)
+os.kill(job, signal.SIGCONT)
+os.waitpid(job, os.WUNTRACED)
+os.tcsetpgrp(0, os.getpgrp())
+told("stopped again with echo")
+os.tcsetpgrp(0, job)
+os.kill(job, signal.SIGCONT)
+_, status = os.waitpid(job, 0)
+os.tcsetpgrp(0, os.getpgrp())
+told(f"ended by {-os.waitstatus_to_exitcode(status)} with echo")
+sys.exit(0)
+"""
+
+
+def test_the_terminal_is_as_it_was_when_a_session_stops() -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        listen_to_ctrl_c()
+        flags = ["-n", "3", "--temp", "0", "--no-show-timings"]
+        os.execv(sys.executable, [sys.executable, "-c", SHELL, "run", *flags])
+    try:
+        screen = Screen(terminal)
+        screen.wait_for("> ")
+        os.write(terminal, b"nce")
+        screen.wait_for("nce")
+        os.write(terminal, b"\x1a")
+        screen.wait_for("[stopped with echo True]")
+        screen.wait_for("> nce")
+        os.write(terminal, b"\x01O\n")  # readline has its keys again: the O goes to the front
+        screen.wait_for("\nOnce")
+        screen.wait_for("\n> ")
+        os.write(terminal, b"\x1a")
+        screen.wait_for("[stopped again with echo True]")
+        screen.wait_for("> ")
+        os.write(terminal, b"\x1c")  # Ctrl+\, which is SIGQUIT
+        screen.wait_for("[ended by 3 with echo True]")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        os.close(terminal)
