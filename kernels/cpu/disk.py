@@ -87,7 +87,7 @@ class DiskCache(FunctionCache):
     """Where entries are; None: nothing is read or written."""
 
     refused: ClassVar[OSError | None] = None
-    """Why nothing can be written; what is there is read all the same: somebody may have filled it for others."""
+    """Why nothing can be written. What is there is read all the same: it may have been filled for many."""
 
     on_failure: ClassVar[Callable[[OSError], None]] = staticmethod(lambda error: None)
     """Told why a compiled kernel could not be written."""
