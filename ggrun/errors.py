@@ -15,3 +15,8 @@ class UsageError(GgrunError):
     """A flag, an argument or a request does not make sense."""
 
     exit_status = 2
+
+
+def escaped(text: str) -> str:
+    """Text with what cannot be printed as Python writes it: names of files may have anything in them."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -73,8 +73,8 @@ class Store:
             if nbytes > free - coming - _ROOM:
                 raise GgrunError(
                     f"the worker has no room for {_mib(nbytes)} MiB of weights in {self._folder}: "
-                    f"{free >> 20} MiB are free, of which {_mib(coming + _ROOM)} are left to others; start it "
-                    "with --cache-dir on another disk, or with a smaller --cache-size or -nc, which clear "
+                    f"{free >> 20} MiB are free, of which {_mib(coming + _ROOM)} are left to others; start "
+                    "it with --cache-dir on another disk, or with a smaller --cache-size or -nc, which clear "
                     "this one"
                 )
             yield
