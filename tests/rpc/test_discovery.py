@@ -1,9 +1,11 @@
 """mDNS: a worker is found by its fingerprint, and only by who has joined it."""
 
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from ggrun import LLM
 from ggrun.bundled import demo_model
 from ggrun.errors import GgrunError, UsageError
 from ggrun.rpc import discovery, workers
+from ggrun.rpc.at_once import each
 from ggrun.rpc.discovery import Announcement, discovered
 from ggrun.rpc.keys import Key
 from ggrun.rpc.link import Link
@@ -19,6 +22,7 @@ from ggrun.rpc.workers import connect
 from tests.rpc.conftest import Start
 from tests.rpc.processes import plan_of
 from tests.rpc.proxy import Proxy
+from tests.waiting import until
 
 KEY, OTHER = Key(bytes(32), bytes(range(32))), Key(bytes(32), bytes(range(1, 33)))
 HERE = ["127.0.0.1"]
@@ -61,6 +65,55 @@ def test_a_worker_in_several_nets(announce: Callable[..., None], start: Start) -
         begun = time.monotonic()
         assert discovered({"spare:1": key}, 1.0, HERE) == {worker.address: key}
     assert time.monotonic() - begun < 2.0
+
+
+@pytest.fixture
+def shouted() -> Iterator[int]:
+    """Many names of workers, said again and again, behind which is nothing; and two that are no names."""
+    from zeroconf import DNSOutgoing, DNSPointer, Zeroconf, const
+
+    many, stop, service = 100, threading.Event(), "_ggrun._tcp.local."
+    names = [f"x{i}.{service}" for i in range(many)] + [f"\x1b[2J.{service}", "elsewhere.local."]
+    with closing(Zeroconf(HERE)) as stranger:
+
+        def shout() -> None:
+            while not stop.wait(0.2):
+                out = DNSOutgoing(const._FLAGS_QR_RESPONSE | const._FLAGS_AA)
+                for name in names:
+                    pointer = DNSPointer(service, const._TYPE_PTR, const._CLASS_IN, 4500, name)
+                    out.add_answer_at_time(pointer, 0)
+                stranger.send(out)
+
+        thread = threading.Thread(target=shout)
+        thread.start()
+        yield many
+        stop.set()
+        thread.join()
+
+
+def test_names_that_anybody_announces(
+    announce: Callable[..., None], shouted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are asked all at the same time, and not too many: the time for all is that for one."""
+    announce(["127.0.0.1"], 50999, KEY)
+    asked: list[int] = []
+
+    def counted(calls: Sequence[Callable[[], Any]], *more: Any) -> list[Any]:
+        asked.append(len(calls))
+        return each(calls, *more)
+
+    def look() -> list[int]:
+        """How many names were asked, and how many workers were found."""
+        asked.clear()
+        discovered({"x": KEY}, interfaces=HERE)
+        return asked
+
+    monkeypatch.setattr(discovery, "each", counted)
+    monkeypatch.setattr(discovery, "_ANSWER", 0.5)
+    assert shouted > discovery._MOST_WORKERS
+    until(lambda: look() == [discovery._MOST_WORKERS, 1], "what all of them say")
+    monkeypatch.setattr(discovery, "_MOST_NAMES", 20)
+    until(lambda: look()[0] in (19, 20), "what the first of them say")  # one of these may be the worker
 
 
 def test_who_is_found_and_cannot_be_used_is_left_out(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
