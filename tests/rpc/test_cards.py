@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from shutil import which
@@ -361,5 +361,6 @@ def test_who_comes_next_finds_its_memory(
     with client(worker, path, devices="cpu", n_gpu_layers=99):
         monkeypatch.setattr(Cuda, "close", slowly)
     assert cupy.memGetInfo() == free
-    (device,) = connect(address(worker), insecure=1).devices
+    with closing(connect(address(worker), insecure=1)) as found:
+        (device,) = found.devices
     assert device.free == free[0]
