@@ -42,7 +42,7 @@ from tests.plans import Plans
 from tests.rpc.conftest import Start
 from tests.rpc.processes import plan_of
 from tests.tiny import Tiny
-from tests.waiting import ended, in_time, until
+from tests.waiting import PATIENCE, ended, in_time, until
 from tools.cuda_emulator.build import compiler
 from tools.cuda_emulator.driver import EmulatedDriver
 
@@ -350,10 +350,11 @@ def test_who_comes_next_finds_its_memory(
     serve: Serve, path: Path, cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long the worker takes to free it: as when a client loads again without another worker."""
+    monkeypatch.setattr("ggrun.rpc.link._FAREWELL", 10 * PATIENCE)
     close = Cuda.close
 
     def slowly(card: Cuda) -> None:
-        time.sleep(0.5)
+        time.sleep(0.3)
         close(card)
 
     worker = serve("cuda:0")
