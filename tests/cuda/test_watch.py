@@ -184,9 +184,7 @@ def test_graphs_of_cards_are_short(on_host: bool, nccl: FakeNccl, tmp_path: Path
     assert ({0, 1} in together) != on_host
 
 
-def test_cards_that_hang_even_when_nccl_is_given_up(
-    lines: list[str], nccl: FakeNccl
-) -> None:
+def test_cards_that_hang_even_when_nccl_is_given_up(lines: list[str], nccl: FakeNccl) -> None:
     pair = Connected()
     way = NcclExchange(pair.members)
     nccl.faults.append("hangs on")

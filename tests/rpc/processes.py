@@ -89,7 +89,7 @@ class WorkerProcess:
         """Wait until so many lines have said something, and give the last of them."""
 
         def found() -> list[re.Match[str]]:
-            over = not self._reader.is_alive()  # looked at first: nothing comes behind the lines that are there
+            over = not self._reader.is_alive()  # looked at before the lines: then there are all
             said = [match for line in list(self.lines) if (match := re.search(pattern, line))]
             assert len(said) >= times or not over, f"the worker never said {pattern!r}, but: {self.text}"
             return said[times - 1 : times]

@@ -70,8 +70,9 @@ def test_none_gives_anything(
             later.set()
 
     monkeypatch.setattr(at_once, "as_completed", one_by_one)
+    calls = [partial(after, later, OSError("second")), partial(after, now, OSError("first"))]
     with pytest.raises(OSError, match=r"^second$"):
-        first([partial(after, later, OSError("second")), partial(after, now, OSError("first"))], PATIENCE, print)
+        first(calls, PATIENCE, print)
 
 
 def test_the_first_comes_too_late(later: threading.Event) -> None:

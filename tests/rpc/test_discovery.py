@@ -68,7 +68,7 @@ def test_a_worker_is_found_by_who_has_joined_it(announce: Callable[..., None], l
 def test_a_worker_in_several_nets(
     announce: Callable[..., None], look: Any, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At its other addresses is nobody, or somebody who does not answer, or somebody else: none is awaited."""
+    """At its others is nobody, or somebody who does not answer, or somebody else: none is waited for."""
     monkeypatch.setattr(discovery, "_ANSWER", PATIENCE)
     worker = start()
     key = Key.parse(worker.key or "")
