@@ -15,6 +15,7 @@ import pytest
 
 from ggrun.kernels import cache_home, load_cpu
 from tests.cli.test_run import GGRUN, complaint, ggrun, listen_to_ctrl_c, read_until
+from tests.waiting import PATIENCE
 
 INTERRUPTED = """
 import signal, sys
@@ -210,9 +211,9 @@ class Screen:
     def __init__(self, terminal: int) -> None:
         self.terminal, self.unread = terminal, ""
 
-    def wait_for(self, text: str, seconds: float = 60.0) -> None:
+    def wait_for(self, text: str) -> None:
         while text not in self.unread:
-            assert select.select([self.terminal], [], [], seconds)[0], self.unread
+            assert select.select([self.terminal], [], [], PATIENCE)[0], self.unread
             self.unread += os.read(self.terminal, 4096).decode(errors="replace")
         self.unread = self.unread.partition(text)[2]
 

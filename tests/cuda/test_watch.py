@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def lines(nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]
     gc.collect()
     for thread in threading.enumerate():  # what still watches would end this process when that is undone
         if thread.name == "ggrun-watch":
-            thread.join(PATIENCE)
+            thread.join(5)
 
 
 @pytest.fixture
@@ -194,6 +195,25 @@ def test_cards_that_hang_even_when_nccl_is_given_up(lines: list[str], nccl: Fake
     why = "NCCL: a reduction did not end in 0 s"
     assert way.lost == f"{why}: it was given up; --all-reduce copy sums without it"
     assert lines[0] == f"{why}: --all-reduce copy sums without it"
+
+
+def test_what_was_given_up_is_not_kept_alive(lines: list[str], nccl: FakeNccl) -> None:
+    pair = Connected()
+
+    def given_up() -> "ref[NcclExchange]":
+        way = NcclExchange(pair.members)
+        nccl.faults.append("hangs")
+        way.all_reduce([Part(place) for place in pair.places], 1)
+        until(lambda: way.lost)
+        return ref(way)
+
+    def is_gone() -> bool:
+        gc.collect()
+        return left() is None
+
+    left = given_up()
+    until(is_gone)
+    assert lines == []
 
 
 # ---------------------------------------------------------------- what users see

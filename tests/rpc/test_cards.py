@@ -333,7 +333,7 @@ def test_ggrun_bench_with_a_worker_that_lends_a_card(start: Start, path: Path, t
     worker = start("--insecure", *flags, module="tests.rpc.lends_cards")
     command = [sys.executable, "-m", "ggrun", "bench", "-m", str(path), "--rpc", worker.address, "--insecure"]
     command += ["--devices", "cpu", "-ngl", "99", "-p", "40", "-n", "4", "-r", "1", "-t", "1", "-o", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     tests = json.loads(done.stdout)
     assert [test["backends"] for test in tests] == ["RPC", "RPC"]

@@ -106,8 +106,11 @@ def test_two_at_the_same_time(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_the_text_goes_on_in_time(start: Start, stop: Any, want: str, count: int) -> None:
+def test_the_text_goes_on_in_time(
+    start: Start, stop: Any, want: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the seconds that users have."""
+    monkeypatch.setattr(workers, "AGAIN", channel.AGAIN)
     there = [start("--insecure", name=f"w{i}") for i in range(count)]
     seconds, _ = vanishing(there, lambda: [stop(worker) for worker in there], want)
     print(f"{count} workers vanish: the next token comes after {seconds:.1f} s")
