@@ -211,10 +211,10 @@ class Screen:
     def __init__(self, terminal: int) -> None:
         self.terminal, self.unread = terminal, ""
 
-    def wait_for(self, text: str, seconds: float = PATIENCE) -> str:
+    def wait_for(self, text: str) -> str:
         """Read on until it comes; what came before it."""
         while text not in self.unread:
-            assert select.select([self.terminal], [], [], seconds)[0], self.unread
+            assert select.select([self.terminal], [], [], PATIENCE)[0], self.unread
             self.unread += os.read(self.terminal, 4096).decode(errors="replace")
         before, _, self.unread = self.unread.partition(text)
         return before

@@ -12,13 +12,14 @@ import pytest
 
 from ggrun.cli.worker import log_format
 from ggrun.rpc import keys
+from tests.waiting import PATIENCE
 
 KEY = keys.Key(bytes(range(32)), bytes(range(32, 64)))
 
 
 def ggrun(*arguments: str, text: str | None = None) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "ggrun", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, input=text)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, input=text)
 
 
 @pytest.fixture(autouse=True)

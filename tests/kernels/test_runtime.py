@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ggrun.kernels import load_cpu
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 simd, runtime = load_cpu("simd"), load_cpu("runtime")
@@ -76,9 +77,8 @@ def test_a_kernel_from_the_cache_has_memory_and_errors_of_numba(tmp_path: Path) 
     (tmp_path / "filling.py").write_text(KERNEL)
     env = {**os.environ, "GGRUN_CACHE": str(tmp_path / "cache"), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     for kept in (False, True):
-        done = subprocess.run(
-            [sys.executable, "-c", FILL], env=env, capture_output=True, text=True, check=False, timeout=60
-        )
+        command = [sys.executable, "-c", FILL]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE)
         assert (done.stderr, done.stdout) == ("", f"{kept} {not kept} 8 ValueError 8 MemoryError 8 7\n")
 
 

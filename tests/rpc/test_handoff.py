@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,14 +20,12 @@ from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.handoff import KEY, Handoff
 from ggrun.rpc.placed import RpcOptions
 from ggrun.rpc.remote import Remote
-from ggrun.rpc.workers import connect
 from tests.rpc.conftest import Start
 from tests.rpc.processes import WorkerProcess, plan_of
 from tests.waiting import ended, until
 
 MODEL, HALVES = Path(demo_model()), 16
 PROMPT = "The king ordered the"
-LIMIT = 15.0
 Two = tuple[WorkerProcess, WorkerProcess]
 
 
@@ -62,11 +59,6 @@ def text(llm: LLM) -> str:
     return "".join(pieces(llm))
 
 
-def has_its_memory(worker: WorkerProcess) -> bool:
-    (device,) = connect(worker.address, insecure=1).devices
-    return device.free == device.memory
-
-
 def is_direct(llm: LLM) -> bool:
     _, first, second = llm._engine._pipeline._stages
     return first.pushes_to is second
@@ -81,14 +73,12 @@ def test_the_loss_of_one(which: int, two: Two, want: str) -> None:
         coming = pieces(llm)
         got = [next(coming) for _ in range(5)]
         lost.kill()
-        begun = time.monotonic()
         got += list(coming)
-        assert time.monotonic() - begun < LIMIT
         assert "".join(got) == want
         assert [line.partition(": ")[0] for line in told] == [lost.address]
         assert text(llm) == want
         assert lost.address not in llm.plan.to_json()
-    until(lambda: has_its_memory(other))
+    until(lambda: other.has_its_memory)
 
 
 def test_a_wrong_key(two: Two, want: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,9 +147,9 @@ def test_a_client_that_is_killed_in_the_middle(two: Two, want: str) -> None:
             assert process.stdout.readline()
         process.kill()
     for worker in two:
-        worker.wait_for("has gone", LIMIT)
+        worker.wait_for("has gone")
         assert "Traceback" not in worker.text
-        assert has_its_memory(worker)
+        assert worker.has_its_memory
     with client(two) as llm:
         assert is_direct(llm)
         assert text(llm) == want

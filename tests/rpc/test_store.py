@@ -26,7 +26,7 @@ from ggrun.rpc.store import Library, Store
 from ggrun.rpc.wire import ProtocolError
 from tests.rpc.processes import plan_of
 from tests.tiny import Tiny
-from tests.waiting import in_time
+from tests.waiting import PATIENCE, ended, in_time
 
 
 def tensor(name: str, data: bytes) -> Declared:
@@ -352,7 +352,7 @@ def test_a_file_is_hashed_once_for_several(tmp_path: Path, monkeypatch: pytest.M
 
     def first(what: str, done: int, total: int) -> None:
         begun.set()
-        assert waits.wait(30)
+        assert waits.wait(PATIENCE)
 
     def look() -> bool:
         waits.set()
@@ -363,13 +363,12 @@ def test_a_file_is_hashed_once_for_several(tmp_path: Path, monkeypatch: pytest.M
 
     threads = [threading.Thread(target=hashes, args=(GGUF(path), names, first))]
     threads[0].start()
-    assert begun.wait(30)
+    assert begun.wait(PATIENCE)
     with pytest.raises(Interrupted):
         hashes(GGUF(path), names, stop=lambda: True)
     threads.append(threading.Thread(target=second))
     threads[1].start()
-    for thread in threads:
-        thread.join(30)
+    ended(threads)
     assert waits.is_set()
     assert told == []
 

@@ -2,7 +2,6 @@
 
 import shutil
 import threading
-import time
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
@@ -146,9 +145,7 @@ def test_three_clients_at_once_and_room(start: Start, want: str) -> None:
             LLM(MODEL, n_ctx=256, threads=1, plan=plan, rpc=rpc, fit=False)
         for model in models:
             assert "".join(model.generate(PROMPT, temp=0.0, max_tokens=20)) == want
-    deadline = time.monotonic() + 10
-    while worker.text.count("has gone") < 8 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    worker.wait_for("has gone$", 8)
     assert worker.text.count("has gone") == worker.text.count("has come") == 8
 
 
