@@ -184,6 +184,13 @@ def _check_taken(address: str, own: Certificates | None, connection: ssl.SSLSock
         )
 
 
+class _Socket(ssl.SSLSocket):
+    """One that is closed where it is dropped, as by `wrap_socket` when the other side has left."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 @contextmanager
 def _secured(address: str, own: Certificates | None, timeout: float) -> Iterator[ssl.SSLSocket]:
     """A connection to whoever is there. Who that is, is not trusted here: the fingerprint decides."""
@@ -191,11 +198,13 @@ def _secured(address: str, own: Certificates | None, timeout: float) -> Iterator
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.minimum_version = ssl.TLSVersion.TLSv1_3  # a client's certificate goes encrypted
     context.set_alpn_protocols(["h2"])
+    context.sslsocket_class = _Socket
     with _connected(address, timeout) as raw:
         try:
             if own:
                 own.show(context)
             secure = context.wrap_socket(raw)
+            secure.getpeername()  # who has left is not spoken to, and no error is raised
         except ssl.SSLEOFError:
             raise HostLost(address, "cannot be reached: the connection is closed at once") from None
         except ssl.SSLError:

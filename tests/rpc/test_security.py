@@ -1,9 +1,12 @@
 """Who may use a worker: everybody else is refused, with one clear line on both sides."""
 
+import gc
 import logging
 import re
+import select
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -40,7 +43,7 @@ from ggrun.rpc.worker import WorkerOptions, open_worker
 from ggrun.rpc.workers import Workers, connect
 from tests.rpc.conftest import Start
 from tests.rpc.processes import plan_of
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, until
 
 PEM = serialization.Encoding.PEM
 
@@ -179,6 +182,20 @@ def test_who_hangs_up_at_once() -> None:
         ):
             channel.open_channel(address, bytes(32))
         thread.join()
+
+
+def test_who_has_left_before_the_first_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connected, and reset at once: the socket is closed, whatever ssl makes of it."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        connection = socket.create_connection(listener.getsockname())
+        there, _ = listener.accept()
+        there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        there.close()
+        until(lambda: select.select([connection], [], [], 0)[0], "the reset")
+        monkeypatch.setattr(channel, "_connected", lambda *_: connection)
+        with pytest.raises(HostLost, match="cannot be reached"):
+            channel.check_answer("127.0.0.1:50052", bytes(32), 5.0)
+    gc.collect()  # an open socket would be complained of
 
 
 def test_insecure_is_for_loopback_unless_repeated(start: Start, tmp_path: Path) -> None:
