@@ -325,7 +325,8 @@ class Remote:
         answer = self._answers[kind, part] = _Answer()
         send()
         if not answer.there.wait(_WAIT):
-            # What it says later would be of a way that is not known here, to where results go all the same.
+            # What it says later must not be lost: it may push results by a way that is not known here.
+            self._answers.pop((kind, part), None)
             raise HostLost(self.name, f"the worker has not answered for {_WAIT:.0f} seconds")
         return answer.message
 
