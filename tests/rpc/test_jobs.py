@@ -25,7 +25,7 @@ from ggrun.rpc.session import Session
 from ggrun.rpc.shop import Shop
 from ggrun.rpc.wire import ProtocolError
 from tests.rpc.script import ROOM, Script
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 SLOTS = 3
 """Of a Script's session."""
@@ -191,19 +191,41 @@ def test_runs_that_are_over_do_not_wait() -> None:
 # ---------------------------------------------------------------- who waits is woken
 
 
-def test_a_reset_ends_what_waits_for_a_push(client: Client) -> None:
+@pytest.fixture
+def asleep(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Waits until a thread sleeps as it waits for a push."""
+    looked, take = SimpleQueue[Inbox](), Inbox.take
+
+    def seen(inbox: Inbox, number: int, given_up: Callable[[], bool]) -> bytes | None:
+        def look() -> bool:
+            looked.put(inbox)
+            return given_up()
+
+        return take(inbox, number, look)
+
+    def wait() -> None:
+        with looked.get(timeout=PATIENCE)._changed:  # it was looked with this lock
+            pass
+
+    monkeypatch.setattr(Inbox, "take", seen)
+    return wait
+
+
+def test_a_reset_ends_what_waits_for_a_push(client: Client, asleep: Callable[[], None]) -> None:
     client.waiting(1)
+    asleep()
     client.say(reset=pb.Reset(run=2))
     client.forward(2, run=2)
     assert client.hear("result").batch == 2
 
 
-def test_who_leaves_while_a_batch_waits_for_a_push(shop: Shop, client: Client) -> None:
+def test_who_leaves_while_a_batch_waits_for_a_push(
+    shop: Shop, client: Client, asleep: Callable[[], None]
+) -> None:
     """Its session ends, and the memory is free again."""
-    assert shop.ledger.free("cpu:0:64MB") < ROOM
     client.waiting(1)
-    client.say(ping=pb.Ping(number=7))
-    client.hear("pong")
+    asleep()
+    assert shop.ledger.free("cpu:0:64MB") < ROOM
     client.leave()
     until(lambda: shop.ledger.free("cpu:0:64MB") == ROOM, "the memory")
 
@@ -234,6 +256,26 @@ def test_resumed_by_a_run_that_came_to_nothing(client: Client, monkeypatch: pyte
     client.say(reset=pb.Reset(run=3))
     client.forward(1, run=3)
     assert client.hear("result").batch == 1
+
+
+def test_results_of_a_run_that_is_over_are_not_sent(shop: Shop, path: Path) -> None:
+    """Those that a client has not read when it says Reset: they count no more."""
+    script, said = Script(path), SimpleQueue[bytes]()
+    session = Session(shop, "client", bool)
+    replies = session.answer(iter(said.get, b""))
+    said.put(pb.Request(hello=script.hello).SerializeToString())
+    said.put(pb.Request(open=script.open).SerializeToString())
+    assert [next(replies).WhichOneof("kind") for _ in range(2)] == ["welcome", "ready"]
+    for run in (1, 2):
+        if run > 1:
+            said.put(pb.Request(reset=pb.Reset(run=run)).SerializeToString())
+        forward = script.forward(random.Random(3), run)
+        forward.run = run
+        said.put(pb.Request(forward=forward).SerializeToString())
+        until(lambda run=run: session._replies.qsize() == run, "a result")  # type: ignore[misc]
+    assert next(replies).result.run == 2
+    said.put(b"")
+    assert list(replies) == []
 
 
 # ---------------------------------------------------------------- bytes
