@@ -47,7 +47,7 @@ _MOST_HELD = 32 << 20
 What is reserved has weights, and buffers with a row of activations for each slot and several more: see
 plan.usage. For so many things as an honest client has under way that is more than enough.
 """
-_TABLE = 512
+_TABLE = 256
 """Bytes of a table's objects, more than they take."""
 _MOST_REPLIES = 1024
 """Replies that a client has not read: more, and it does not want to."""
@@ -129,6 +129,8 @@ class Session:
     def _read(self, requests: Iterable[bytes]) -> None:
         try:
             for kind, message in messages(pb.Request, requests, self._room):
+                if self._closed:
+                    return
                 self._heard = time.monotonic()
                 self._take(kind, message)
                 if self._replies.qsize() > _MOST_REPLIES:
