@@ -13,7 +13,7 @@ Job = Callable[[], None]
 
 
 class Jobs:
-    """A queue of jobs, and the batches that are under way: those that wait, and those that computes do.
+    """A queue of jobs, and the batches that are under way: those that wait, and those that are computed.
 
     A job is the session's, or a run's. When its run is over, all that one of a run does is to let go of what
     it holds: so it need not wait any longer, and what waits is always of one run.

@@ -123,7 +123,10 @@ class Held:
     def __init__(self, under_way: UnderWay, end: Callable[[NoRoom], object]) -> None:
         self.most = 0
         self._under_way, self._end = under_way, end
-        under_way.enter(self)
+
+    def open(self) -> None:
+        """The client has come."""
+        self._under_way.enter(self)
 
     def hold(self, nbytes: int) -> None:
         """Count a thing, while who was given it wakes up: for a moment it may be less than nothing.

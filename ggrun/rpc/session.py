@@ -82,6 +82,7 @@ class Session:
         """The replies to a client's requests, as bytes, until one of both ends it."""
         reader = threading.Thread(target=self._read, args=(requests,), daemon=True, name="ggrun-client")
         worker = threading.Thread(target=self._compute, daemon=True, name="ggrun-session")
+        self._held.open()
         reader.start()
         worker.start()
         try:
@@ -366,7 +367,9 @@ class Session:
         self._shop.ledger.give(self._reserved)
 
     def _close_all(self) -> None:
-        ends: list[Callable[[], object]] = [handoff.close for handoff in self._handoffs.values() if handoff]
+        ends: list[Callable[[], object]] = [
+            handoff.close for handoff in list(self._handoffs.values()) if handoff
+        ]
         if work := self._work:
             ends += [partial(self._shop.doors.close, inbox) for inbox in work.inboxes]
             ends += [work.reset, work.close]

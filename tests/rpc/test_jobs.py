@@ -13,12 +13,14 @@ from typing import Any
 import grpc
 import pytest
 
+from ggrun.errors import GgrunError
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc import session
 from ggrun.rpc.framing import split
 from ggrun.rpc.handoff import KEY
 from ggrun.rpc.jobs import Jobs
 from ggrun.rpc.ledger import Held, UnderWay
+from ggrun.rpc.link import Link
 from ggrun.rpc.part import Inbox
 from ggrun.rpc.server import Server
 from ggrun.rpc.session import Session
@@ -37,7 +39,7 @@ class Client:
     """A session over a socket, with a model loaded: what is said is sent as it is."""
 
     def __init__(self, address: str, script: Script) -> None:
-        self.replies: list[pb.Reply] = []
+        self.address, self.replies = address, list[pb.Reply]()
         self._script, self._requests = script, SimpleQueue[bytes]()
         self._channel = grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
         self._call = self._channel.stream_stream("/ggrun.Worker/Session")(iter(self._requests.get, b""))
@@ -298,8 +300,9 @@ def test_what_was_read_counts_no_more(
 def test_what_is_pushed_counts(shop: Shop, served: Callable[[Shop], Come]) -> None:
     """Also when who pushed it has left: it ends the session before memory does."""
     shop = replace(shop, under_way=UnderWay(16 << 10))
-    Held(shop.under_way, bool)  # another client
+    Held(shop.under_way, bool).open()  # another client
     client = served(shop)()
+    assert counted(shop.under_way) == 0
     for number in (1, 2):
         push(client, number)
         assert counted(shop.under_way) == number * (2048 + OBJECTS)
@@ -323,6 +326,7 @@ def push(client: Client, number: int) -> None:
 def test_an_inbox_has_the_latest_few() -> None:
     under_way = UnderWay()
     held = Held(under_way, bool)
+    held.open()
     held.most = 1 << 20
     inbox = Inbox(2, 100, held)
     for number in (1, 2, 3):
@@ -334,3 +338,15 @@ def test_an_inbox_has_the_latest_few() -> None:
         inbox.put(pb.Push(batch=2))
     assert inbox.take(2, lambda: False) == bytes([2] * 50)
     assert counted(under_way) == 0
+
+
+def test_who_finds_no_place_has_no_share(shop: Shop, served: Callable[[Shop], Come]) -> None:
+    """Of what all clients together may have under way: it is that of those who are in."""
+    come = served(shop)
+    two = [come() for _ in range(2)]
+    with pytest.raises(GgrunError, match="the worker has 2 clients"):
+        Link(two[0].address, None)
+    assert len(shop.under_way._held) == len(two)
+    for client in two:
+        client.leave()
+    until(lambda: not shop.under_way._held, "the end of their shares")
