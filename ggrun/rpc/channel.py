@@ -23,6 +23,8 @@ TIMEOUT = 10.0
 """Seconds to wait for a connection."""
 AGAIN = 3.0
 """Seconds to wait for one with a worker that was reached before."""
+ACROSS = 5.0
+"""Seconds that a worker waits for one with another, and as many for that one's word."""
 _LOOK = 2.0
 """Seconds to find out why there was none."""
 OPTIONS = [

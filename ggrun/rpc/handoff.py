@@ -12,7 +12,7 @@ import grpc
 
 from ggrun.errors import GgrunError
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc.channel import is_loopback, open_channel, split_address
+from ggrun.rpc.channel import ACROSS, is_loopback, open_channel, split_address
 from ggrun.rpc.framing import split
 from ggrun.rpc.part import Inbox
 from ggrun.rpc.wire import ProtocolError, shown
@@ -20,7 +20,6 @@ from ggrun.rpc.wire import ProtocolError, shown
 log = logging.getLogger(__name__)
 KEY = "ggrun-inbox-bin"
 """The name of the metadata with an inbox's key."""
-_TIMEOUT = 5.0
 _KEY_BYTES = 32
 
 
@@ -95,11 +94,11 @@ class Handoff:
 
     def connect(self) -> bool:
         """Whether the other worker takes it; if not, there is no way to it from here, and all is closed."""
-        timer = threading.Timer(_TIMEOUT, self.close)
+        timer = threading.Timer(ACROSS, self.close)
         try:
             if not self._allowed:
                 raise GgrunError("plain text does not go there")
-            self._channel = open_channel(self._address, self._expected, timeout=_TIMEOUT)
+            self._channel = open_channel(self._address, self._expected, timeout=ACROSS)
             call = self._channel.stream_stream(
                 "/ggrun.Worker/Inbox",
             )(iter(self._pushes()), metadata=[(KEY, self._key)])

@@ -5,6 +5,9 @@ from collections.abc import Callable, Mapping
 
 from ggrun.errors import GgrunError
 
+_OBJECTS = 4 << 10
+"""Bytes of the objects of a batch or a result, more than they take: a message, arrays, a job."""
+
 
 class NoRoom(GgrunError):
     """A client wants more memory than is left."""
@@ -108,6 +111,41 @@ class UnderWay:
         """It has nothing any more."""
         with self._lock:
             self._held.pop(client, None)
+
+
+class Held:
+    """What one client has under way: each thing with its bytes, and the objects that it is made of.
+
+    most    bytes of it all, at most
+    end     ends its session, from any thread
+    """
+
+    def __init__(self, under_way: UnderWay, end: Callable[[NoRoom], object]) -> None:
+        self.most = 0
+        self._under_way, self._end = under_way, end
+
+    def open(self) -> None:
+        """The client has come."""
+        self._under_way.enter(self)
+
+    def hold(self, nbytes: int) -> None:
+        """Count a thing, while who was given it wakes up: for a moment it may be less than nothing.
+
+        It is the end for a client that sends without end, or does not read, or who is pushed to does not.
+        """
+        self._under_way.add(self, nbytes + _OBJECTS)
+        try:
+            self._under_way.check(self, self.most)
+        except NoRoom as error:  # the thread may be a stream's or another worker's, which has no use for it
+            self._end(error)
+
+    def release(self, nbytes: int) -> None:
+        """It is under way no more."""
+        self._under_way.add(self, -nbytes - _OBJECTS)
+
+    def close(self) -> None:
+        """The client has left."""
+        self._under_way.leave(self)
 
 
 def _short(needed: int, free: int) -> str:

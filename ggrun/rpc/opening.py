@@ -20,7 +20,7 @@ from ggrun.plan.facts import EMBEDDING, PAGE, ModelFacts
 from ggrun.plan.options import CACHE_TYPES
 from ggrun.plan.usage import Sizes, plan_use
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc.wire import Bounds, ProtocolError, Room, activation_bytes
+from ggrun.rpc.wire import Bounds, ProtocolError, Room, activation_bytes, result_room
 
 MOST_TENSORS = 1 << 14
 ROOM = Room(2 << 20, MOST_TENSORS + 256)
@@ -87,6 +87,12 @@ class Opening:
     def activation_bytes(self) -> int:
         """The most bytes of a batch's activations on the wire."""
         return activation_bytes(self.limits.tokens, self.config.width, self.form)
+
+    @property
+    def logits_bytes(self) -> int:
+        """The most bytes of a batch's logits, where they are made here."""
+        here = self.parts[-1].stop == len(self.plan.stages)
+        return result_room(self.limits, 0, self.config.vocab).nbytes if here else 0
 
     @property
     def bounds(self) -> Bounds:

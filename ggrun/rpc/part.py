@@ -20,6 +20,7 @@ from ggrun.engine.weights import Model
 from ggrun.errors import GgrunError
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc import wire
+from ggrun.rpc.ledger import Held
 from ggrun.rpc.opening import Opening
 from ggrun.rpc.wire import SMALL, ProtocolError, Room
 
@@ -45,11 +46,14 @@ class Arrived:
 
 
 class Inbox:
-    """What another worker pushed and no batch has taken yet: the latest few, by the numbers that it has."""
+    """What another worker pushed and no batch has taken yet: the latest few, by the numbers that it has.
 
-    def __init__(self, slots: int, nbytes: int) -> None:
-        self._slots, self._nbytes = slots, nbytes
-        self._held: OrderedDict[int, bytes] = OrderedDict()
+    held    counts what is in it
+    """
+
+    def __init__(self, slots: int, nbytes: int, held: Held) -> None:
+        self._slots, self._nbytes, self._held = slots, nbytes, held
+        self._pushed: OrderedDict[int, bytes] = OrderedDict()
         self._changed = threading.Condition()
 
     @property
@@ -58,20 +62,29 @@ class Inbox:
         return Room(self._nbytes + SMALL.nbytes)
 
     def put(self, push: "pb.Push") -> None:
-        """ProtocolError for what is more than any batch has."""
+        """ProtocolError for what is more than any batch has, or comes twice."""
         if len(push.values) > self._nbytes:
             raise ProtocolError(f"{len(push.values)} bytes were pushed, a batch has up to {self._nbytes}")
+        left_over = []
         with self._changed:
-            self._held[push.batch] = push.values
-            while len(self._held) > self._slots:  # left over from a run that was given up
-                self._held.popitem(last=False)
+            if push.batch in self._pushed:
+                raise ProtocolError(f"batch {push.batch} was pushed twice")
+            self._pushed[push.batch] = push.values
+            while len(self._pushed) > self._slots:  # of a run that was given up
+                left_over.append(self._pushed.popitem(last=False)[1])
             self._changed.notify_all()
+        for values in left_over:
+            self._held.release(len(values))
+        self._held.hold(len(push.values))
 
     def take(self, number: int, given_up: Callable[[], bool]) -> bytes | None:
         """Wait for a batch's activations; None when they are not wanted any more."""
         with self._changed:
-            self._changed.wait_for(lambda: number in self._held or given_up())
-            return self._held.pop(number, None)
+            self._changed.wait_for(lambda: number in self._pushed or given_up())
+            values = self._pushed.pop(number, None)
+        if values is not None:
+            self._held.release(len(values))
+        return values
 
     def look_again(self) -> None:
         """Let who waits see that it has been given up."""
@@ -84,19 +97,21 @@ class Work:
 
     emit    takes what a batch gave: activations [tokens, width], or logits [outputs, n] and whose they are
     fail    takes why it gave nothing
+    held    counts what is pushed
     """
 
     def __init__(
-        self, opening: Opening, model: Model, devices: dict[str, Device], emit: Emit, fail: Fail
+        self, opening: Opening, model: Model, devices: dict[str, Device], emit: Emit, fail: Fail, held: Held
     ) -> None:
         self._opening, self._emit, self._fail = opening, emit, fail
+        self.slots = opening.slots
         self.loaded = Loaded(
             opening.plan, opening.stages, devices, model, opening.config, opening.cache, opening.limits,
             opening.slots,
         )  # fmt: skip
         self.loaded.synchronize()
         self._stages = {i: stage for i, stage in self.loaded.stages.items() if isinstance(stage, LoadedStage)}
-        self.inboxes = [Inbox(2 * opening.slots, opening.activation_bytes) for _ in opening.parts]
+        self.inboxes = [Inbox(2 * opening.slots, opening.activation_bytes, held) for _ in opening.parts]
         self._count, self._late = 0, 0
         self._outlet: SimpleQueue[Any] = SimpleQueue()
         self._lock = threading.Lock()

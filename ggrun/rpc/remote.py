@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ggrun.devices.base import Device, Limits, Place
 from ggrun.devices.progress import Progress, silent
-from ggrun.devices.streams import Stream
+from ggrun.devices.streams import INLINE, Stream
 from ggrun.engine.batch import Batch
 from ggrun.engine.hosts import HostLost
 from ggrun.engine.outputs import Outputs
@@ -23,6 +23,7 @@ from ggrun.errors import GgrunError, Interrupted
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan
 from ggrun.rpc import ggrun_pb2 as pb
+from ggrun.rpc.channel import ACROSS
 from ggrun.rpc.link import Link
 from ggrun.rpc.offered import devices_of
 from ggrun.rpc.on_demand import OnDemand
@@ -30,21 +31,24 @@ from ggrun.rpc.pending import Batches, Pending
 from ggrun.rpc.upload import CHUNK, Upload
 from ggrun.rpc.wire import ProtocolError, activation_bytes, encode, forward, result_room, shown
 
-_WAIT = 10.0
-"""Seconds that a worker has for a word about another worker."""
+_WAIT = 6 * ACROSS
+"""Seconds that a worker has for a word about another one: more than it tries to connect to that."""
 PATIENCE = 600.0
 """Seconds that it has for the next result, however often it says that it is there."""
 
 
 class Coming:
-    """A Sender of activations that are still on their way."""
+    """A Sender of activations that are still on their way.
+
+    gate      where their batch was sent, when it was its turn
+    before    what was pushed to the hop; so it never comes here
+    """
 
     def __init__(
-        self, hop: "RemoteHop", number: int, pending: Pending, before: "Coming | None" = None
+        self, hop: "RemoteHop", number: int, pending: Pending, gate: Stream, before: "Coming | None" = None
     ) -> None:
         self.hop, self.number, self.pending = hop, number, pending
-        self.before = before
-        """What was pushed to the hop; so it never comes here."""
+        self.gate, self.before = gate, before
 
     @property
     def stream(self) -> Stream:
@@ -76,25 +80,24 @@ class RemoteHop:
         """Send a batch on its way, when its activations are there."""
         sender = senders[0]
         if isinstance(sender, Coming) and sender.hop.pushes_to is self:
-            self._go(batch, pushed=sender)
+            self._follow(batch, sender)
             return
         if oldest := self._oldest():
             sender.stream.wait(oldest.event)
         values = np.empty((len(batch.tokens), self._remote.width), np.float32)
         sender.download(len(batch.tokens), values)
-        number = self._remote.batches.number()
-        message = forward(batch, self._remote.batches.run, number, self.part, False)
-        pending = self._expect(batch, number)
-        sender.stream.enqueue(partial(self._send, message, values, pending))
-        self.stream.wait(sender.stream.record())  # an error there is one here
-        self._wait(pending)
+        message, pending = self._expect(batch, sender.stream)
+        sender.stream.enqueue(partial(self._send, message, pending, values))
+        self._wait(pending, sender.stream)
 
     def run(self, batch: Batch) -> None:
         """The first part begins with tokens; the others when activations have come."""
         if self._first:
             if oldest := self._oldest():
-                oldest.event.block()
-            self._go(batch)
+                INLINE.wait(oldest.event)
+            message, pending = self._expect(batch, INLINE)
+            self._send(message, pending)
+            self._wait(pending, INLINE)
 
     def receive(self, batch: Batch, slot: int) -> None:
         """The worker does."""
@@ -115,21 +118,17 @@ class RemoteHop:
             self.stream.enqueue(lambda: np.copyto(best.logits, pending.values))
             self.stream.enqueue(lambda: np.copyto(best.ids, pending.ids))
 
-    def _go(self, batch: Batch, pushed: Coming | None = None) -> None:
-        """Let the worker compute what needs nothing from here."""
-        if pushed:
-            self.stream.wait(pushed.stream.record())  # an error there is one here
-        number = self._remote.batches.number()
-        pending = self._expect(batch, number, pushed)
-        self._wait(pending)
-        message = forward(batch, self._remote.batches.run, number, self.part, self._first)
-        if pushed:
-            message.pushed = pushed.number
-        while pushed and self.pushes_to is None:
-            pushed.hop.share(pushed.number, pending)
-            pushed = pushed.before
-        pending.sent()
-        self._remote.link.send(forward=message)
+    def _follow(self, batch: Batch, pushed: Coming) -> None:
+        """Send a batch behind its activations, which go to the worker without a way over here."""
+        self.stream.wait(pushed.stream.record())  # an error there is one here
+        message, pending = self._expect(batch, pushed.gate, pushed)
+        message.pushed = pushed.number
+        before: Coming | None = pushed
+        while before and self.pushes_to is None:
+            before.hop.share(before.number, pending)
+            before = before.before
+        pushed.gate.enqueue(partial(self._send, message, pending))
+        self._wait(pending, pushed.gate)
 
     def abandon(self) -> None:
         """Begin anew; all that is pending has been ended."""
@@ -145,19 +144,27 @@ class RemoteHop:
         """What has to be done before another batch may be sent: neither side holds more than a few."""
         return self._under_way[0] if len(self._under_way) == self._under_way.maxlen else None
 
-    def _expect(self, batch: Batch, number: int, pushed: Coming | None = None) -> Pending:
-        """What the batch gives, before anything is sent: the answer may come at once."""
+    def _expect(
+        self, batch: Batch, gate: Stream, pushed: Coming | None = None
+    ) -> tuple["pb.Forward", Pending]:
+        """Its message, and what the batch gives, before anything is sent: the answer may come at once."""
+        number = self._remote.batches.number()
+        message = forward(batch, self._remote.batches.run, number, self.part, self._first)
         pending = self._remote.expect(self, batch, number, self._last)
-        self._coming = Coming(self, number, pending, pushed)
-        return pending
+        self._coming = Coming(self, number, pending, gate, pushed)
+        return message, pending
 
-    def _wait(self, pending: Pending) -> None:
+    def _wait(self, pending: Pending, gate: Stream) -> None:
+        self.stream.wait(gate.record())  # an error there is one here
         if self.pushes_to is None:
             self._under_way.append(pending)
             self.stream.wait(pending.event)
 
-    def _send(self, message: "pb.Forward", values: NDArray[np.float32], pending: Pending) -> None:
-        message.activations = encode(values, self._remote.form)
+    def _send(
+        self, message: "pb.Forward", pending: Pending, values: NDArray[np.float32] | None = None
+    ) -> None:
+        if values is not None:
+            message.activations = encode(values, self._remote.form)
         pending.sent()
         self._remote.link.send(forward=message)
 
@@ -295,12 +302,12 @@ class Remote:
     # ---------------------------------------------------------------- hand-off
 
     def invite(self, part: int) -> bytes | None:
-        """The key of a part's inbox; None when the worker gives none."""
+        """The key of a part's inbox; None when the worker is lost. HostLost when it says nothing."""
         answer = self._ask("invited", part, lambda: self.link.send(invite=pb.Invite(part=part)))
         return answer.key if answer else None
 
     def hand_off(self, part: int, to: "Remote", to_part: int) -> None:
-        """Let results of a part go to another worker directly, if there is a way."""
+        """Let results of a part go to another worker directly, if there is a way. HostLost without a word."""
         key = to.invite(to_part)
         if key is None:
             return
@@ -317,7 +324,11 @@ class Remote:
     def _ask(self, kind: str, part: int, send: Callable[[], None]) -> Any:
         answer = self._answers[kind, part] = _Answer()
         send()
-        return answer.wait(_WAIT)
+        if not answer.there.wait(_WAIT):
+            # What it says later must not be lost: it may push results by a way that is not known here.
+            self._answers.pop((kind, part), None)
+            raise HostLost(self.name, f"the worker has not answered for {_WAIT:.0f} seconds")
+        return answer.message
 
     def _answer(self, kind: str, message: Any) -> None:
         answer = self._answers.pop((kind, message.part), None)
@@ -331,15 +342,12 @@ def _interrupted() -> Interrupted:
 
 
 class _Answer:
-    """What a worker says to a question."""
+    """What a worker says to a question; None: it is lost."""
 
     def __init__(self) -> None:
-        self._there, self._message = threading.Event(), None
+        self.there, self.message = threading.Event(), None
 
     def come(self, message: Any) -> None:
-        self._message = message
-        self._there.set()
-
-    def wait(self, seconds: float) -> Any:
-        self._there.wait(seconds)
-        return self._message
+        """There it is."""
+        self.message = message
+        self.there.set()

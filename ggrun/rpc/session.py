@@ -22,7 +22,8 @@ from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.framing import messages
 from ggrun.rpc.handoff import Handoff
 from ggrun.rpc.intake import MOST_CHUNK, Intake
-from ggrun.rpc.ledger import NoRoom
+from ggrun.rpc.jobs import Jobs
+from ggrun.rpc.ledger import Held, NoRoom
 from ggrun.rpc.opening import ROOM, Opening, read
 from ggrun.rpc.part import Work, explained
 from ggrun.rpc.shop import Shop
@@ -37,10 +38,17 @@ SLOWEST = 1 << 20
 """Bytes a second that activations come at, at least: a client that sends some says nothing else meanwhile."""
 _PING = Room(1 << 20)  # a client measures the network with some ballast
 _CHUNK = Room(MOST_CHUNK + SMALL.nbytes)
+_HANDOFF = Room(1 << 10)  # names of machines have up to 253 characters
 _MOST_WORDS = 4000
 """Characters of what a client is told of an error."""
-_MOST_HELD = 256 << 20
-"""Bytes that a client may have under way beside the activations of its batches: logits, tokens, positions."""
+_MOST_HELD = 32 << 20
+"""Bytes that a client may have under way beside as many as it has reserved, and its slots' logits.
+
+What is reserved has weights, and buffers with a row of activations for each slot and several more: see
+plan.usage. For so many things as an honest client has under way that is more than enough.
+"""
+_TABLE = 256
+"""Bytes of a table's objects, more than they take."""
 _MOST_REPLIES = 1024
 """Replies that a client has not read: more, and it does not want to."""
 _LAST_WORDS = 3.0
@@ -56,7 +64,8 @@ class Session:
     def __init__(self, shop: Shop, peer: str, cancel: Callable[[], object]) -> None:
         self._shop, self._peer, self._cancel = shop, peer, cancel
         self._replies: SimpleQueue[pb.Reply | None] = SimpleQueue()
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._jobs = Jobs()
+        self._held = Held(shop.under_way, self.close)
         self._heard, self._greeted = time.monotonic(), False
         self._patience = FIRST_WORD  # seconds of silence
         self._opening: Opening | None = None
@@ -64,8 +73,8 @@ class Session:
         self._intake: Intake | None = None
         self._work: Work | None = None
         self._devices: dict[str, Device] = {}
-        self._handoffs: dict[int, Handoff] = {}
-        self._run, self._most_held = 1, 0
+        self._handoffs: dict[int, Handoff | None] = {}  # None: there is no way
+        self._resume = False
         self._closed, self._lock = False, threading.Lock()
         self._ended = 0.0  # when it was closed
 
@@ -73,18 +82,20 @@ class Session:
         """The replies to a client's requests, as bytes, until one of both ends it."""
         reader = threading.Thread(target=self._read, args=(requests,), daemon=True, name="ggrun-client")
         worker = threading.Thread(target=self._compute, daemon=True, name="ggrun-session")
-        self._shop.under_way.enter(self)
+        self._held.open()
         reader.start()
         worker.start()
         try:
             while (reply := self._replies.get()) is not None:
-                yield reply
-                if reply.HasField("result"):  # gRPC has it
-                    self._release(len(reply.result.values))
+                is_result = reply.HasField("result")
+                if not is_result or reply.result.run == self._jobs.run:  # of others they are not expected
+                    yield reply
+                if is_result:  # gRPC has it
+                    self._held.release(len(reply.result.values))
         finally:
             self.close()
             worker.join()
-            self._shop.under_way.leave(self)
+            self._held.close()
 
     def check(self) -> None:
         """End the session if its client has been silent for too long; is called every second or so.
@@ -111,7 +122,7 @@ class Session:
         self._interrupt()
         if self._work:
             self._look_again(self._work)
-        self._jobs.put(None)
+        self._jobs.end()
         self._replies.put(None)
 
     # ---------------------------------------------------------------- the reader's thread
@@ -119,6 +130,8 @@ class Session:
     def _read(self, requests: Iterable[bytes]) -> None:
         try:
             for kind, message in messages(pb.Request, requests, self._room):
+                if self._closed:
+                    return
                 self._heard = time.monotonic()
                 self._take(kind, message)
                 if self._replies.qsize() > _MOST_REPLIES:
@@ -140,6 +153,8 @@ class Session:
                 return ROOM
             case "chunk" if self._intake:
                 return _CHUNK
+            case "handoff":
+                return _HANDOFF
             case "forward" if self._work:
                 return self._work.room
         return SMALL
@@ -173,8 +188,7 @@ class Session:
             self._shop.ledger.take(needs)
             self._opening, self._reserved = opening, needs
         self._patience = SILENCE + opening.activation_bytes / SLOWEST
-        batch = opening.config.width * opening.limits.tokens * 4
-        self._most_held = _MOST_HELD + 4 * opening.slots * len(opening.parts) * batch
+        self._held.most = _MOST_HELD + sum(needs.values()) + opening.slots * opening.logits_bytes
         names = ", ".join(f"{name} {nbytes >> 20} MiB" for name, nbytes in needs.items())
         log.info("%s: loads stages %s (%s)", self._peer, opening.stages, names)
         self._jobs.put(self._look_for_weights)
@@ -192,22 +206,24 @@ class Session:
     def _take_forward(self, message: "pb.Forward") -> None:
         work = self._ready()
         batch = work.check(message)
-        if message.run < self._run:
+        if message.run < self._jobs.run:
             return
-        nbytes = message.ByteSize()
-        self._jobs.put(partial(self._forward, message, batch, nbytes))
-        self._hold(nbytes)
+        if message.run > self._jobs.run:
+            raise ProtocolError("a run begins with Reset")
+        nbytes = message.ByteSize() + _TABLE * len(message.tables)
+        self._jobs.put_batch(message, work.slots, partial(self._forward, message, batch, nbytes))
+        self._held.hold(nbytes)
 
     def _take_interrupt(self, message: "pb.Interrupt") -> None:
         self._interrupt()
 
     def _take_reset(self, message: "pb.Reset") -> None:
         work = self._ready()
-        if message.run < self._run:
+        if message.run <= self._jobs.run:
             raise ProtocolError("runs are counted up")
-        self._run = message.run
+        self._resume = self._resume or message.resume
+        self._jobs.begin_run(message.run, partial(self._reset, message.run))
         self._look_again(work)
-        self._jobs.put(partial(self._reset, message.resume))
 
     def _take_invite(self, message: "pb.Invite") -> None:
         inbox = self._inbox(message.part)
@@ -219,8 +235,11 @@ class Session:
 
     def _take_handoff(self, message: "pb.Handoff") -> None:
         self._inbox(message.part)
+        if message.part in self._handoffs:
+            raise ProtocolError("a part has one inbox to push to")
+        self._handoffs[message.part] = None
         lost = partial(self._next_lost, message.part)
-        handoff = Handoff(message, self._shop.insecure, self._release, lost)
+        handoff = Handoff(message, self._shop.insecure, self._held.release, lost)
         self._jobs.put(partial(self._connect, message.part, handoff))
 
     def _ready(self) -> Work:
@@ -238,7 +257,7 @@ class Session:
 
     def _compute(self) -> None:
         try:
-            while job := self._jobs.get():
+            while not self._closed and (job := self._jobs.take()):
                 job()
         except Exception as error:  # whatever it is, the client is told
             self.close(error)
@@ -266,32 +285,32 @@ class Session:
         model = self._intake.model()
         self._intake.close()
         self._devices = open_devices(self._opening.devices, self._shop.threads)
-        work = Work(self._opening, model, self._devices, self._emit, self._fail)
+        work = Work(self._opening, model, self._devices, self._emit, self._fail, self._held)
         self._work = work
         log.info("%s: is ready", self._peer)
         self._replies.put(pb.Reply(ready=pb.Ready(tensors=sorted(work.loaded.tensors))))
 
     def _forward(self, message: "pb.Forward", batch: Batch, nbytes: int) -> None:
-        work = self._ready()
-        self._release(nbytes)
-        if message.run != self._run:
+        self._held.release(nbytes)
+        if message.run != self._jobs.run:
             return
         try:
-            work.run(message, batch, lambda: message.run != self._run or self._closed)
+            self._ready().run(message, batch, lambda: message.run != self._jobs.run or self._closed)
         except ProtocolError:
             raise
         except Exception as error:  # whatever it is, the client is told
             self._fail(message, error)
 
-    def _reset(self, resume: bool) -> None:
+    def _reset(self, run: int) -> None:
+        if run != self._jobs.run:
+            return
         self._ready().reset()
-        if resume:
+        if self._resume:  # of this one, or of one that came to nothing
+            self._resume = False
             for device in self._devices.values():
                 device.resume()
 
     def _connect(self, part: int, handoff: Handoff) -> None:
-        if part in self._handoffs:
-            raise ProtocolError("a part has one inbox to push to")
         if ok := handoff.connect():
             self._handoffs[part] = handoff
         self._replies.put(pb.Reply(handed=pb.Handed(part=part, ok=ok)))
@@ -302,6 +321,8 @@ class Session:
         self, message: "pb.Forward", values: NDArray[np.float32], ids: NDArray[np.int32] | None
     ) -> None:
         assert self._opening
+        if not self._jobs.done(message):
+            return
         last = self._opening.parts[message.part].stop == len(self._opening.plan.stages)
         data = encode(values, pb.F32 if last else self._opening.form)
         if handoff := self._handoffs.get(message.part):
@@ -311,35 +332,22 @@ class Session:
             if ids is not None:
                 result.ids = ids.astype("<i4", copy=False).tobytes()
             self._replies.put(pb.Reply(result=result))
-        try:
-            self._hold(len(data))
-        except NoRoom as error:  # the thread may be a stream's, which has no use for it
-            self.close(error)
+        self._held.hold(len(data))
 
     def _next_lost(self, part: int, error: GgrunError) -> None:
         """The client has lost that worker too, or lays its layers elsewhere."""
         if self._closed:  # both sessions end together
             return
         log.warning("%s: %s", self._peer, error)
-        failed = pb.Failed(kind=pb.Failed.HANDOFF, text=str(error), run=self._run, part=part)
+        failed = pb.Failed(kind=pb.Failed.HANDOFF, text=str(error), run=self._jobs.run, part=part)
         self._replies.put(pb.Reply(failed=failed))
 
     def _fail(self, message: "pb.Forward", error: BaseException) -> None:
+        if not self._jobs.done(message):
+            return
         if not isinstance(error, Interrupted):
             log.warning("%s: a batch failed: %s", self._peer, explained(error))
         self._replies.put(_failed(error, message.run))
-
-    def _hold(self, nbytes: int) -> None:
-        """Count what is under way, while who was given it wakes up: for a moment it may be less than nothing.
-
-        NoRoom when a client sends without end, or does not read, or who is pushed to does not.
-        """
-        self._shop.under_way.add(self, nbytes)
-        self._shop.under_way.check(self, self._most_held)
-
-    def _release(self, nbytes: int) -> None:
-        """It is under way no more."""
-        self._shop.under_way.add(self, -nbytes)
 
     # ---------------------------------------------------------------- the end
 
@@ -361,7 +369,9 @@ class Session:
         self._shop.ledger.give(self._reserved)
 
     def _close_all(self) -> None:
-        ends: list[Callable[[], object]] = [handoff.close for handoff in self._handoffs.values()]
+        ends: list[Callable[[], object]] = [
+            handoff.close for handoff in list(self._handoffs.values()) if handoff
+        ]
         if work := self._work:
             ends += [partial(self._shop.doors.close, inbox) for inbox in work.inboxes]
             ends += [work.reset, work.close]

@@ -13,7 +13,7 @@ from ggrun.plan.planned import Planned
 from ggrun.plan.planner import make_plan
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.opening import Opening, opening, read, wanted
-from ggrun.rpc.wire import ProtocolError
+from ggrun.rpc.wire import ProtocolError, forward_room
 from tests.tiny import Tiny
 
 
@@ -72,3 +72,27 @@ def test_more_batches_under_way_than_are_counted(model: GGUF) -> None:
     opened(model, made, "a:1", slots)
     with pytest.raises(ProtocolError, match=f"{slots + 1} at a time cannot be"):
         opened(model, made, "a:1", slots + 1)
+
+
+@pytest.mark.parametrize("tokens", [16, 256])
+@pytest.mark.parametrize("workers", [1, 3, 6])
+def test_what_is_reserved_is_more_than_what_is_under_way(model: GGUF, tokens: int, workers: int) -> None:
+    """So no honest client is sent away, however far a worker or the network is behind: see session."""
+    names = [f"{i}:1/cpu:0" for i in range(workers)]
+    facts, options = ModelFacts.from_outline(model), PlanOptions(n_ctx=256, n_ubatch=tokens)
+
+    def made_for(room: int) -> Planned:
+        return make_plan(facts, [*(device(name, room) for name in names), device("cpu", 1 << 30)], options)
+
+    (whole,) = (use for name, use in made_for(1 << 30).uses.items() if name != "cpu")
+    made = made_for(whole.working + (whole.weights + whole.kv) // workers * 3 // 2)
+    slots = len(made.uses) + 1
+    hosts = {name.partition("/")[0] for name in made.uses} - {"cpu"}
+    assert len(hosts) > workers // 2
+    for host in hosts:
+        opening = opened(model, made, host, slots)
+        (_,) = opening.parts
+        batch = forward_room(opening.limits, opening.activation_bytes).nbytes
+        result = max(opening.activation_bytes, opening.logits_bytes)
+        under_way = slots * (batch + 2 * opening.activation_bytes + result)  # an inbox has twice as many
+        assert under_way < sum(opening.needs().values()) + slots * opening.logits_bytes

@@ -17,7 +17,7 @@ from ggrun.plan.hardware import DeviceInfo
 from ggrun.rpc import PROTOCOL, server, session
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc.handoff import KEY, Doors
-from ggrun.rpc.ledger import Ledger
+from ggrun.rpc.ledger import Held, Ledger
 from ggrun.rpc.link import Link
 from ggrun.rpc.part import Inbox
 from ggrun.rpc.server import Server
@@ -97,7 +97,8 @@ def test_a_method_that_there_is_not(one: Server, caplog: pytest.LogCaptureFixtur
 
 def test_an_inbox_ends_with_its_session(one: Server) -> None:
     """So does one whose key is made anew; a key opens once, and inboxes are no more than threads for them."""
-    doors, inbox = one._shop.doors, Inbox(2, 100)
+    doors, held = one._shop.doors, Held(one._shop.under_way, bool)
+    inbox = Inbox(2, 100, held)
     with grpc.insecure_channel(f"127.0.0.1:{one.port}") as channel:
 
         def enter(key: bytes) -> Any:
@@ -114,10 +115,10 @@ def test_an_inbox_ends_with_its_session(one: Server) -> None:
         second = enter(doors.open(inbox))
         next(second)
         assert ends(first)
-        third = enter(doors.open(other := Inbox(2, 100)))
+        third = enter(doors.open(other := Inbox(2, 100, held)))
         next(third)
         with pytest.raises(grpc.RpcError, match="too many of them"):  # one client: two inboxes
-            next(enter(doors.open(Inbox(2, 100))))
+            next(enter(doors.open(Inbox(2, 100, held))))
         doors.close(inbox)
         assert ends(second)
         assert not third.done()
@@ -142,3 +143,18 @@ def test_a_client_that_does_not_read(one: Server, monkeypatch: pytest.MonkeyPatc
         Link(address, None).close()
         call.cancel()
         requests.put(b"")
+
+
+def test_a_connection_that_is_not_used_ends(one: Server, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one with a session does not, however quiet it is."""
+    monkeypatch.setattr(server, "_IDLE", 0.2)
+    brisk = Server(shop, "127.0.0.1:0", None, None, 1)
+    address, states = f"127.0.0.1:{brisk.port}", list[grpc.ChannelConnectivity]()
+    link = Link(address, None)
+    with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        channel.subscribe(states.append, try_to_connect=True)
+        until(lambda: grpc.ChannelConnectivity.READY in states, "the connection")
+        until(lambda: states[-1] is not grpc.ChannelConnectivity.READY, "its end")
+    assert link.error is None
+    link.close()
+    brisk.close()
