@@ -278,6 +278,21 @@ def test_stop_strings_and_the_end_of_a_text(llm: LLM) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prompt": b"Once"}, {"prompt": None}, {"prompt": 5}, {"max_tokens": "5"}, {"max_tokens": 1.5},
+        {"max_tokens": -2}, {"max_tokens": None}, {"stop": 5}, {"stop": [5]}, {"grammar": 5},
+        {"json_schema": 5}, {"sampling": {"temp": 0}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_no_text_can_be_made_with(llm: LLM, wrong: dict[str, Any]) -> None:
+    """What the types say, to those who do not check them."""
+    with pytest.raises(UsageError):
+        llm.generate(**{"prompt": "Once", **wrong})
+
+
 def test_options_that_do_not_exist(llm: LLM) -> None:
     with pytest.raises(UsageError, match="temperature"):
         llm.generate("x", temperature=1.0)
@@ -291,7 +306,7 @@ def test_options_that_do_not_exist(llm: LLM) -> None:
 
 @pytest.mark.parametrize("wrong", [
     {"threads": "2"}, {"threads": 0}, {"devices": ["cpu"]}, {"plan": {}}, {"sequences": 2}, {"fit": "on"},
-    {"n_ctx": 1.5}, {"overrides": "x=cpu"}, {"all_reduce": "ring"}, {"wire": ["bf16"]},
+    {"n_ctx": 1.5}, {"overrides": "x=cpu"}, {"all_reduce": "ring"}, {"wire": ["bf16"]}, {"rpc": 5},
 ])  # fmt: skip
 def test_options_of_the_wrong_kind(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))) as error:

@@ -101,8 +101,7 @@ class _Bench:
             raise UsageError("no tests: all of -p, -n and -pg are 0")
         try:
             for setup, group in groupby(self._tests, key=itemgetter(0)):
-                with self._complaining():
-                    self._setup(setup, [case for _, case in group])
+                self._tried(self._setup, setup, [case for _, case in group])
         except (KeyboardInterrupt, Interrupted):
             self._status = 130
         self._end()
@@ -110,31 +109,28 @@ class _Bench:
 
     def _setup(self, setup: Setup, cases: list[Case]) -> None:
         """Load a model and run its tests, but for those that there is no room for."""
-        fitting = []
         with self._ctrl_c_ends(), compile_progress():
             from ggrun.cli.bench_session import Session
 
             session = Session(setup, self._placement, self._sums, self._measured)
-            for case in cases:
-                with self._complaining():
-                    session.check(case)
-                    fitting.append(case)
+            fitting = [case for case in cases if self._tried(session.check, case)]
             if fitting:
                 session.load(max(case.positions for case in fitting))
         with interruptible(session), closing(session):
             for case in fitting:
                 self._case(session, setup, case)
 
-    @contextmanager
-    def _complaining(self) -> Iterator[None]:
-        """What a setup or a test cannot do gets a line, and does not keep the others from running."""
+    def _tried(self, work: Callable[..., object], *args: object) -> bool:
+        """Whether it was done: what cannot be gets a line, and does not keep the others from running."""
         try:
-            yield
+            work(*args)
         except Interrupted:
             raise
         except GgrunError as error:
             complain(str(error))
             self._status = error.exit_status
+            return False
+        return True
 
     def _case(self, session: "Session", setup: Setup, case: Case) -> None:
         """Run one test, and show what came of it."""

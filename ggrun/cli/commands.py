@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ggrun import __version__
+from ggrun.cli.interrupt import interruptible
 from ggrun.cli.streams import close_streams, complain, open_streams
 from ggrun.errors import GgrunError
 
@@ -19,6 +20,7 @@ COMMANDS = {
     "join": "Remember the key of a worker on another machine.",
     "doctor": "Look this machine over: what ggrun finds, what is broken, what to install.",
 }
+_NO_THREAD = "can't start new thread"  # as Python says it
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -68,7 +70,7 @@ def status_of(arguments: list[str]) -> int:
 def _run(arguments: list[str]) -> int:
     try:
         # Not ggrun.main(): that has ways of its own with a reader that leaves.
-        with ggrun.make_context("ggrun", arguments) as context:
+        with interruptible(), ggrun.make_context("ggrun", arguments) as context:
             result: Any = ggrun.invoke(context)
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as stop:
@@ -96,5 +98,7 @@ def _explained(error: Exception) -> tuple[str, int]:
         return "out of memory: give a smaller context with -c", 1
     if isinstance(error, OSError):
         return f"{error.filename or 'output'}: {error.strerror or error}", 1
+    if isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
+        return "the system allows no more threads: ulimit -u says how many; -t and --devices take fewer", 1
     name = type(error).__name__
     return f"internal error, please report it: {name}: {error} (GGRUN_DEBUG=1 shows more)", 1

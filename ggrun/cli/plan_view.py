@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator
 
+from ggrun.errors import escaped
 from ggrun.plan.cost import DEPTH
 from ggrun.plan.planned import Planned
 from ggrun.plan.planner import largest_context
@@ -21,7 +22,7 @@ def draw(planned: Planned) -> str:
     total = sum(part.total for part in facts.parts) + facts.embedding.total + facts.output.total
     cache = sizes.keys if sizes.keys == sizes.values else f"{sizes.keys}/{sizes.values}"
     lines = [
-        f"{_printable(facts.name)}: {size(total)}, {facts.config.layers} layers, "
+        f"{escaped(facts.name)}: {size(total)}, {facts.config.layers} layers, "
         f"context {sizes.n_ctx}, cache {cache}"
     ]
     coloured = sys.stdout.isatty()
@@ -108,11 +109,6 @@ def _predicted(planned: Planned) -> Iterator[str]:
     other = f", {largest} with others" if largest > as_laid_out else ""
     yield f"context     {planned.sizes.n_ctx}; at most {as_laid_out} with the layers where they are{other}"
     yield f"flags       {shlex.join(flags(planned))}"
-
-
-def _printable(name: str) -> str:
-    """A file's name, which may have what would steer a terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def _rate(value: float) -> str:

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,7 +156,7 @@ def _write_part(file: BinaryIO, part: _Part) -> None:
 def _write_data(file: BinaryIO, tensor: Source | Tensor, path: str) -> int:
     wanted, written = tensor_nbytes(tensor.shape, tensor.format), 0
     for chunk in tensor.data() if callable(tensor.data) else (tensor.data,):
-        written += file.write(memoryview(chunk))  # type: ignore[arg-type]  # numpy arrays are buffers
+        written += file.write(memoryview(cast(Any, chunk)))  # mypy knows buffers from Python 3.12 on
         if written > wanted:
             break
     if written != wanted:

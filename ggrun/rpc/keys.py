@@ -261,8 +261,9 @@ def _known(file: Path) -> Mapping[str, str]:
 
 def _write(file: Path, data: bytes) -> None:
     """Write a file that only the user can read; nobody sees half of it."""
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
+    # A new file, whatever others may have put beside it.
+    part = file.with_name(f".{file.name}.{secrets.randbits(63)}")
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
         out.write(data)
     part.replace(file)
 

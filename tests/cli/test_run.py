@@ -5,6 +5,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -190,6 +191,16 @@ def test_a_cache_folder_that_cannot_be_written(tmp_path: Path) -> None:
     notes = [line for line in done.stderr.splitlines() if "cache folder" in line]
     assert len(notes) == 1
     assert "GGRUN_CACHE" in notes[0]
+
+
+def test_a_system_that_starts_no_more_threads(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert "no more threads: ulimit -u" in complaint(here(capsys, "run", "-p", "Once"), 1)
 
 
 def read_until(terminal: int, text: str) -> str:

@@ -54,6 +54,7 @@ def test_joining(config: Path) -> None:
     [
         (["join", "spare", str(KEY)], "'spare' is no address of a worker: write it as host:port"),
         (["join", "spare:0", str(KEY)], "is no address"),
+        (["join", f"spare:{'9' * 5000}", str(KEY)], "is no address"),
         (["join", "::1:50052", str(KEY)], "write it as host:port or [IPv6]:port"),
         (["join", "spare:50052", "abc"], "that is no key of a worker"),
         (["join", "spare:50052"], "no key: give it after the address, or on standard input"),

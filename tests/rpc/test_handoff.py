@@ -3,8 +3,10 @@
 import os
 import re
 import secrets
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,12 +17,12 @@ from ggrun import LLM
 from ggrun.bundled import demo_model
 from ggrun.plan import Plan
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc.handoff import KEY
+from ggrun.rpc.handoff import KEY, Handoff
 from ggrun.rpc.placed import RpcOptions
 from ggrun.rpc.remote import Remote
 from tests.rpc.conftest import Start
 from tests.rpc.processes import WorkerProcess, plan_of
-from tests.waiting import until
+from tests.waiting import ended, until
 
 MODEL, HALVES = Path(demo_model()), 16
 PROMPT = "The king ordered the"
@@ -90,6 +92,29 @@ def test_a_wrong_key(two: Two, want: str, monkeypatch: pytest.MonkeyPatch) -> No
     two[0].wait_for(line)
 
 
+def test_only_tls_is_spoken_where_a_client_sends_a_worker() -> None:
+    """Whatever answers there, nothing of the client's goes to it in plain text."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        heard: list[bytes] = []
+
+        def listen() -> None:
+            while b"end" not in heard:
+                connection, _ = other.accept()
+                with connection:
+                    heard.append(connection.recv(3))
+                    connection.sendall(b"220 mail\r\n")
+
+        thread = threading.Thread(target=listen, daemon=True)
+        thread.start()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        message = pb.Handoff(address=address, key=bytes(32), fingerprint=bytes(32))
+        assert not Handoff(message, 2, lambda _: None, lambda _: None).connect()
+        with socket.create_connection(other.getsockname()) as last:
+            last.sendall(b"end")
+            ended([thread])
+    assert heard == [b"\x16\x03\x01", b"end"]  # a ClientHello
+
+
 def test_strangers_at_an_inbox(two: Two, want: str) -> None:
     """Who has no key, or none that is good, pushes nothing: the text is right."""
     with client(two) as llm:
@@ -135,6 +160,8 @@ def test_a_way_that_ends_is_a_line_at_most(two: Two, want: str) -> None:
     with client(two) as llm:
         assert is_direct(llm)
         assert text(llm) == want
+        # Before the other: of what ends at the same time, one worker may hear of the other's end first.
+        llm._placed._workers.hosts[two[0].address].close()
     for worker in two:
         worker.wait_for("has gone")
     with client(two) as llm:

@@ -1,5 +1,6 @@
 """A worker's secrets on its disk, and the key that clients are told."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,20 @@ def test_a_key_is_to_be_shown_until_it_was(tmp_path: Path) -> None:
     assert not keys.was_shown(tmp_path, keys.identity(tmp_path, new_token=True).key)
     (tmp_path / "private_key.pem").unlink()
     assert not keys.was_shown(tmp_path, keys.identity(tmp_path).key)
+
+
+def test_secrets_go_into_new_files(tmp_path: Path) -> None:
+    """Not into one, or by way of a link, that somebody has put where they are written."""
+    other = tmp_path / "other"
+    other.write_text("another's")
+    folder = tmp_path / "worker"
+    folder.mkdir()
+    for name in ("private_key.pem", "certificate.pem", "token"):
+        (folder / f".{name}.{os.getpid()}").symlink_to(other)
+    made = keys.identity(folder)
+    assert keys.identity(folder) == made
+    assert other.read_text() == "another's"
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir() if not path.is_symlink()} == {0o600}
 
 
 @pytest.mark.parametrize("name", ["certificate.pem", "private_key.pem", "token"])

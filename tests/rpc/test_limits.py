@@ -191,7 +191,11 @@ def hostile_worker(reply: Callable[[], Iterator[bytes]], to: str) -> Iterator[st
     ("to", "reply", "why"),
     [
         ("hello", lambda: announced(1), f"{HUGE} bytes of welcome came: up to 65536 are possible now"),
-        ("hello", lambda: [field(1, b"\x08\x02" + field(3, b"") * 30_000)], "too many devices, or one twice"),
+        (
+            "hello",
+            lambda: [field(1, bytes([8, PROTOCOL]) + field(3, b"") * 30_000)],
+            "too many devices, or one twice",
+        ),
         ("ping", lambda: announced(2), f"{HUGE} bytes of pong came: up to 65536"),
         ("open", lambda: announced(3), f"{HUGE} bytes of missing came: up to "),
         ("open", lambda: announced(4), f"{HUGE} bytes of received came: up to 65536"),

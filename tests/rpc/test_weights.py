@@ -3,6 +3,7 @@
 import shutil
 import threading
 from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from ggrun import LLM
 from ggrun.bundled import demo_model
 from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError
+from ggrun.gguf import GGUF
 from ggrun.rpc.placed import RpcOptions
 from tests.rpc.conftest import Start
 from tests.rpc.processes import WorkerProcess, plan_of
@@ -92,6 +94,19 @@ def test_a_broken_load_goes_on_where_it_was(start: Start, want: str) -> None:
         assert proxy.address not in llm.plan.to_json()
     worker.wait_for("has gone")
     assert sent(worker.port, want) < 6 << 20
+
+
+def test_a_wrong_beginning_is_sent_again(start: Start, want: str) -> None:
+    """In one load: anybody who has joined may have left it."""
+    worker, model = start("--insecure"), GGUF(MODEL)
+    name = max((n for n in model.tensors if n.startswith("blk.5.")), key=lambda n: model.tensors[n].nbytes)
+    digest = sha256(model.tensors[name].data).hexdigest()
+    part = worker.folder / "cache" / "tensors" / digest[:2] / f"{digest}.part"
+    part.parent.mkdir()
+    part.write_bytes(bytes(model.tensors[name].nbytes // 2))
+    assert sent(worker.port, want) > sum(tensor.nbytes for tensor in model.tensors.values()) * 0.9
+    assert digest in [path.name for path in kept(worker)]
+    assert sent(worker.port, want) < 1_000_000
 
 
 def test_nothing_stays_without_a_cache(start: Start, want: str) -> None:

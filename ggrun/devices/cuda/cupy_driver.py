@@ -5,8 +5,8 @@ as it does not look into what a source includes.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cached_property
 from typing import Any
 from weakref import finalize
@@ -123,27 +123,26 @@ class CupyDriver:
         """Compile a file with these macros, if that was not done before, and find a kernel in it."""
         module = (file, *sorted(defines.items()))
         if (*module, name) not in self._kernels:
-            with self.on(f"the kernel {name}"), self._compiler():
-                if module not in self._modules:
-                    self._modules[module] = self._module(file, defines)
-                function = self._modules[module].get_function(name)  # compiles
+            with self.on(f"the kernel {name}"):
+                try:
+                    if module not in self._modules:
+                        self._modules[module] = self._module(file, defines)
+                    function = self._modules[module].get_function(name)  # compiles
+                except self.errors.kinds:
+                    raise
+                except (RuntimeError, OSError, ImportError) as error:  # so many kinds has what is missing
+                    raise self._no_compiler(error) from None
             self._kernels[*module, name] = _Kernel(name, function)
         return self._kernels[*module, name]
 
-    @contextmanager
-    def _compiler(self) -> Iterator[None]:
-        """What says that NVRTC, or headers that it needs, are missing has many kinds."""
-        try:
-            yield
-        except self.errors.kinds:
-            raise
-        except (RuntimeError, OSError, ImportError) as error:
-            why, _, _ = first_line(error).partition(". ")  # CuPy's own advice may be for another CUDA
-            major = self._runtime.runtimeGetVersion() // 1000
-            raise GgrunError(
-                f"{self._called}: kernels cannot be compiled: {why}: pip install 'ggrun[cuda{major}]' brings "
-                "NVRTC and the headers that it needs"
-            ) from None
+    def _no_compiler(self, error: Exception) -> GgrunError:
+        """What says that NVRTC, or headers that it needs, are missing."""
+        why, _, _ = first_line(error).partition(". ")  # CuPy's own advice may be for another CUDA
+        major = self._runtime.runtimeGetVersion() // 1000
+        return GgrunError(
+            f"{self._called}: kernels cannot be compiled: {why}: pip install 'ggrun[cuda{major}]' brings "
+            "NVRTC and the headers that it needs"
+        )
 
     def _module(self, file: str, defines: dict[str, str | int]) -> Any:
         macros = [f"-D{name}={value}" for name, value in sorted(defines.items())]

@@ -1,8 +1,7 @@
 """What lies on a card, as the rest of ggrun holds it: addresses, and what keeps them good."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import finalize
@@ -14,7 +13,7 @@ from ggrun.devices.base import Rows
 from ggrun.devices.cuda.driver import Allocation, OutOfMemory
 from ggrun.devices.cuda.program import Step
 from ggrun.devices.wire import DTYPES
-from ggrun.errors import GgrunError
+from ggrun.errors import GgrunError, Retold
 from ggrun.gguf import Tensor
 
 ALIGNMENT = 256
@@ -63,15 +62,15 @@ def block(tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> ND
     return whole[:, rows[0] : rows[1], begin:end]
 
 
-@contextmanager
-def needed_for(what: str, device: str) -> Iterator[None]:
+def needed_for(what: str, device: str) -> Retold:
     """Errors of a card's driver say, too, for what it was: a tensor, mostly."""
-    try:
-        yield
-    except OutOfMemory as error:
-        raise OutOfMemory(f"{device}: no memory for {what}: {error}") from None
-    except GgrunError as error:
-        raise GgrunError(f"{device}: {what}: {error}") from None
+
+    def told(error: GgrunError) -> GgrunError:
+        if isinstance(error, OutOfMemory):
+            return OutOfMemory(f"{device}: no memory for {what}: {error}")
+        return GgrunError(f"{device}: {what}: {error}")
+
+    return Retold(GgrunError, told)
 
 
 @dataclass(frozen=True)

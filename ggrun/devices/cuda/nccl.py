@@ -17,7 +17,7 @@ from ggrun.devices.cuda.cupy_driver import CupyDriver
 from ggrun.devices.cuda.device import Cuda, card_of
 from ggrun.devices.cuda.watch import Watch, within
 from ggrun.devices.exchange import Members, Part
-from ggrun.errors import GgrunError
+from ggrun.errors import GgrunError, Retold
 
 _SHARED_CARD = 23000
 """2.30, the first that takes a card twice, where the environment says that it may."""
@@ -112,14 +112,13 @@ class NcclExchange:
         finally:
             self._nccl.groupEnd()
 
-    @contextmanager
-    def _errors(self, hint: str = "") -> Iterator[None]:
+    def _errors(self, hint: str = "") -> Retold:
         """NCCL's errors become GgrunErrors."""
-        try:
-            yield
-        except self._nccl.NcclError as error:
-            names = ", ".join(card.name for card in self._cards)
-            raise GgrunError(f"NCCL over {names}: {str(error).splitlines()[0]}{hint}") from None
+        names = ", ".join(card.name for card in self._cards)
+        return Retold(
+            self._nccl.NcclError,
+            lambda error: GgrunError(f"NCCL over {names}: {str(error).splitlines()[0]}{hint}"),
+        )
 
     def _give_up(self, why: str) -> None:
         self.lost = why
