@@ -99,7 +99,7 @@ def test_a_cache_that_is_read_only_is_read(tmp_path: Path) -> None:
     def run(cache: Path, before: str = "") -> tuple[str, str]:
         env = {**os.environ, "GGRUN_CACHE": str(cache), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
         command = [sys.executable, "-c", before + FILL]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE)
         return done.stdout.partition(" ")[0], done.stderr
 
     assert run(full) == ("False", "")
