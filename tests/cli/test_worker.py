@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ggrun.cli.worker import log_format
+from ggrun.devices.host_memory import host_memory
 from ggrun.rpc import keys
 
 KEY = keys.Key(bytes(range(32)), bytes(range(32, 64)))
@@ -37,6 +38,14 @@ def test_the_list_of_devices() -> None:
     ]
 
 
+def test_no_device_has_more_than_the_machine() -> None:
+    done = ggrun("worker", "--list", "-t", "1", "-d", "cpu:0:999TB")
+    assert done.returncode == 0, done.stderr
+    found = re.fullmatch(r"devices:\n  cpu:0:999TB: CPU \((\d+) MiB, (\d+) MiB to lend\)\n", done.stdout)
+    assert found
+    assert int(found[2]) <= int(found[1]) == host_memory().total >> 20
+
+
 def test_joining(config: Path) -> None:
     done = ggrun("join", "spare:50052", str(KEY))
     assert (done.returncode, done.stdout) == (0, "")
@@ -58,7 +67,10 @@ def test_joining(config: Path) -> None:
         (["join", "spare:50052"], "no key: give it after the address, or on standard input"),
         (["worker", "--models", "/nonexist"], "'/nonexist' does not exist"),
         (["worker", "--max-memory", "much"], "--max-memory 'much': write it as 16GB"),
-        (["worker", "-p", "0", "-d", "tpu:0", "-t", "1"], "unknown device 'tpu:0'"),
+        (["worker", "-p", "0", "-d", "tpu:0", "-t", "1"], "unknown device 'tpu:0': a worker lends what its"),
+        (["worker", "-p", "0", "-d", "cpu,2x rtx3090"], "unknown device '2x rtx3090': a worker lends what"),
+        (["worker", "--list", "-d", "card:24GB@900GB/s"], "unknown device 'card:24GB@900GB/s': a worker"),
+        (["worker", "--list", "-d", "cpu:0:0GB"], "ggrun: device 'cpu:0:0GB': '0' is no number that"),
         (["worker", "-p", "70000"], "70000 is not in the range"),
         (["run", "--rpc", "spare:50052", "-p", "x"], "spare:50052: was not joined: paste the join line"),
         (["run", "--rpc", "spare:1", "--insecure", "-p", "x"], "twice for any"),
