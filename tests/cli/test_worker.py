@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import pty
 import re
 import socket
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 from ggrun.cli.worker import log_format
 from ggrun.devices.host_memory import host_memory
 from ggrun.rpc import keys
+from tests.cli.test_run import read_until
 
 KEY = keys.Key(bytes(range(32)), bytes(range(32, 64)))
 
@@ -55,6 +58,37 @@ def test_joining(config: Path) -> None:
     assert piped.returncode == 0
     assert re.fullmatch(r"ggrun join: other:1 is kept in .*\n", piped.stderr)
     assert keys.known_workers() == {"spare:50052": KEY, "other:1": KEY}
+
+
+@pytest.mark.parametrize("how", ["a file", "an argument"])
+def test_joining_with_the_line_that_was_printed(how: str) -> None:
+    """As the worker prints it, and as one saves it: the address in it must be the one that is said."""
+    line = f"  ggrun join spare:50052 {KEY}\n"
+    more, text = ([line], "") if how == "an argument" else ([], line)
+    done = ggrun("join", "spare:50052", *more, text=text)
+    assert done.returncode == 0, done.stderr
+    other = ggrun("join", "192.0.2.7:50052", *more, text=text)
+    assert other.returncode == 2
+    assert other.stderr == (
+        "ggrun: that is the line of 'spare:50052', and not of 192.0.2.7:50052: give that address, or only the "
+        "key, which is the line's last word\n"
+    )
+    assert keys.known_workers() == {"spare:50052": KEY}
+
+
+def test_ctrl_d_instead_of_a_key(config: Path) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "ggrun", "join", "spare:50052"])
+    try:
+        read_until(terminal, "key: ")
+        os.write(terminal, b"\x04")
+        said = read_until(terminal, "nothing more comes")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
+    finally:
+        os.close(terminal)
+    assert said.split() == "ggrun: no key: give it after the address, or on standard input".split()
+    assert not config.exists()
 
 
 @pytest.mark.parametrize(
