@@ -61,7 +61,7 @@ def worker(**options: Any) -> int:
     machines that may use this worker.
     """
     from ggrun.cli.terminal import compile_progress
-    from ggrun.rpc.keys import client_authorities
+    from ggrun.rpc.keys import check_folder, client_authorities
     from ggrun.rpc.native_log import native_lines
     from ggrun.rpc.server import check_port
     from ggrun.rpc.worker import WorkerOptions, offered
@@ -78,6 +78,8 @@ def worker(**options: Any) -> int:
     )
     if not list_only:
         check_port(settings.host, settings.port)  # before devices are measured, or a token is made
+        if not settings.insecure:
+            check_folder(_secrets())
     with compile_progress():
         devices = offered(settings.devices, settings.threads, margin)
     if list_only:
@@ -90,13 +92,13 @@ def worker(**options: Any) -> int:
 
 def _serve(settings: "WorkerOptions", devices: "list[DeviceInfo]", new_token: bool, announce: bool) -> None:
     from ggrun.rpc.channel import joined_address
-    from ggrun.rpc.keys import config_home, identity
+    from ggrun.rpc.keys import identity
     from ggrun.rpc.worker import open_worker
 
     handler = logging.StreamHandler()
     handler.setFormatter(log_format())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    folder = config_home() / "worker"
+    folder = _secrets()
     known = None if settings.insecure else identity(folder, new_token)
     server = open_worker(settings, devices, known)
     hint = _joining(folder, known, settings.host, server.port) if known else ""
@@ -108,6 +110,12 @@ def _serve(settings: "WorkerOptions", devices: "list[DeviceInfo]", new_token: bo
     if said:
         said.close()
     server.close()
+
+
+def _secrets() -> Path:
+    from ggrun.rpc.keys import config_home
+
+    return config_home() / "worker"
 
 
 class _OneLine(logging.Formatter):

@@ -5,15 +5,18 @@ import logging
 import os
 import pty
 import re
+import resource
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ggrun.cli.worker import log_format
 from ggrun.devices.host_memory import host_memory
+from ggrun.errors import GgrunError
 from ggrun.rpc import keys
 from tests.cli.test_run import read_until
 
@@ -127,12 +130,45 @@ def test_a_plan_with_a_worker_that_was_not_joined(tmp_path: Path, monkeypatch: p
     assert re.fullmatch(r"ggrun: spare:50052: was not joined: .*\n", done.stderr)
 
 
-def test_a_damaged_list_of_workers(config: Path) -> None:
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"spare:50052": 1}', "\xff"])
+def test_a_damaged_list_of_workers(text: str, config: Path) -> None:
     config.mkdir()
-    (config / "workers.json").write_text("{")
+    file = config / "workers.json"
+    file.write_bytes(text.encode("latin-1"))
+    why = re.escape(f"{file}: damaged: remove it, and join the workers again")
+    for use in (lambda: keys.known_worker("spare:50052"), lambda: keys.join("spare:50052", KEY)):
+        with pytest.raises(GgrunError, match=f"^{why}$"):
+            use()
+
+
+def test_what_cannot_be_a_list_of_workers(config: Path) -> None:
+    (file := config / "workers.json").mkdir(parents=True)
     done = ggrun("run", "--rpc", "spare:50052", "-p", "x")
+    assert (done.returncode, done.stderr) == (1, f"ggrun: {file}: cannot be read: Is a directory\n")
+
+
+def test_a_disk_that_is_full(config: Path) -> None:
+    """Nothing of what could not be written stays."""
+    command = [sys.executable, "-m", "ggrun", "join", "spare:50052", str(KEY)]
+    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (16, 16))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=full)
+    file = config / "workers.json"
     assert done.returncode == 1
-    assert f"{config / 'workers.json'}: cannot be read" in done.stderr
+    assert done.stderr == (
+        f"ggrun: {file}: File too large: GGRUN_CONFIG names another folder for keys\n"
+    )
+    assert list(config.iterdir()) == []
+
+
+def test_no_folder_for_secrets(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said before anything is compiled or measured: a worker's start takes seconds."""
+    config.touch()
+    monkeypatch.setenv("GGRUN_CACHE", str(tmp_path / "cache"))
+    done = ggrun("worker", "-p", "0", "-t", "1", "-d", "cpu:0:1GB")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"ggrun: {config}/worker: Not a directory: GGRUN_CONFIG names another folder for keys\n"
+    )
 
 
 def test_a_damaged_key_is_one_workers_only(config: Path, caplog: pytest.LogCaptureFixture) -> None:
