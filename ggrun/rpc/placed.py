@@ -22,6 +22,7 @@ from ggrun.plan.facts import ModelFacts
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planned import Planned
 from ggrun.plan.report import DoesNotFit, left_out
+from ggrun.rpc.native_log import quiet_import
 
 if TYPE_CHECKING:
     from ggrun.rpc.workers import Keys, Workers
@@ -44,7 +45,8 @@ class RpcOptions:
         """The workers, connected."""
         if self.addresses is None:
             return None
-        from ggrun.rpc.workers import connect  # gRPC takes a while to import
+        with quiet_import():  # which takes a while
+            from ggrun.rpc.workers import connect
 
         return connect(
             self.addresses, insecure=self.insecure, form=self.form, certificate=self.certificate,
