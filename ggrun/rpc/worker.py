@@ -66,6 +66,16 @@ def _lent(device: DeviceInfo, margin: int) -> DeviceInfo:
     return replace(device, memory=memory, free=device.usable(margin << 20), shared=False)
 
 
+def lendable(devices: Sequence[DeviceInfo], most: int | None) -> dict[str, int]:
+    """The bytes of each device that a first client could have; most: of all together, None: all."""
+    ledger = _ledger(devices, most)
+    return {device.name: ledger.free(device.name) for device in devices}
+
+
+def _ledger(devices: Sequence[DeviceInfo], most: int | None) -> Ledger:
+    return Ledger({d.name: d.free for d in devices}, most, _unused(devices))
+
+
 def _unused(devices: Sequence[DeviceInfo]) -> Callable[[str], int | None]:
     """What is left of the host's memory now for devices that live in it, besides what was to stay free."""
     here = {d.name: d.free for d in devices if DeviceName.parse(d.name).kind != "cuda"}
@@ -82,11 +92,10 @@ def open_worker(options: WorkerOptions, devices: Sequence[DeviceInfo], identity:
         )
     if identity is None and options.client_ca is not None:
         raise UsageError("--insecure is without TLS, and so without the certificates of --client-ca")
-    ledger = Ledger({d.name: d.free for d in devices}, options.max_memory, _unused(devices))
     shop = Shop(
         devices=tuple(devices),
         threads=options.threads,
-        ledger=ledger,
+        ledger=_ledger(devices, options.max_memory),
         store=Store((options.cache_dir or cache_home()) / "tensors", options.cache_size),
         library=Library(options.models),
         doors=Doors(),

@@ -44,6 +44,24 @@ def test_the_list_of_devices() -> None:
     ]
 
 
+def test_the_list_shows_what_all_clients_together_get() -> None:
+    devices = ("-t", "1", "-d", "cpu:0:1GB,cpu:1:0.5GB")
+    done = ggrun("worker", "--list", *devices, "--max-memory", "1.25g")
+    assert done.stdout.splitlines()[1:] == [
+        "  cpu:0:1GB: CPU (1024 MiB, 1024 MiB to lend)",
+        "  cpu:1:0.5GB: CPU (512 MiB, 256 MiB to lend)",
+    ]
+
+
+def test_nothing_to_lend(config: Path) -> None:
+    done = ggrun("worker", "-p", "0", "-t", "1", "-d", "cpu:0:1GB,cpu:1:8KB", "--max-memory", "1000KiB")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "ggrun: cpu:0:1GB, cpu:1:8KB: less than 1 MiB to lend: see -d, --max-memory and -fitt\n"
+    )
+    assert list((config / "worker").iterdir()) == []  # no token that nobody would see
+
+
 def test_no_device_has_more_than_the_machine() -> None:
     done = ggrun("worker", "--list", "-t", "1", "-d", "cpu:0:999TB")
     assert done.returncode == 0, done.stderr
@@ -103,7 +121,8 @@ def test_ctrl_d_instead_of_a_key(config: Path) -> None:
         (["join", "spare:50052", "abc"], "that is no key of a worker"),
         (["join", "spare:50052"], "no key: give it after the address, or on standard input"),
         (["worker", "--models", "/nonexist"], "'/nonexist' does not exist"),
-        (["worker", "--max-memory", "much"], "--max-memory 'much': write it as 16GB"),
+        (["worker", "--max-memory", "8"], "--max-memory: '8' is no size: write it as 16GB"),
+        (["worker", "--cache-size", "64"], "--cache-size: '64' is no size: write it as 16GB"),
         (["worker", "-p", "0", "-d", "tpu:0", "-t", "1"], "unknown device 'tpu:0': a worker lends what its"),
         (["worker", "-p", "0", "-d", "cpu,2x rtx3090"], "unknown device '2x rtx3090': a worker lends what"),
         (["worker", "--list", "-d", "card:24GB@900GB/s"], "unknown device 'card:24GB@900GB/s': a worker"),
