@@ -162,7 +162,8 @@ class Placed:
         used = {host_of(name) for name in self.planned.uses}
         if self._workers and not (self._lost or self.planned.own):
             for host in sorted(self._workers.hosts.keys() - used):
-                self._rpc.tell(f"{host} is left out: it gets no part of the model (ggrun plan says why)")
+                why = "it gets no part of the model (ggrun plan says why; -dev or -ngl gives it some)"
+                self._rpc.tell(f"{host} is left out: {why}")
 
     def _try(self) -> None:
         self._workers = self._connect()
