@@ -38,8 +38,8 @@ def _key_of(text: str, address: str) -> str:
         return text
     if words[2].lower() != address.lower():
         raise UsageError(
-            f"that is the line of {words[2]!r:.60}, and not of {address}: give that address, or only the key, "
-            "which is the line's last word"
+            f"that is the line of {words[2]!r:.60}, and not of {address}: give that address, or only the "
+            "key, which is the line's last word"
         )
     return words[3]
 

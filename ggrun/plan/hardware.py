@@ -228,8 +228,7 @@ def _logical(found: list[DeviceInfo], card_here: Callable[[int], DeviceInfo]) ->
         limited = sum(device.free for device in devices if not device.shared)
         if limited > free:
             raise UsageError(
-                f"cuda:{index} has {free >> 20} MiB free, its logical devices are to take "
-                f"{limited >> 20} MiB"
+                f"cuda:{index} has {free >> 20} MiB free, its logical devices are to take {limited >> 20} MiB"
             )
         share = (free - limited) // max(1, sum(device.shared for device in devices))
         numbered = not any("." in device.name.split(":")[1] for device in devices)
@@ -269,9 +268,7 @@ def _speed(match: re.Match[str]) -> float:
     return _number(match, 5, _DECIMAL, 1e6, 1e16) if match[5] else 0.0
 
 
-def _number(
-    match: re.Match[str], group: int, units: Mapping[str, float], least: float, most: float
-) -> float:
+def _number(match: re.Match[str], group: int, units: Mapping[str, float], least: float, most: float) -> float:
     """The number in a group, of the unit in the next one; UsageError for what no device has."""
     try:
         if least <= (value := float(match[group]) * units[match[group + 1].upper()]) <= most:

@@ -1,5 +1,6 @@
-"""What gRPC's native code writes to stderr: nothing that a client's user needs; of a worker refused handshakes,
-of which Python learns in no other way."""
+"""What gRPC's native code writes to stderr: of a client nothing that its user needs; of a worker refused
+handshakes, of which Python learns in no other way.
+"""
 
 import logging
 import os

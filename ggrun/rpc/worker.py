@@ -46,7 +46,7 @@ def offered(devices: str | None, threads: int | None, margin: int = 1024) -> lis
 
     margin    MiB that stay free on each device that others use too
 
-    UsageError for a description of a card, with which plans are made: clients would wait for what is not there.
+    UsageError for a description of a card, as plans are made with: clients would plan with what is not here.
     """
     text = everything() if devices is None else devices
     if strange := no_names(text):

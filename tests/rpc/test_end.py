@@ -15,7 +15,7 @@ from tests.rpc.conftest import Start
 from tests.rpc.processes import WorkerProcess
 from tests.waiting import PATIENCE
 
-ENDLESS = "-c 100000 --ignore-eos -n -1 --no-show-timings -t 1 -p Once".split()
+ENDLESS = ["-c", "100000", "--ignore-eos", "-n", "-1", "--no-show-timings", "-t", "1", "-p", "Once"]
 
 
 @contextmanager
@@ -55,7 +55,8 @@ def test_a_client_says_it_in_its_own_words(start: Start) -> None:
     worker = start("--insecure")
     with generating(worker) as client:
         os.kill(client.pid, signal.SIGSTOP)
-        worker.end()
+        worker.process.send_signal(signal.SIGINT)
+        assert worker.process.wait(PATIENCE) == 0  # as by SIGTERM: it was to end, and did
         os.kill(client.pid, signal.SIGCONT)
         assert client.stderr
         said = b""

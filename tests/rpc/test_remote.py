@@ -15,8 +15,8 @@ from ggrun.errors import GgrunError, Interrupted, UsageError
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan, Stage
 from ggrun.rpc.placed import RpcOptions
-from tests.plans import Plans
 from tests.cli.test_worker import ggrun
+from tests.plans import Plans
 from tests.rpc.conftest import Start
 from tests.rpc.processes import WorkerProcess, plan_of
 from tests.rpc.proxy import Proxy
