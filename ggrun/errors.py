@@ -20,6 +20,11 @@ class UsageError(GgrunError):
     exit_status = 2
 
 
+def escaped(text: str) -> str:
+    """Text with what cannot be printed as Python writes it: names of files may have anything in them."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class Retold:
     """Where errors of some kinds become others, which say more.
 

@@ -1,10 +1,11 @@
 """The public class: a model, loaded, that takes text or tokens and gives text or logits."""
 
 import gc
+import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -102,7 +103,7 @@ class LLM:
         **placement: Any,
     ) -> None:
         start = time.perf_counter()
-        _check_kinds(threads, devices, plan)
+        _check_kinds(threads, devices, plan, rpc)
         check_p2p(p2p)
         check_sums(all_reduce, wire)
         sizes = {
@@ -191,7 +192,7 @@ class LLM:
         """
         known = self._tokenizer
         bos = None if isinstance(known, TokenizerError) or not known.add_bos else known.bos
-        tokens = self.tokenize(text) if isinstance(text, str) else list(text)
+        tokens = self._tokens(text)
         return perplexity(self._engine, self._context, tokens, window, chunks, bos)
 
     def generate(
@@ -209,12 +210,14 @@ class LLM:
         max_tokens    -1: until the model ends or the context is full
         stop          texts that end the generation, and are not part of it
         ignore_eos    go on after an end-of-generation token; the end of a grammar is an end all the same
-        sampling      or its fields as options: temp=0.7, seed=1, grammar="root ::= ..." (see SamplingOptions)
+        sampling      or its fields as options: temp=0.7, seed=1, grammar="root ::= ...", json_schema={...}
+                      (see SamplingOptions)
 
         `timings` has the times afterwards. Leaving the loop early is fine.
         """
         start, begun = time.perf_counter(), self._context.text()
-        tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        _check_wishes(max_tokens, stop)
+        tokens = self._tokens(prompt)
         if not tokens:
             raise UsageError("an empty prompt: there is nothing to begin with")
         self._engine.check(tokens)
@@ -229,14 +232,22 @@ class LLM:
         return self._pieces(ids, max_tokens, stops, timings)
 
     def generate_tokens(
-        self, prompt: Sequence[int], *, sampling: SamplingOptions | None = None, **options: Any
+        self, prompt: str | Sequence[int], *, sampling: SamplingOptions | None = None, **options: Any
     ) -> Iterator[int]:
-        """Token ids after the prompt, until the context is full; only a grammar needs a tokenizer."""
+        """Token ids after the prompt, until the context is full; texts and grammars need a tokenizer."""
         text = self._context.text()
         self.timings = timings = Timings(load=self._load_time)
         o = _sampling(sampling, options)
         sampler = Sampler(o, grammar=self._grammar(o))
-        return generate(self._context, text, list(prompt), sampler, timings, self._words)
+        return generate(self._context, text, self._tokens(prompt), sampler, timings, self._words)
+
+    def _tokens(self, text: str | Sequence[int]) -> list[int]:
+        """The ids of a text, or these; UsageError for what is neither."""
+        if isinstance(text, str):
+            return self.tokenize(text)
+        if isinstance(text, bytes | bytearray) or not isinstance(text, Iterable):
+            raise UsageError(f"{text!r:.40} is no text: a text or token ids are needed")
+        return list(text)
 
     def _grammar(self, o: SamplingOptions) -> Grammar | None:
         if not (o.grammar or o.json_schema):
@@ -289,7 +300,7 @@ class LLM:
         self.close()
 
 
-def _check_kinds(threads: Any, devices: Any, plan: Any) -> None:
+def _check_kinds(threads: Any, devices: Any, plan: Any, rpc: Any) -> None:
     """UsageError for what the types say, to those who do not check them."""
     whole = isinstance(threads, Integral) and not isinstance(threads, bool)
     if threads is not None and not (whole and int(threads) >= 1):
@@ -298,6 +309,15 @@ def _check_kinds(threads: Any, devices: Any, plan: Any) -> None:
         raise UsageError(f"devices is {devices!r:.40}: it must be text, as cpu or cpu:0:2GB,cpu:1:2GB")
     if plan is not None and not isinstance(plan, Plan):
         raise UsageError(f"plan is {plan!r:.40}: it must be a ggrun.plan.Plan")
+    if not isinstance(rpc, str | RpcOptions | None):
+        raise UsageError(f"rpc is {rpc!r:.40}: it must be text, as host:port,host:port, or RpcOptions")
+
+
+def _check_wishes(max_tokens: Any, stop: Any) -> None:
+    if not isinstance(max_tokens, Integral) or max_tokens < -1:
+        raise UsageError(f"max_tokens is {max_tokens!r:.40}: it must be a whole number, -1 or more")
+    if not isinstance(stop, Sequence) or not all(isinstance(each, str) for each in stop):
+        raise UsageError(f"stop is {stop!r:.40}: it must be a text, or a list of texts")
 
 
 def _plan_options(fields: dict[str, Any]) -> PlanOptions:
@@ -320,8 +340,10 @@ def _tokenizer(model: GGUF, vocab: int) -> Tokenizer | TokenizerError:
 def _sampling(given: SamplingOptions | None, fields: dict[str, Any]) -> SamplingOptions:
     if given is not None and fields:
         raise UsageError(f"both sampling and {', '.join(fields)} are given")
-    try:
-        return given or SamplingOptions(**fields)
-    except TypeError:
-        unknown = [name for name in fields if name not in SamplingOptions.__dataclass_fields__]
-        raise UsageError(f"unknown option {', '.join(unknown)}") from None
+    if isinstance(schema := fields.get("json_schema"), Mapping):
+        fields = {**fields, "json_schema": json.dumps(schema)}
+    if not isinstance(given, SamplingOptions | None):
+        raise UsageError(f"sampling is {given!r:.40}: it must be ggrun.SamplingOptions")
+    if unknown := [name for name in fields if name not in SamplingOptions.__dataclass_fields__]:
+        raise UsageError(f"unknown option {', '.join(unknown)}")
+    return given or SamplingOptions(**fields)

@@ -135,10 +135,11 @@ def test_extreme_betas(name: str, beta: float, tmp_path: Path) -> None:
 
 def test_architectures_are_found_by_name() -> None:
     assert names() == ["llama", "mistral3", "qwen2", "qwen3", "qwen3moe"]
-    assert [find(name).name for name in names()] == names()
+    file = Path("some.gguf")
+    assert [find(name, file).name for name in names()] == names()
     for name in ("config", "rope", "fields", "__init__", "", "llama.x"):
-        with pytest.raises(GgrunError, match="unknown architecture"):
-            find(name)
+        with pytest.raises(GgrunError, match=r"^some\.gguf: unknown architecture"):
+            find(name, file)
 
 
 def test_a_key_that_is_missing(tmp_path: Path) -> None:

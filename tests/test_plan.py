@@ -143,6 +143,14 @@ def test_a_device_has_one_share_of_a_stage(path: Path) -> None:
         LLM(path, plan=Plan((Stage((0, 6), (a, b)),)))
 
 
+def test_a_stage_has_no_more_members_than_a_machine_has_devices(path: Path) -> None:
+    config = Config.from_gguf(GGUF(path))
+    more = [Member(f"cuda:{i}", (4, 4), (2, 2), (96, 96), (50, 50)) for i in range(255)]
+    Plan((Stage((0, 6), (whole(config, "cpu"), *more)),)).check(config)
+    with pytest.raises(UsageError, match=r"has 257 members in half layers \[0, 6\]: 256 at most"):
+        Plan((Stage((0, 6), (whole(config, "cpu"), *more, more[0])),)).check(config)
+
+
 def test_cuts_inside_a_block(tmp_path: Path) -> None:
     """Said before anything is loaded; a cut between blocks, or a share of all or nothing, is fine."""
     path = Tiny(width=128, heads=8, kv_heads=4, format=GGMLQuantizationType.Q8_0).write(tmp_path / "q8.gguf")

@@ -8,6 +8,7 @@ there or it is not.
 import pkgutil
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 
 from ggrun.errors import GgrunError
 
@@ -27,9 +28,9 @@ def names() -> list[str]:
     return sorted({module.name for module in pkgutil.iter_modules(__path__)} - {"config", "fields", "rope"})
 
 
-def find(name: str) -> Arch:
-    """The architecture of this name; GgrunError when it is not one of ours."""
+def find(name: str, path: Path) -> Arch:
+    """The architecture of this name; GgrunError, with the file that has it, when it is not one of ours."""
     if name not in names():
-        raise GgrunError(f"unknown architecture {name!r:.60}: this ggrun runs {', '.join(names())}")
+        raise GgrunError(f"{path}: unknown architecture {name!r:.60}: this ggrun runs {', '.join(names())}")
     arch: Arch = import_module(f"ggrun.arch.{name}").ARCH
     return arch

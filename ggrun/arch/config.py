@@ -35,7 +35,7 @@ class Config:
     @classmethod
     def from_gguf(cls, model: Outline) -> "Config":
         """Read a model's metadata; GGUFError says what is missing or cannot be."""
-        arch = find(model.architecture)
+        arch = find(model.architecture, model.path)
         layers = whole(model, "block_count")
         width = whole(model, "embedding_length")
         heads = per_layer(model, "attention.head_count", layers)

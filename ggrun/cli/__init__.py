@@ -11,10 +11,8 @@ def main() -> None:
 
         ctrl_c_leaves()
         from ggrun.cli.commands import status_of
-        from ggrun.cli.interrupt import interruptible
 
-        with interruptible():
-            status = status_of(sys.argv[1:])
+        status = status_of(sys.argv[1:])
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ggrun.cli.flags import Text
+from ggrun.cli.flags import Text, path_of
 
 _RANGE = re.compile(r"([0-9]+)(?:-([0-9]+)(?:([+*])([0-9]+))?)?")
 _LARGEST = (1 << 31) - 1
@@ -90,9 +90,7 @@ class Files(_List):
     def values(self, text: str) -> list[Path]:
         """The paths, in the order of the text."""
         names = [text] if Path(text).exists() else text.split(",")
-        if not all(names):
-            raise ValueError(f"{text!r} has a file without a name")
-        return [Path(name) for name in names]
+        return [path_of(name) for name in names]
 
 
 def _range(text: str) -> list[int]:

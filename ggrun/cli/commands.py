@@ -1,13 +1,15 @@
 """The group of commands, and what becomes of whatever goes wrong in one."""
 
 import os
+import sys
 from importlib import import_module
 from typing import Any
 
 import click
 
 from ggrun import __version__
-from ggrun.cli.streams import close_streams, complain, open_streams
+from ggrun.cli.interrupt import interruptible
+from ggrun.cli.streams import complain, usable_streams
 from ggrun.errors import GgrunError
 
 COMMANDS = {
@@ -19,6 +21,7 @@ COMMANDS = {
     "join": "Remember the key of a worker on another machine.",
     "doctor": "Look this machine over: what ggrun finds, what is broken, what to install.",
 }
+_NO_THREAD = "can't start new thread"  # as Python says it
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -58,21 +61,15 @@ def ggrun() -> None:
 
 def status_of(arguments: list[str]) -> int:
     """Run the command line: one line on stderr, and an exit status, for whatever goes wrong."""
-    open_streams()
-    try:
+    with usable_streams():
         return _run(arguments or ["--help"])
-    finally:
-        close_streams()
 
 
 def _run(arguments: list[str]) -> int:
     try:
-        # Not ggrun.main(): that has ways of its own with a reader that leaves.
-        with ggrun.make_context("ggrun", arguments) as context:
-            result: Any = ggrun.invoke(context)
-        return result if isinstance(result, int) else 0
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
+        status = _invoked(arguments)
+        sys.stdout.flush()  # what is not written by then is no success
+        return status
     except BrokenPipeError:
         # Whoever read our output has gone: nothing to say, and nobody to say it to.
         return 0
@@ -86,6 +83,16 @@ def _run(arguments: list[str]) -> int:
         return status
 
 
+def _invoked(arguments: list[str]) -> int:
+    try:
+        # Not ggrun.main(): that has ways of its own with a reader that leaves.
+        with interruptible(), ggrun.make_context("ggrun", arguments) as context:
+            result: Any = ggrun.invoke(context)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+
+
 def _explained(error: Exception) -> tuple[str, int]:
     """The line for an error, and the exit status."""
     if isinstance(error, click.ClickException):
@@ -95,6 +102,8 @@ def _explained(error: Exception) -> tuple[str, int]:
     if isinstance(error, MemoryError):
         return "out of memory: give a smaller context with -c", 1
     if isinstance(error, OSError):
-        return f"{error.filename or 'output'}: {error.strerror or error}", 1
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error), 1
+    if isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
+        return "the system allows no more threads: ulimit -u says how many; -t and --devices take fewer", 1
     name = type(error).__name__
     return f"internal error, please report it: {name}: {error} (GGRUN_DEBUG=1 shows more)", 1

@@ -1,31 +1,15 @@
-"""How flags are read: their names in the environment, and the llama.cpp flags that are not built yet."""
+"""How flags are read: what texts and files are, their names in the environment, flags of llama.cpp's."""
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import click
 
-_LLAMA_CPP = """
-    -hf -hfr --hf-repo -hff --hf-file -hft --hf-token -mu --model-url -lm --load-mode --offline
-    --no-mmap --mmap --mlock -a --alias --check-tensors -fa --flash-attn -tb --threads-batch --numa
-    --prio --poll -C --cpu-mask --no-host --no-repack --repack --override-kv -cnv
-    --conversation -no-cnv --no-conversation -st --single-turn -sys --system-prompt -sysf
-    --system-prompt-file -i --interactive -if --interactive-first -mli --multiline-input --in-prefix
-    --in-suffix --chat-template --chat-template-file --chat-template-kwargs --jinja --no-jinja
-    --reasoning-format --reasoning-budget -co --color --simple-io -sp --special -bf --binary-file
-    --prompt-cache --keep --context-shift --no-context-shift --swa-full --no-warmup --warmup -np
-    --parallel -cb --cont-batching --rope-scaling --rope-scale --rope-freq-base --rope-freq-scale
-    --yarn-orig-ctx --yarn-ext-factor --lora --lora-scaled --control-vector -mm --mmproj --image
-    --audio -md --model-draft -ngld -cd --draft --samplers --sampling-seq --sampler-seq --mirostat
-    --mirostat-lr --mirostat-ent --dynatemp-range --dynatemp-exp --adaptive-target --adaptive-decay
-    --no-perf --perf -v --verbose --log-file --log-disable --host --port --api-key --ppl-stride
-    --ppl-output-type --kl-divergence --kl-divergence-base --save-all-logits --hellaswag
-    --winogrande --multiple-choice -embd --embeddings -nopo -mmp -nr --cpu-strict
-"""
-NOT_BUILT = frozenset(_LLAMA_CPP.split())
-"""Flags that users of llama.cpp know and ggrun does not have (yet)."""
+from ggrun.cli.llama_cpp import NOT_BUILT, needless
 
 
 class Text(click.types.StringParamType):
@@ -34,16 +18,59 @@ class Text(click.types.StringParamType):
     envvar_list_splitter = "\n"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The same text; what is no UTF-8 comes as surrogates from the command line."""
+        """The text that the bytes of the command line are in UTF-8, whether or not the locale can say it."""
         text = super().convert(value, param, ctx)
         try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
+            # What the locale's encoding lacks has come as surrogates, one for each byte.
+            return _whole(text)
+        except UnicodeError:
             self.fail("not a text in UTF-8", param, ctx)
-        return text
 
 
 TEXT = Text()
+
+
+def _whole(text: str) -> str:
+    """A text without surrogates; UnicodeError where they are no UTF-8."""
+    try:
+        return text.encode("utf-8").decode("utf-8")
+    except UnicodeEncodeError:
+        return os.fsencode(text).decode("utf-8")
+
+
+class File(click.types.StringParamType):
+    """The path of a file or folder. Whoever opens it says what is wrong with it: that is no wrong usage."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; click's usual complaint for what can be none."""
+        try:
+            return path_of(super().convert(value, param, ctx))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+FILE = File()
+
+
+def path_of(text: str) -> Path:
+    """The path that somebody wrote; ValueError, in words, for an empty name and for an address in the web."""
+    if not text:
+        raise ValueError("a file without a name")
+    if re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):
+        raise ValueError(f"{text!r:.200}: ggrun downloads nothing: give a file of this machine")
+    return Path(text)
+
+
+class Option(click.Option):
+    """An option whose errors name the variable, where the value came from the environment."""
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """What click says that a value is for."""
+        hint = super().get_error_hint(ctx)
+        source = ctx and ctx.get_parameter_source(self.name or "")
+        return f"{self.envvar} ({hint})" if source is click.core.ParameterSource.ENVIRONMENT else hint
 
 
 def option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -51,11 +78,13 @@ def option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Calla
     long = next(name for name in names if name.startswith("--")).partition("/")[0]
     settings.setdefault("envvar", "GGRUN_" + long[2:].upper().replace("-", "_"))
     settings.setdefault("show_default", settings.get("default") not in (None, ""))
-    return click.option(*names, **settings)
+    return click.option(*names, cls=Option, **settings)
 
 
 class Command(click.Command):
     """A command that refuses an unknown flag of several letters after one dash by its whole name."""
+
+    as_llama_cpp = False
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click does, but for flags that click would take for several of one letter."""
@@ -64,12 +93,22 @@ class Command(click.Command):
             for param in self.get_params(ctx)
             for name in (*param.opts, *param.secondary_opts)
         }
-        for name in _unknown(args, takes_value):
+        dropped = set[int]()
+        for at, name in _unknown(args, takes_value):
+            if self.as_llama_cpp and (count := needless(args[at:])):
+                dropped.update(range(at, at + count))
+                continue
             if name in NOT_BUILT:
                 raise click.UsageError(f"{name}: not built yet; ggrun {self.name} -h lists what is", ctx)
             if not name.startswith("--"):
                 raise click.NoSuchOption(name, possibilities=get_close_matches(name, takes_value), ctx=ctx)
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, [arg for at, arg in enumerate(args) if at not in dropped])
+
+
+class ModelCommand(Command):
+    """One that takes the flags of llama.cpp's programs; nothing comes of those that it can do without."""
+
+    as_llama_cpp = True
 
 
 def given(name: str) -> bool:
@@ -78,10 +117,10 @@ def given(name: str) -> bool:
     return source is click.core.ParameterSource.COMMANDLINE
 
 
-def _unknown(args: list[str], takes_value: dict[str, bool]) -> Iterator[str]:
-    """The names of flags that are none."""
-    rest = iter(args)
-    for arg in rest:
+def _unknown(args: list[str], takes_value: dict[str, bool]) -> Iterator[tuple[int, str]]:
+    """The flags that are none: where they are, and their names."""
+    rest = iter(enumerate(args))
+    for at, arg in rest:
         name, equals, _ = arg.partition("=")
         if arg == "--":
             return
@@ -91,4 +130,4 @@ def _unknown(args: list[str], takes_value: dict[str, bool]) -> Iterator[str]:
         elif re.fullmatch(r"-[a-zA-Z][-+]?[0-9.].*", arg) and takes_value.get(arg[:2]):
             continue  # -n5: the number belongs to the letter
         elif arg.startswith("-") and arg != "-":
-            yield name
+            yield at, name

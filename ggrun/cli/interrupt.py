@@ -28,9 +28,9 @@ def interruptible(computation: Any = None) -> Iterator[Callable[[], None]]:
         with suppress(BlockingIOError):
             os.write(writer, _ANSWERED)
 
-    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread = threading.Thread(target=_watch, args=(reader, computation), daemon=True, name="ggrun-interrupt")
     thread.start()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         yield answered
     finally:

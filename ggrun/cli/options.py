@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from ggrun.cli.flags import TEXT, given, option
+from ggrun.cli.flags import FILE, TEXT, given, option
 from ggrun.cli.placement import placement_options, sum_options, sums_taken, taken
+from ggrun.cli.streams import say
 from ggrun.cli.terminal import ShownProgress
 from ggrun.errors import GgrunError, UsageError
 
@@ -27,7 +28,7 @@ _LOAD = [
     option(
         "-m",
         "--model",
-        type=click.Path(path_type=Path),
+        type=FILE,
         help="GGUF file, or any shard. Default: the demo model.",
     ),
     option(
@@ -88,9 +89,9 @@ _SAMPLE = [
         help="Make a token more or less likely; in the environment: one a line.",
     ),
     option("--grammar", default="", type=TEXT, help="GBNF that the text has to follow."),
-    option("--grammar-file", type=click.Path(path_type=Path), help="The same, from a file."),
+    option("--grammar-file", type=FILE, help="The same, from a file."),
     option("-j", "--json-schema", default="", type=TEXT, help="The text is JSON by it; {}: any JSON."),
-    option("-jf", "--json-schema-file", type=click.Path(path_type=Path), help="The same, from a file."),
+    option("-jf", "--json-schema-file", type=FILE, help="The same, from a file."),
     option("-s", "--seed", default=-1, help="-1, and 4294967295 too: a new one every time."),
 ]
 
@@ -125,6 +126,20 @@ def load(options: dict[str, Any]) -> Any:
         devices=placement.pop("hardware"), metered=options.pop("metered", False), **placement,
         **sums_taken(options), progress=ShownProgress(only_in_terminals=True),
     )  # fmt: skip
+
+
+def note_long_context(llm: Any) -> None:
+    """Say it where the context is longer than the model was made for: that makes little sense, mostly."""
+    if llm.n_ctx > llm.config.context:
+        say(f"the model was made for a context of {llm.config.context}, and has {llm.n_ctx} here")
+
+
+def check_biases(options: Any, llm: Any) -> None:
+    """UsageError where sampling options make a token more or less likely that the model does not have."""
+    n_vocab = llm.tokenizer.n_vocab
+    for token in options.logit_bias:
+        if token >= n_vocab:
+            raise UsageError(f"--logit-bias: there is no token {token}: the model has 0 to {n_vocab - 1}")
 
 
 def sampling(options: dict[str, Any]) -> Any:

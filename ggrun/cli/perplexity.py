@@ -7,17 +7,17 @@ from typing import Any
 
 import click
 
-from ggrun.cli.flags import TEXT, Command, given, option
+from ggrun.cli.flags import FILE, TEXT, ModelCommand, given, option
 from ggrun.cli.interrupt import interruptible
-from ggrun.cli.options import load, load_options, unescaped
+from ggrun.cli.options import load, load_options, note_long_context, unescaped
 from ggrun.cli.streams import say
 from ggrun.cli.terminal import compile_progress, ctrl_c_interrupts
 from ggrun.errors import GgrunError, Interrupted
 
 
 # The options are those of all commands; only the context is another one where none is given.
-@click.command(cls=Command, context_settings={"default_map": {"n_ctx": 512}})
-@option("-f", "--file", "prompt_file", type=click.Path(path_type=Path),
+@click.command(cls=ModelCommand, context_settings={"default_map": {"n_ctx": 512}})
+@option("-f", "--file", "prompt_file", type=FILE,
         help="The text: a file, without its last newline.")  # fmt: skip
 @option("-p", "--prompt", type=TEXT, help="The text itself.")
 @option("-e", "--escape/--no-escape", default=False, show_default=False,
@@ -35,8 +35,7 @@ def perplexity(**options: Any) -> int:
         llm = load(options)
     ctrl_c_interrupts()
     with interruptible(llm), llm:
-        if llm.n_ctx > llm.config.context:
-            say(f"the model was made for a context of {llm.config.context}, and has {llm.n_ctx} here")
+        note_long_context(llm)
         try:
             _show(llm.perplexity(text, window=llm.n_ctx, chunks=chunks), llm.n_ctx)
         except (KeyboardInterrupt, Interrupted):

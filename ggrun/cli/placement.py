@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ggrun.cli.flags import TEXT, option
+from ggrun.cli.flags import FILE, TEXT, option
 from ggrun.cli.rpc import NAMES, rpc_options, taken_rpc, worker_devices
 from ggrun.errors import GgrunError, UsageError
 
@@ -61,7 +61,7 @@ _OPTIONS = [
            help="MiB that stay free on each device; several: on the devices as they are listed."),
     option("-fitc", "--fit-ctx", default=4096, type=click.IntRange(1),
            help="The smallest context that fitting may leave."),
-    option("--plan", "plan_file", type=click.Path(path_type=Path),
+    option("--plan", "plan_file", type=FILE,
            help="A plan as ggrun plan --json writes it, instead of all these."),
     option("--devices", "hardware", type=TEXT, is_eager=True,
            help='Devices with their memory and bandwidth: "2x rtx3090, cpu:64GB@50GB/s" (ggrun plan), '

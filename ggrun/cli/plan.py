@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggrun.cli.flags import Command, option
+from ggrun.cli.flags import FILE, ModelCommand, option
 from ggrun.cli.placement import placement_options, taken
 from ggrun.cli.rpc import worker_devices
 from ggrun.errors import UsageError
@@ -20,8 +20,8 @@ _DEFAULT_MIX = "Q4_K_M"
 _DOES_NOT_FIT = 3
 
 
-@click.command(cls=Command)
-@click.argument("model", required=False)
+@click.command(cls=ModelCommand)
+@click.argument("model", required=False, type=FILE)
 @option("-c", "--ctx-size", "n_ctx", default=0, type=click.IntRange(0),
         help="Context; 0: the model's, if it fits.")  # fmt: skip
 @option("-b", "--batch-size", "n_batch", default=2048, type=click.IntRange(1), help="Most tokens of a batch.")
@@ -41,7 +41,8 @@ def plan(**options: Any) -> int:
     from ggrun.plan.cuts import check_cuts
     from ggrun.plan.facts import ModelFacts
 
-    outline = _outline(options.pop("model"))
+    model = options.pop("model")
+    outline = _outline(None if model is None else str(model))
     as_json = options.pop("as_json")
     planned = _planned(ModelFacts.from_outline(outline), options)
     check_cuts(planned.plan, outline, planned.facts.config)

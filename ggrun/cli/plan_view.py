@@ -3,7 +3,9 @@
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
+from typing import TextIO
 
+from ggrun.errors import escaped
 from ggrun.plan.cost import DEPTH
 from ggrun.plan.planned import Planned
 from ggrun.plan.planner import largest_context
@@ -11,8 +13,10 @@ from ggrun.plan.report import bottleneck, flags, notes, size
 from ggrun.plan.usage import Use
 
 _WIDTH = 40
-_PARTS = (("weights", "█", "34"), ("KV", "▓", "32"), ("working", "▒", "33"), ("free", "·", "90"))
-"""The parts of a bar: names, letters, and colours of a terminal."""
+_PARTS = (("weights", "34"), ("KV", "32"), ("working", "33"), ("free", "90"))
+"""The parts of a bar: names, and colours of a terminal."""
+_LETTERS, _ASCII = "█▓▒·", "#=+."
+"""What they are drawn with, and where an encoding lacks that."""
 
 
 def draw(planned: Planned) -> str:
@@ -21,12 +25,11 @@ def draw(planned: Planned) -> str:
     total = sum(part.total for part in facts.parts) + facts.embedding.total + facts.output.total
     cache = sizes.keys if sizes.keys == sizes.values else f"{sizes.keys}/{sizes.values}"
     lines = [
-        f"{_printable(facts.name)}: {size(total)}, {facts.config.layers} layers, "
+        f"{escaped(facts.name)}: {size(total)}, {facts.config.layers} layers, "
         f"context {sizes.n_ctx}, cache {cache}"
     ]
-    coloured = sys.stdout.isatty()
-    letters = (f"{_painted(letter, colour, coloured)} {name}" for name, letter, colour in _PARTS)
-    lines += ["  ".join(letters), ""]
+    legend = zip(_PARTS, _letters(sys.stdout), strict=True)
+    lines += ["  ".join(f"{_painted(x, colour, sys.stdout)} {name}" for (name, colour), x in legend), ""]
     for device in planned.devices:
         if device.name in planned.uses:
             lines += [*_device(planned, device.name, device.label), ""]
@@ -39,19 +42,28 @@ def _device(planned: Planned, name: str, label: str) -> Iterator[str]:
     title = name if label in ("", name) else f"{name} ({label})"
     over = f", {size(use.total - limit)} TOO MUCH" if use.total > limit else ""
     yield f"{title}: {size(use.total)} of {size(limit)}{over}"
-    yield f"  [{bar(use, limit, _WIDTH, sys.stdout.isatty())}]  " + ", ".join(
-        f"{part} {size(n)}" for n, (part, _, _) in zip(_shares(use, limit), _PARTS, strict=True)
+    yield f"  [{bar(use, limit, _WIDTH, sys.stdout)}]  " + ", ".join(
+        f"{part} {size(n)}" for n, (part, _) in zip(_shares(use, limit), _PARTS, strict=True)
     )
     yield f"  {'; '.join(work(planned, name))}"
 
 
-def bar(use: Use, limit: int, width: int, coloured: bool) -> str:
-    """The memory of a device, as so many letters."""
+def bar(use: Use, limit: int, width: int, stream: TextIO) -> str:
+    """The memory of a device, as so many letters that the stream can show."""
     parts, scale = _shares(use, limit), max(limit, use.total, 1)
     ends = [round(width * sum(parts[: i + 1]) / scale) for i in range(len(parts))]
     cells = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
-    painted = zip(cells, _PARTS, strict=True)
-    return "".join(_painted(letter * n, colour, coloured) for n, (_, letter, colour) in painted)
+    painted = zip(cells, _PARTS, _letters(stream), strict=True)
+    return "".join(_painted(letter * n, colour, stream) for n, (_, colour), letter in painted)
+
+
+def _letters(stream: TextIO) -> str:
+    """One for each of _PARTS."""
+    try:
+        _LETTERS.encode(stream.encoding or "ascii")
+    except UnicodeEncodeError:
+        return _ASCII
+    return _LETTERS
 
 
 def _shares(use: Use, limit: int) -> tuple[int, int, int, int]:
@@ -110,14 +122,9 @@ def _predicted(planned: Planned) -> Iterator[str]:
     yield f"flags       {shlex.join(flags(planned))}"
 
 
-def _printable(name: str) -> str:
-    """A file's name, which may have what would steer a terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
-
-
 def _rate(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _painted(text: str, colour: str, coloured: bool) -> str:
-    return f"\x1b[{colour}m{text}\x1b[0m" if text and coloured else text
+def _painted(text: str, colour: str, stream: TextIO) -> str:
+    return f"\x1b[{colour}m{text}\x1b[0m" if text and stream.isatty() else text

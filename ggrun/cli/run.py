@@ -1,24 +1,32 @@
 """ggrun run: text after a prompt, once or again and again."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import nullcontext, suppress
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
 import click
 
-from ggrun.cli.flags import TEXT, Command, given, option
+from ggrun.cli.flags import FILE, TEXT, ModelCommand, given, option
 from ggrun.cli.interrupt import interruptible
-from ggrun.cli.options import load, load_options, read_text, sampling, sampling_options, unescaped
-from ggrun.cli.streams import complain, read_stdin, say
+from ggrun.cli.options import (
+    check_biases,
+    load,
+    load_options,
+    note_long_context,
+    read_text,
+    sampling,
+    sampling_options,
+    unescaped,
+)
+from ggrun.cli.prompt import converse
+from ggrun.cli.streams import read_stdin, say, utf8_output
 from ggrun.cli.terminal import compile_progress, ctrl_c_interrupts, printable
-from ggrun.errors import GgrunError, Interrupted
+from ggrun.errors import Interrupted
 
 
-@click.command(cls=Command)
+@click.command(cls=ModelCommand)
 @option("-p", "--prompt", type=TEXT, help="What to begin with.")
-@option("-f", "--file", "prompt_file", type=click.Path(path_type=Path),
+@option("-f", "--file", "prompt_file", type=FILE,
         help="Begin with a file's text, without its last newline.")  # fmt: skip
 @option("-n", "--predict", "--n-predict", "max_tokens", default=-1, type=click.IntRange(-2),
         help="Most tokens; -1, and -2 too: no limit but the context.")  # fmt: skip
@@ -38,10 +46,11 @@ def run(**options: Any) -> int:
     """Generate text after a prompt.
 
     The prompt is -p, -f or what is piped in. In a terminal, without any of them, ggrun asks for one again and
-    again: Ctrl+C ends a text, Ctrl+D the session.
+    again: Ctrl+C ends a text, or drops a line that is being typed; Ctrl+D ends the session.
     """
     _unescape(options)
     prompt = _prompt(options)
+    utf8_output()
     show = _Output(options)
     options["metered"] = options.pop("show_split")
     how = {name: options.pop(name) for name in ("max_tokens", "stop", "ignore_eos")}
@@ -51,14 +60,11 @@ def run(**options: Any) -> int:
         llm = load(options)
     ctrl_c_interrupts()
     with interruptible(llm) as answered, llm:
+        check_biases(how["sampling"], llm)
+        note_long_context(llm)
         if prompt is not None:
             return show.generation(llm, prompt, how)
-        for typed in _typed_prompts():
-            try:
-                show.generation(llm, typed, how)
-            except GgrunError as error:
-                complain(str(error))
-            answered()
+        converse(lambda typed: show.generation(llm, typed, how), answered)
         return 0
 
 
@@ -120,14 +126,3 @@ def _prompt(options: dict[str, Any]) -> str | None:
     """The prompt that was given, or None when it is to be asked for."""
     text: str | None = options.pop("prompt")
     return text if text is not None or sys.stdin.isatty() else read_stdin()
-
-
-def _typed_prompts() -> Iterator[str]:
-    """Lines that the user types, until Ctrl+D or Ctrl+C at the prompt."""
-    with suppress(ImportError):
-        import readline  # noqa: F401 -- gives input() a history and editing
-    with suppress(EOFError, KeyboardInterrupt):
-        while True:
-            if line := input("> "):
-                yield line
-    print()

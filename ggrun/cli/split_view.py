@@ -41,7 +41,7 @@ class SplitView:
 
     def _memory(self, name: str) -> str:
         use, limit = self._planned.uses[name], self._planned.limits[name]
-        return f"[{bar(use, limit, _WIDTH, sys.stderr.isatty())}] {size(use.total)} of {size(limit)}"
+        return f"[{bar(use, limit, _WIDTH, sys.stderr)}] {size(use.total)} of {size(limit)}"
 
     def _times(self, name: str) -> str:
         if host_of(name):

@@ -2,13 +2,56 @@
 
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from ggrun.errors import GgrunError
 
 
-def open_streams() -> None:
-    """Put something where a stream is closed, and ? for what the user's encoding cannot say."""
+class _Output:
+    """Standard output whose errors say that they are its own, as those of files have their names."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> Any:
+        """As any stream does."""
+        with _named():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        """As any stream does."""
+        with _named():
+            self._stream.flush()
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        error.filename = "output"
+        raise
+
+
+@contextmanager
+def usable_streams() -> Iterator[None]:
+    """Put something where a stream is closed, and ? for what an encoding lacks; errors of output say so."""
+    _open_streams()
+    output: Any = _Output(sys.stdout)
+    before, sys.stdout = sys.stdout, output
+    try:
+        yield
+    finally:
+        sys.stdout = before
+        _close_streams()
+
+
+def _open_streams() -> None:
     # Output to nowhere has to fail: a stream that can only be read does. Complaints may get lost.
     for name, mode, access in (
         ("stdin", "r", os.O_RDONLY),
@@ -22,7 +65,7 @@ def open_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def close_streams() -> None:
+def _close_streams() -> None:
     """Give up what cannot be written, so that Python does not complain of it in its own way at the end."""
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -31,10 +74,18 @@ def close_streams() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def utf8_output() -> None:
+    """Let a model's text go into files and pipes as it is; a terminal gets it in the user's encoding."""
+    if not sys.stdout.isatty() and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+
+
 def read_stdin() -> str:
     """All that is piped in."""
     try:
         return sys.stdin.buffer.read().decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except OSError as error:
+        raise GgrunError(f"standard input: {error.strerror}") from None
     except UnicodeDecodeError:
         raise GgrunError("standard input: not a text in UTF-8") from None
 

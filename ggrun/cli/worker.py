@@ -1,6 +1,7 @@
 """ggrun worker: lends this machine's devices and memory to ggrun on other machines."""
 
 import logging
+import os
 import re
 import signal
 import socket
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggrun.cli.flags import TEXT, Command, option
+from ggrun.cli.flags import FILE, TEXT, Command, option
 from ggrun.cli.streams import say
 from ggrun.cli.terminal import printable
 from ggrun.errors import GgrunError, UsageError
@@ -35,18 +36,18 @@ _UNITS = {unit: 1 << (10 * i) for i, unit in enumerate(("", "K", "M", "G", "T"))
 @option("-d", "--device", "devices", type=TEXT,
         help="Devices to lend: cuda:0,cpu or cpu:0:8GB. Default: all cards, and the CPU.")  # fmt: skip
 @option("-t", "--threads", type=click.IntRange(1), help="Of the CPU. Default: one for each physical core.")
-@option("--models", type=click.Path(path_type=Path, file_okay=False, exists=True),
+@option("--models", type=FILE,
         help="A folder with GGUF files: weights that are in them need not be sent.")  # fmt: skip
 @option("-c/-nc", "--cache/--no-cache", default=True, show_default=False, envvar="GGRUN_KEEP_WEIGHTS",
         help="Keep weights that were sent (the default), or only while they are used.")  # fmt: skip
-@option("--cache-dir", type=click.Path(path_type=Path, file_okay=False), help="Where: -nc needs it too.")
+@option("--cache-dir", type=FILE, help="Where: -nc needs it too.")
 @option("--cache-size", default="64GB", type=TEXT, help="The most that is kept.")
 @option("--max-memory", type=TEXT,
         help="The most that all clients together get, as 16GB: of the first devices first.")  # fmt: skip
 @option("--max-clients", default=16, type=click.IntRange(1, 256), help="The most at a time.")
 @option("-fitt", "--fit-target", "margin", default=1024, type=click.IntRange(0),
         help="MiB that stay free on each device.")  # fmt: skip
-@option("--client-ca", type=click.Path(path_type=Path, dir_okay=False),
+@option("--client-ca", type=FILE,
         help="Certificates (PEM): clients need one that these signed, and not the token; they are joined all "
              "the same, as the join line has this worker's fingerprint.")  # fmt: skip
 @option("--announce/--no-announce", default=True, show_default=False,
@@ -63,7 +64,7 @@ def worker(**options: Any) -> int:
     machines that may use this worker.
     """
     from ggrun.cli.terminal import compile_progress
-    from ggrun.rpc.keys import check_folder, client_authorities
+    from ggrun.rpc.keys import check_secrets, client_authorities
     from ggrun.rpc.native_log import native_lines
     from ggrun.rpc.server import check_port
     from ggrun.rpc.worker import WorkerOptions, lendable, offered
@@ -72,6 +73,7 @@ def worker(**options: Any) -> int:
     new_token, announce = options.pop("new_token"), options.pop("announce")
     cache, cache_size = options.pop("cache"), _size("--cache-size", options.pop("cache_size"))
     memory, client_ca = options.pop("max_memory"), options.pop("client_ca")
+    _check_folder(options["models"])
     settings = WorkerOptions(
         **{("sessions" if name == "max_clients" else name): value for name, value in options.items()},
         cache_size=cache_size if cache else 0,
@@ -81,7 +83,7 @@ def worker(**options: Any) -> int:
     if not list_only:
         check_port(settings.host, settings.port)  # before devices are measured, or a token is made
         if not settings.insecure:
-            check_folder(_secrets())
+            check_secrets(_secrets())
     with compile_progress():
         devices = offered(settings.devices, settings.threads, margin)
     free = lendable(devices, settings.max_memory)
@@ -180,6 +182,15 @@ def _check_room(free: dict[str, int]) -> None:
     if max(free.values()) < _LEAST:
         none = "less than 1 MiB to lend: see -d, --max-memory and -fitt"
         raise GgrunError(f"{', '.join(free)}: {none}")
+
+
+def _check_folder(models: Path | None) -> None:
+    """GgrunError for a folder of models that cannot be looked into."""
+    try:
+        if models is not None:
+            os.scandir(models).close()
+    except OSError as error:
+        raise GgrunError(f"--models {models}: {error.strerror}") from None
 
 
 def _size(flag: str, text: str) -> int:

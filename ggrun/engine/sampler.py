@@ -30,7 +30,10 @@ FLOAT_MAX_LOG = 88.7228391
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How the next token is chosen. What is 0 (or 1 for top_p, typical and repeat_penalty) is off."""
+    """How the next token is chosen. What is 0 (or 1 for top_p, typical and repeat_penalty) is off.
+
+    UsageError for values that make no sense.
+    """
 
     temp: float = 0.8  # 0 or less: always the most probable token
     top_k: int = 40
@@ -54,8 +57,7 @@ class SamplingOptions:
     json_schema: str = ""
     seed: int = -1  # -1: a new one every time
 
-    def check(self) -> None:
-        """UsageError for values that make no sense."""
+    def __post_init__(self) -> None:
         self._check_kinds()
         for name in ("top_p", "min_p", "typical", "xtc_probability", "xtc_threshold"):
             if not 0.0 <= getattr(self, name) <= 1.0:
@@ -258,7 +260,6 @@ class Sampler:
         token_text: Callable[[int], str] | None = None,
         grammar: "Grammar | None" = None,
     ) -> None:
-        options.check()
         self.options = self._filters = options
         if options.temp <= 0.0 and options.typical >= 1.0 and options.xtc_probability <= 0.0:
             self._filters = replace(options, top_k=1)  # nothing drops the best: no need to sort the others

@@ -129,7 +129,7 @@ def refuse_unused(model: GGUF, used: set[str]) -> None:
 
 def _changes_nothing(model: GGUF, name: str) -> bool:
     if _FFN_SCALE.fullmatch(name):
-        return not find(model.architecture).ffn_scale
+        return not find(model.architecture, model.path).ffn_scale
     if _LAYER_ROPE.fullmatch(name):  # some files repeat the factors in every layer
         whole = model.tensors.get("rope_freqs.weight")
         return whole is not None and np.array_equal(model.tensors[name].data, whole.data)

@@ -1,6 +1,6 @@
 """The one error of this package, kept to one printable line whatever a hostile file puts into it."""
 
-from ggrun.errors import GgrunError
+from ggrun.errors import GgrunError, escaped
 
 
 class GGUFError(GgrunError):
@@ -9,7 +9,7 @@ class GGUFError(GgrunError):
     def __init__(self, message: str) -> None:
         # Names of files, keys and tensors go into messages: a newline, an escape code or an undecodable byte
         # in one of them must reach neither the terminal nor an encoder.
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+        super().__init__(escaped(message))
 
 
 def shown(name: str, limit: int = 80) -> str:

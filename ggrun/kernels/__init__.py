@@ -50,10 +50,12 @@ def _choose_cache_folder() -> None:
     try:
         folder = cache_home() / "kernels" / sha256(text + state).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            disk.folder = folder.resolve()
+        disk.folder = folder.resolve()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        disk.on_failure(error)
+        disk.refused = error
+        if disk.folder is None:
+            disk.on_failure(error)
 
 
 @contextmanager

@@ -30,8 +30,8 @@ def compile_together(kernels: Sequence[Any], processes: int) -> None:
     from ggrun.kernels import load_cpu
 
     missing = [kernel for kernel in dict.fromkeys(kernels) if not kernel.is_kept]
-    crew = min(processes, len(missing))
-    if crew < 2 or load_cpu("disk").DiskCache.folder is None:
+    crew, disk = min(processes, len(missing)), load_cpu("disk").DiskCache
+    if crew < 2 or disk.folder is None or disk.refused:
         return
     missing.sort(key=lambda kernel: kernel.name.endswith(_LONGEST), reverse=True)
     tasks: SimpleQueue[Any] = SimpleQueue()

@@ -5,6 +5,7 @@ device and the ranges of heads, key-value heads, feed-forward columns and output
 """
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -13,6 +14,8 @@ from ggrun.errors import UsageError
 
 Range = tuple[int, int]
 """[begin, end)"""
+_MOST_MEMBERS = 256
+"""Of one stage: more than any machine has devices. A plan may be a stranger's."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,11 @@ class Plan:
             _cover("output rows", [m.vocab for m in self.stages[-1].members], config.vocab)
         group = config.heads // config.kv_heads
         for stage in self.stages:
+            if len(stage.members) > _MOST_MEMBERS:
+                raise UsageError(
+                    f"the plan has {len(stage.members)} members in half layers {list(stage.halves)}: "
+                    f"{_MOST_MEMBERS} at most"
+                )
             _cover("key-value heads", [m.kv_heads for m in stage.members], config.kv_heads)
             _cover("heads", [m.heads for m in stage.members], config.heads)
             _cover("feed-forward columns", [m.ff for m in stage.members], config.ff)
@@ -105,8 +113,8 @@ class Plan:
                         f"the plan gives {m.device} heads {list(m.heads)} with key-value heads "
                         f"{list(m.kv_heads)}: each of these serves {group} heads"
                     )
-            names = [member.device for member in stage.members]
-            if twice := [name for name in names if names.count(name) > 1]:
+            names = Counter(member.device for member in stage.members)
+            if twice := [name for name, count in names.items() if count > 1]:
                 raise UsageError(f"the plan has {twice[0]!r:.40} twice in half layers {list(stage.halves)}")
             if len(hosts := sorted({host_of(name) or "this machine" for name in names})) > 1:
                 raise UsageError(

@@ -33,7 +33,7 @@ MOST_DEVICES = 32
 _TOO_MANY = f"no more than {MOST_DEVICES} devices can be planned for"
 
 _ITEM = re.compile(
-    r"(?:(\d{1,3})\s*[x×]\s*)?"  # 2x
+    r"(?:(\d{1,9})\s*[x×]\s*)?"  # 2x
     r"((?:cpu|emulated|cuda)(?::\d{1,3}(?:\.\d{1,3})?)?|[^:@,]+?)"  # cpu, cpu:0, cuda:0.1, rtx3090
     r"(?:\s*:\s*([0-9.]+)\s*([KMGT]?)i?B)?"  # :64GB
     r"(?:\s*@\s*([0-9.]+)\s*([MGT])B/s)?",  # @50GB/s
@@ -296,6 +296,8 @@ def _device(
         there, free = min(memory, info.memory), min(memory, info.free)
         return replace(info, name=f"{info.name}:{_limit(match)}", memory=there, free=free, shared=False)
     if of_host := _CPU.fullmatch(name.lower()):
+        if of_host[2] and int(of_host[2]) >= MOST_DEVICES and not match[3]:
+            raise UsageError(f"{name} would be a device of that number: for its memory write {name}GB")
         plain = of_host[1] + (f":{int(of_host[2])}" if of_host[2] else "")
         info = _cpu(plain, memory, speed, here)
         if info.host or not memory:

@@ -85,9 +85,11 @@ def split_address(address: str) -> tuple[str, int]:
     """The host and the port of host:port or [IPv6]:port; UsageError."""
     host, colon, port = address.rpartition(":")
     bare = ":" in (plain := host.removeprefix("[").removesuffix("]")) and plain == host
-    if bare or not (colon and plain and port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+    # int() refuses thousands of digits.
+    number = int(port) if port.isascii() and port.isdigit() and len(port) < 6 else 0
+    if bare or not (colon and plain and 0 < number < 1 << 16):
         raise UsageError(f"{address!r:.60} is no address of a worker: write it as host:port or [IPv6]:port")
-    return plain, int(port)
+    return plain, number
 
 
 def joined_address(host: str, port: int) -> str:
@@ -113,7 +115,7 @@ def open_channel(
     if expected is None:
         with _connected(address, timeout) as plain:
             return grpc.insecure_channel(_reached(address, plain), OPTIONS)
-    with _saying_why(address), _secured(address, own, timeout) as connection:
+    with _secured(address, own, timeout) as connection:
         certificate, reached = _certificate(address, connection), _reached(address, connection)
         _check_fingerprint(address, certificate, expected)
         _check_taken(address, own, connection)
@@ -138,8 +140,11 @@ def check_certificates(address: str, own: Certificates | None, timeout: float = 
 
 
 @contextmanager
-def _saying_why(address: str) -> Iterator[None]:
-    """A worker without TLS is told that this client wants it, and nothing else."""
+def saying_why(address: str) -> Iterator[None]:
+    """A worker without TLS is told in plain text that this client wants it, and nothing else.
+
+    For an address that the user gave: anybody else's may be of anything.
+    """
     try:
         yield
     except _NoTLS:

@@ -21,8 +21,8 @@ _TYPE = "_ggrun._tcp.local."
 _WAIT = 2.0
 """Seconds that workers have to answer."""
 _ANSWER = 3.0
-"""Seconds that one with several addresses has, to answer at any of them."""
-_MOST_ADDRESSES, _MOST_WORKERS = 16, 64
+"""Seconds that they have to say where they are, and one with several addresses to answer at any of them."""
+_MOST_NAMES, _MOST_ADDRESSES, _MOST_WORKERS = 1024, 16, 64
 """More are not tried: anybody can announce them."""
 _FINGERPRINT, _PROTOCOL = "fingerprint", "protocol"
 
@@ -62,10 +62,10 @@ def discovered(known: Mapping[str, Key], seconds: float = _WAIT, interfaces: Any
 
     class Listener(ServiceListener):
         def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-            names[name] = None
+            if len(names) < _MOST_NAMES:
+                names[name] = None
 
-        def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-            names[name] = None
+        update_service = add_service
 
         def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:
             names.pop(name, None)
@@ -77,17 +77,31 @@ def discovered(known: Mapping[str, Key], seconds: float = _WAIT, interfaces: Any
     try:
         ServiceBrowser(zeroconf, _TYPE, Listener())
         time.sleep(seconds)
-        infos = [zeroconf.get_service_info(_TYPE, name) for name in list(names)]
+        infos = _resolved(zeroconf, list(names))
     finally:
         zeroconf.close()
     keys = {key.fingerprint: key for key in known.values()}
-    found = [joined for info in infos if info and (joined := _joined(info, keys))][:_MOST_WORKERS]
+    found = [joined for info in infos if (joined := _joined(info, keys))][:_MOST_WORKERS]
     calls = [partial(_answering, addresses, key) for addresses, key in found]
     best = each(calls, _ANSWER + 1, lambda _: None)
     return {
         address if isinstance(address, str) else addresses[0]: key
         for (addresses, key), address in zip(found, best, strict=True)
     }
+
+
+def _resolved(zeroconf: Any, names: Sequence[str]) -> list[Any]:
+    """What they say of themselves. Most did so with their names; some of the others are asked, together."""
+    from zeroconf import BadTypeInNameException, ServiceInfo
+
+    infos = []
+    for name in names:
+        with suppress(BadTypeInNameException):
+            infos.append(ServiceInfo(_TYPE, name))
+    silent = [info for info in infos if not info.load_from_cache(zeroconf)][:_MOST_WORKERS]
+    calls = [partial(info.request, zeroconf, 1000 * _ANSWER) for info in silent]
+    each(calls, _ANSWER + 1, lambda _: None)
+    return infos
 
 
 def _joined(info: Any, keys: Mapping[bytes, Key]) -> tuple[Sequence[str], Key] | None:

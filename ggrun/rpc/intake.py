@@ -48,6 +48,11 @@ class Intake:
         """How many quarters of what was missing have come."""
         return 4 * self.received // max(self.total, 1)
 
+    @property
+    def complete(self) -> bool:
+        """Whether nothing more is to come."""
+        return not self._coming
+
     def look(self, stop: Stop = never) -> list["pb.Want"]:
         """What is missing; GgrunError when the disk has no room for it, Interrupted when stopped."""
         self._store.trim()
@@ -60,10 +65,10 @@ class Intake:
             self._needed[i].sha256: here[t.name] for i in missing if (t := self._needed[i]).name in here
         }
         missing = {i for i in missing if self._needed[i].sha256 not in self._found}
-        self._store.check_room(sum(self._needed[i].nbytes for i in missing))
-        for i in sorted(missing):
-            self._coming[i] = self._store.begin(self._needed[i])
-        self.total = sum(c.tensor.nbytes - c.offset for c in self._coming.values())
+        with self._store.room(sum(self._needed[i].nbytes for i in missing)):
+            for i in sorted(missing):
+                self._coming[i] = self._store.begin(self._needed[i])
+        self.total = sum(incoming.left for incoming in self._coming.values())
         return [pb.Want(tensor=i, offset=incoming.offset) for i, incoming in self._coming.items()]
 
     def take(self, chunk: "pb.Chunk") -> bool:
@@ -83,11 +88,15 @@ class Intake:
             self.received += len(chunk.data)
             return incoming.complete
 
-    def arrived(self, i: int) -> bool:
-        """Check and keep a tensor that has all come; whether it was the last of all."""
-        self._found[self._needed[i].sha256] = self._coming[i].finish()
+    def arrived(self, i: int) -> list["pb.Want"]:
+        """Check and keep a tensor that has all come. What is missing again: all of one that began wrongly."""
+        data = self._coming[i].finish()
+        if data is None:
+            self.total += self._needed[i].nbytes
+            return [pb.Want(tensor=i)]
+        self._found[self._needed[i].sha256] = data
         del self._coming[i]
-        return not self._coming
+        return []
 
     def model(self) -> Gathered:
         """All of them, when they are here."""

@@ -103,7 +103,7 @@ def identity(folder: Path, new_token: bool = False) -> Identity:
     return found
 
 
-def check_folder(folder: Path) -> None:
+def check_secrets(folder: Path) -> None:
     """GgrunError where secrets are neither kept nor can be: before anything that takes time."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -13,7 +13,15 @@ from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError
 from ggrun.rpc import PROTOCOL
 from ggrun.rpc import ggrun_pb2 as pb
-from ggrun.rpc.channel import TIMEOUT, TOKEN, Certificates, check_certificates, open_channel, speaks_tls
+from ggrun.rpc.channel import (
+    TIMEOUT,
+    TOKEN,
+    Certificates,
+    check_certificates,
+    open_channel,
+    saying_why,
+    speaks_tls,
+)
 from ggrun.rpc.framing import messages, split
 from ggrun.rpc.keys import Key
 from ggrun.rpc.wire import SMALL, ProtocolError, Room, shown
@@ -55,7 +63,8 @@ class Link:
         self._ponged = threading.Event()
         self._lock = threading.Lock()
         self._until: float | None = None  # from `leave` to `close`: when that waits no longer
-        self._channel = open_channel(host, key.fingerprint if key else None, own, timeout)
+        with saying_why(host):
+            self._channel = open_channel(host, key.fingerprint if key else None, own, timeout)
         self._call = self._channel.stream_stream("/ggrun.Worker/Session")(
             iter(self._outgoing()), metadata=[(TOKEN, key.token)] if key else []
         )

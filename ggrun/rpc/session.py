@@ -255,7 +255,9 @@ class Session:
 
     def _arrived(self, tensor: int) -> None:
         assert self._intake
-        if self._intake.arrived(tensor):
+        if wants := self._intake.arrived(tensor):
+            self._replies.put(pb.Reply(missing=pb.Missing(wants=wants)))
+        elif self._intake.complete:
             self._load()
 
     def _load(self) -> None:

@@ -1,5 +1,6 @@
 """A worker's weights: tensors by the SHA-256 of their bytes, in files that were there or have come."""
 
+import errno
 import logging
 import mmap
 import os
@@ -9,7 +10,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -41,8 +42,8 @@ class Store:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self._folder, self._limit = folder, limit
-        self._lock = threading.Lock()
-        self._coming: set[Path] = set()
+        self._lock, self._beginning = threading.Lock(), threading.Lock()
+        self._coming: dict[Path, Incoming] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -52,47 +53,52 @@ class Store:
     def find(self, tensor: Declared) -> Bytes | None:
         """A tensor's bytes, if they came before."""
         path = self._path(tensor.sha256)
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # ValueError: it is empty
             found = _mapped(path)
             if len(found) == tensor.nbytes:
                 os.utime(path)
                 return found
         return None
 
+    @contextmanager
+    def room(self, nbytes: int) -> Iterator[None]:
+        """Held while so many bytes are begun; GgrunError when the disk has not got them.
+
+        What others have begun and has not come yet is theirs. One at a time looks, and begins.
+        """
+        with self._beginning:
+            with self._lock:
+                coming = sum(incoming.left for incoming in self._coming.values())
+            free = shutil.disk_usage(self._folder).free
+            if nbytes > free - coming - _ROOM:
+                raise GgrunError(
+                    f"the worker has no room for {_mib(nbytes)} MiB of weights in {self._folder}: "
+                    f"{free >> 20} MiB are free, of which {_mib(coming + _ROOM)} are left to others; start "
+                    "it with --cache-dir on another disk, or with a smaller --cache-size or -nc, which clear "
+                    "this one"
+                )
+            yield
+
     def begin(self, tensor: Declared) -> "Incoming":
         """Take in a tensor, from where it was broken off before. GgrunError when that cannot be written."""
-        path = self._path(tensor.sha256)
-        # Other workers may share the folder.
-        part = path.with_suffix(f".{secrets.randbits(63)}.part")
+        incoming = Incoming(self, tensor, self._path(tensor.sha256))
         with self._lock:
-            self._coming.add(part)
+            self._coming[incoming.part] = incoming
         try:
-            path.parent.mkdir(exist_ok=True)
-            with suppress(FileNotFoundError):  # of several only one gets it
-                path.with_suffix(".part").rename(part)
-            return Incoming(self, tensor, path, part)
+            incoming.begin()
         except OSError as error:
-            self.ended(part)
+            self.ended(incoming)
             raise self.failed(error) from None
-
-    def check_room(self, nbytes: int) -> None:
-        """GgrunError when the disk has no room for so many bytes."""
-        free = shutil.disk_usage(self._folder).free
-        if nbytes > free - _ROOM:
-            raise GgrunError(
-                f"the worker has no room for {_mib(nbytes)} MiB of weights in {self._folder}: "
-                f"{free >> 20} MiB are free, of which {_ROOM >> 20} are left to others; start it with "
-                "--cache-dir on another disk, or with a smaller --cache-size or -nc, which clear this one"
-            )
+        return incoming
 
     def failed(self, error: OSError) -> GgrunError:
         """An error of the disk's, with the folder."""
         return GgrunError(f"the worker's cache, {self._folder}: {error.strerror}")
 
-    def ended(self, part: Path) -> None:
+    def ended(self, incoming: "Incoming") -> None:
         """Nobody writes this any more."""
         with self._lock:
-            self._coming.discard(part)
+            self._coming.pop(incoming.part, None)
 
     def trim(self) -> None:
         """Remove what was not used for the longest time. What is mapped stays there for who maps it."""
@@ -125,60 +131,79 @@ class Store:
 class Incoming:
     """A tensor that comes in chunks, in order. Its file is open only while it is used."""
 
-    def __init__(self, store: Store, tensor: Declared, path: Path, part: Path) -> None:
-        self.tensor = tensor
-        self.offset = part.stat().st_size if part.exists() else 0
-        self._store, self._path, self._part = store, path, part
-        if self.offset >= tensor.nbytes:  # no beginning of this
-            self._again()
+    def __init__(self, store: Store, tensor: Declared, path: Path) -> None:
+        self.tensor, self.offset = tensor, 0
+        # Other workers may share the folder.
+        self.part = path.with_suffix(f".{secrets.randbits(63)}.part")
+        self._store, self._path = store, path
+        self._begun = 0  # where, after what was here before
 
     @property
     def complete(self) -> bool:
         """Whether all bytes are here."""
         return self.offset == self.tensor.nbytes
 
+    @property
+    def left(self) -> int:
+        """Bytes that have not come."""
+        return self.tensor.nbytes - self.offset
+
+    def begin(self) -> None:
+        """Take over what was broken off, if it can be a beginning of this. OSError."""
+        self._path.parent.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # of several only one gets it
+            self._path.with_suffix(".part").rename(self.part)
+            status = self.part.lstat()
+            if not stat.S_ISREG(status.st_mode) or status.st_size >= self.tensor.nbytes:
+                self.part.unlink()
+            else:
+                self.offset = self._begun = status.st_size
+
     def write(self, data: bytes) -> None:
         """Take what follows."""
         try:
-            with open(self._part, "ab", opener=_private) as file:
+            with open(self.part, "ab", opener=_opened) as file:
                 file.write(data)
         except OSError as error:
             raise self._store.failed(error) from None
         self.offset += len(data)
 
-    def finish(self) -> Bytes:
-        """The tensor's bytes; GgrunError when they are not what was announced.
+    def finish(self) -> Bytes | None:
+        """The tensor's bytes. None when they are wrong, but began with what was here before: it begins again.
 
-        What is looked at is the file, not what came, and it is on the disk before it has its name: whoever
-        finds that name trusts it.
+        GgrunError when all that came is not what was announced. What is looked at is the file, not what
+        came, and it is on the disk before it has its name: whoever finds that name trusts it.
         """
         try:
-            with open(self._part, "r+b") as file:
+            with open(self.part, "r+b", opener=_opened) as file:
                 os.fsync(file.fileno())
-            data = _mapped(self._part)
+            data = _mapped(self.part)
             if sha256(data.data).digest() != self.tensor.sha256:
                 self._again()
-                name = self.tensor.name
-                raise GgrunError(f"tensor {name}: what came has another SHA-256 than was announced")
+                return None
             if (there := self._store.find(self.tensor)) is not None:  # another client was faster
-                self._part.unlink()
+                self.part.unlink()
                 data = there
             else:
-                self._part.replace(self._path)
+                self.part.replace(self._path)
         except OSError as error:
             raise self._store.failed(error) from None
-        self._store.ended(self._part)
+        self._store.ended(self)
         return data
 
     def close(self) -> None:
         """Give it up; what has come stays for another try."""
         with suppress(OSError):
-            self._part.replace(self._path.with_suffix(".part"))
-        self._store.ended(self._part)
+            self.part.replace(self._path.with_suffix(".part"))
+        self._store.ended(self)
 
     def _again(self) -> None:
-        self._part.unlink(missing_ok=True)
-        self.offset = 0
+        """Begin at the first byte; GgrunError when that was so already."""
+        self.part.unlink(missing_ok=True)
+        if not self._begun:
+            name = self.tensor.name
+            raise GgrunError(f"tensor {name}: what came has another SHA-256 than was announced")
+        self.offset = self._begun = 0
 
 
 class Library:
@@ -220,12 +245,17 @@ class Library:
 
 
 def _mapped(path: Path) -> Bytes:
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=_opened) as file:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+def _opened(path: str, flags: int) -> int:
+    """A file of the store's own. OSError for a link or a pipe: others may write where --cache-dir is."""
+    file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "no file of the cache's")
+    return file
 
 
 def _mib(nbytes: int) -> int:

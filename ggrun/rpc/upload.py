@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -35,7 +36,10 @@ class Upload:
         self._link, self._progress = link, progress
         self.width = self.vocab = self.sent = 0
         self._changed = threading.Condition()
-        self._missing: Any = None
+        self._tensors: list[Tensor] = []  # the model's
+        self._wants: deque[pb.Want] = deque()  # that are to be answered
+        self._asked: dict[int, int] = {}  # all wants so far: where each tensor's begin
+        self._total = 0  # bytes of them
         self._ready: Any = None
         self._received, self._heard = 0, time.monotonic()
         self._error: BaseException | None = None
@@ -50,6 +54,7 @@ class Upload:
         facts = ModelFacts.from_outline(model)
         self.width, self.vocab = facts.config.width, facts.config.vocab
         check_tokens(limits.tokens, self.width, form)
+        self._tensors = list(model.tensors.values())
         names = wanted(facts, plan, [i for part in parts for i in part]) & model.tensors.keys()
         self._link.on("missing", self._on_missing, Room(_WANT * len(model.tensors) + SMALL.nbytes))
         self._link.on("received", self._on_received)
@@ -64,7 +69,7 @@ class Upload:
                     self._link.host, plan, parts, model, digests, cache, limits, n_ctx, slots, form
                 )
                 self._link.send(open=message)
-                self._transfer(list(model.tensors.values()))
+                self._transfer()
             except BaseException as error:  # whatever it is, `finish` raises it
                 self._lost(error)
 
@@ -75,27 +80,24 @@ class Upload:
         self._wait(lambda: self._ready is not None)
         return set(self._ready.tensors)
 
-    def _transfer(self, tensors: list[Tensor]) -> None:
-        self._wait(lambda: self._missing is not None or self._ready is not None)
-        if self._missing is None:
-            return
-        total = sum(self._left(tensors, want) for want in self._missing.wants)
-        for want in self._missing.wants:
-            for chunk in self._chunks(tensors, want):
+    def _transfer(self) -> None:
+        what = f"sending weights to {self._link.host}"
+        while (want := self._next()) is not None:
+            for chunk in self._chunks(want):
                 self._wait(lambda: self.sent - self._received < _WINDOW)
                 self._link.send(chunk=chunk)
                 self.sent += len(chunk.data)
-                self._progress(f"sending weights to {self._link.host}", self._received, total)
-        self._wait(lambda: self._ready is not None)
-        self._progress(f"sending weights to {self._link.host}", total, total)
+                self._progress(what, self._received, self._total)
+        if self._total:
+            self._progress(what, self._total, self._total)
 
-    def _left(self, tensors: list[Tensor], want: "pb.Want") -> int:
-        if want.tensor >= len(tensors) or want.offset >= tensors[want.tensor].nbytes:
-            raise ProtocolError(f"{self._link.host}: the worker wants a tensor that there is not")
-        return tensors[want.tensor].nbytes - int(want.offset)
+    def _next(self) -> "pb.Want | None":
+        """What the worker wants now; None when it is ready."""
+        self._wait(lambda: self._wants or self._ready is not None)
+        return self._wants.popleft() if self._wants else None
 
-    def _chunks(self, tensors: list[Tensor], want: "pb.Want") -> Iterator["pb.Chunk"]:
-        data = tensors[want.tensor].data
+    def _chunks(self, want: "pb.Want") -> Iterator["pb.Chunk"]:
+        data = self._tensors[want.tensor].data
         for begin in range(want.offset, len(data), CHUNK):
             yield pb.Chunk(tensor=want.tensor, offset=begin, data=data[begin : begin + CHUNK].tobytes())
 
@@ -106,9 +108,21 @@ class Upload:
                 raise self._error
 
     def _on_missing(self, missing: "pb.Missing") -> None:
-        if self._missing is not None or len({w.tensor for w in missing.wants}) < len(missing.wants):
+        left = sum(self._asked_for(want) for want in missing.wants)
+        with self._changed:
+            self._wants.extend(missing.wants)
+            self._tell("_total", self._total + left)
+
+    def _asked_for(self, want: "pb.Want") -> int:
+        """The bytes of a want; ProtocolError for one that cannot be."""
+        i, offset = want.tensor, int(want.offset)
+        if i >= len(self._tensors) or offset >= self._tensors[i].nbytes:
+            raise ProtocolError(f"{self._link.host}: the worker wants a tensor that there is not")
+        # What it had of a tensor may prove wrong: it then wants all of it, once.
+        if i in self._asked and not self._asked[i] > offset == 0:
             raise ProtocolError(f"{self._link.host}: the worker asks for weights twice")
-        self._tell("_missing", missing)
+        self._asked[i] = offset
+        return self._tensors[i].nbytes - offset
 
     def _on_received(self, received: "pb.Received") -> None:
         if not self._received <= received.bytes <= self.sent + CHUNK:

@@ -86,6 +86,9 @@ class DiskCache(FunctionCache):
     folder: ClassVar[Path | None] = None
     """Where entries are; None: nothing is read or written."""
 
+    refused: ClassVar[OSError | None] = None
+    """Why nothing can be written. What is there is read all the same: it may have been filled for many."""
+
     on_failure: ClassVar[Callable[[OSError], None]] = staticmethod(lambda error: None)
     """Told why a compiled kernel could not be written."""
 
@@ -114,6 +117,9 @@ class DiskCache(FunctionCache):
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep a compiled function."""
+        if DiskCache.refused:
+            DiskCache.on_failure(DiskCache.refused)
+            return
         try:
             super().save_overload(sig, data)
         except OSError as error:

@@ -316,9 +316,9 @@ def test_what_fails_does_not_keep_the_others_from_running(tiny: Path) -> None:
 
 @pytest.mark.parametrize("begun", ["test 1/2 (pp8): run", "test 2/2 (tg4000): run 1"])
 def test_ctrl_c_leaves_whole_output(tiny: Path, begun: str) -> None:
-    command = [*GGRUN, "bench", "-m", str(tiny), "-p", "8", "-n", "4000", "-r", "10000", "-o", "json"]
+    command = [*GGRUN, "bench", "-m", str(tiny), "-p", "8", "-n", "4000", "-r", "1000000", "-o", "json"]
     if "2/2" in begun:
-        command[command.index("10000")] = "50"
+        command[command.index("1000000")] = "50"
     process = subprocess.Popen(
         [*command, "-t", "1", "--no-warmup", "--progress"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c,

@@ -1,6 +1,7 @@
 """How flags are read: their twins in the environment, llama.cpp's flags that are not built, escapes."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,11 @@ import pytest
 
 from ggrun.cli.commands import COMMANDS
 from ggrun.cli.commands import ggrun as group
-from ggrun.cli.flags import NOT_BUILT
+from ggrun.cli.llama_cpp import NEEDLESS, NOT_BUILT
 from ggrun.cli.options import sampling, unescaped
 from ggrun.cli.run import _unescape, run
 from ggrun.errors import UsageError
-from tests.cli.test_run import complaint, ggrun
+from tests.cli.test_run import complaint, ggrun, here
 
 FLAGS = [option for option in run.params if isinstance(option, click.Option) and option.expose_value]
 QUIET = ("run", "--no-display-prompt", "--no-show-timings", "--temp", "0")
@@ -49,6 +50,19 @@ def test_every_flag_has_its_twin(option: click.Option, monkeypatch: pytest.Monke
     assert parsed()[option.name or ""] != before
 
 
+@pytest.mark.parametrize("name", ["GGRUN_CTX_SIZE", "GGRUN_SPLIT_MODE", "GGRUN_FILE"])
+def test_errors_of_twins_name_the_variable(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "https://x")
+    long = "--" + name.removeprefix("GGRUN_").lower().replace("_", "-")
+    line = complaint(here(capsys, "run", "-p", "x"), 2)
+    assert line.startswith(f"ggrun: Invalid value for {name} ('-")
+    assert f"'{long}'): " in line
+    monkeypatch.delenv(name)
+    assert name not in complaint(here(capsys, "run", "-p", "x", long, "https://x"), 2)
+
+
 def test_twins_are_not_taken_for_other_settings() -> None:
     assert len({option.envvar for option in FLAGS}) == len(FLAGS)
     assert not {f"GGRUN_{name}" for name in ("CACHE", "SIMD", "DEBUG", "PEER")} & {o.envvar for o in FLAGS}
@@ -70,11 +84,43 @@ def test_the_command_line_outdoes_the_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", ["-no-cnv", "-fa", "-fa on", "--numa distribute", "-hf a/b", "-sys x", "-np 2"]
+    "args",
+    [
+        "-fa",
+        "-fa on",
+        "-fa=off",
+        "-lm none",
+        "--mmap=1",
+        "--numa distribute",
+        "-hf a/b",
+        "-sys x",
+        "-np 2",
+        "-lv 3",
+        "-kvu",
+        "-rea off",
+        "-dt 0.1",
+        "--cache-prompt",
+    ],
 )
-def test_flags_that_are_not_built_are_named(args: str) -> None:
-    line = complaint(ggrun("run", "-p", "x", *args.split()), 2)
-    assert f" {args.split()[0]}: not built yet" in line
+def test_flags_that_are_not_built_are_named(args: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = complaint(here(capsys, "run", "-p", "x", *args.split()), 2)
+    assert f" {re.split('[ =]', args)[0]}: not built yet" in line
+
+
+def test_flags_for_what_ggrun_does_anyway_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    every = [
+        word
+        for name, values in NEEDLESS.items()
+        for value in values or [""]
+        for word in (name, value)
+        if word
+    ]
+    assert "auto" in every
+    flags = ["-c", "64", "--temp", "0", "-r", "--mmap"]
+    for args in ([*every, *flags], [*flags, *every], [*every[:4], *flags, *every[4:], "--flash-attn=auto"]):
+        assert parsed(*args) == parsed(*flags)
+    assert "--mmap: not built yet" in complaint(here(capsys, "bench", "--mmap", "1"), 2)
+    assert "unexpected extra argument" in complaint(here(capsys, "run", "--", "--mmap"), 2)
 
 
 def test_what_is_built_is_not_said_to_be_missing() -> None:

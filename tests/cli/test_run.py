@@ -5,6 +5,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -102,6 +103,7 @@ def test_stop_strings() -> None:
         (["run", "-p", "x", "--frobnicate"], 2, ["--frobnicate"]),
         (["run", "-p", "x", "-ctk", "q3"], 2, ["q3"]),
         (["run", "-p", "x", "-l", "nonsense"], 2, ["nonsense"]),
+        (["run", "-p", "x", "-l", "99999+1"], 2, ["no token 99999", "0 to 4095"]),
         (["run", "-p", "x", "-f", "y"], 2, ["-p", "-f"]),
         (["run", "-f", "no-such-prompt"], 1, ["no-such-prompt", "No such file"]),
         (["run", "-p", "word " * 600], 2, ["tokens", "context holds 512", "-c"]),
@@ -117,6 +119,15 @@ def test_bad_usage_gets_one_line(
     line = complaint(here(capsys, *args), status)
     for word in words:
         assert word in line
+
+
+def test_a_context_that_the_model_was_not_made_for(capsys: pytest.CaptureFixture[str]) -> None:
+    notes: list[str] = []
+    for n_ctx in ("512", "600"):
+        done = here(capsys, "run", "-p", "Once", "-n", "1", "--no-show-timings", "-c", n_ctx)
+        assert done.returncode == 0
+        notes += [line for line in done.stderr.splitlines() if "context" in line]
+    assert notes == ["the model was made for a context of 512, and has 600 here"]
 
 
 def test_bad_files_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +150,8 @@ def test_bad_files_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_models_that_cannot_run_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unknown = Tiny(arch="mamba9").write(tmp_path / "unknown.gguf")
-    assert "mamba9" in complaint(here(capsys, "run", "-m", unknown, "-p", "x"), 1)
+    line = complaint(here(capsys, "run", "-m", unknown, "-p", "x"), 1)
+    assert line.startswith(f"ggrun: {unknown}: unknown architecture 'mamba9'")
     wrong = Tiny(extra={"feed_forward_length": 100}).write(tmp_path / "wrong.gguf")
     assert "ffn_gate" in complaint(here(capsys, "run", "-m", wrong, "-p", "x"), 1)
     wordless = Tiny().write(tmp_path / "wordless.gguf")
@@ -190,6 +202,16 @@ def test_a_cache_folder_that_cannot_be_written(tmp_path: Path) -> None:
     notes = [line for line in done.stderr.splitlines() if "cache folder" in line]
     assert len(notes) == 1
     assert "GGRUN_CACHE" in notes[0]
+
+
+def test_a_system_that_starts_no_more_threads(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert "no more threads: ulimit -u" in complaint(here(capsys, "run", "-p", "Once"), 1)
 
 
 def read_until(terminal: int, text: str) -> str:

@@ -15,6 +15,7 @@ import pytest
 
 from ggrun.kernels import cache_home, load_cpu
 from tests.cli.test_run import GGRUN, complaint, ggrun, listen_to_ctrl_c, read_until
+from tests.waiting import PATIENCE
 
 INTERRUPTED = """
 import signal, sys
@@ -210,11 +211,13 @@ class Screen:
     def __init__(self, terminal: int) -> None:
         self.terminal, self.unread = terminal, ""
 
-    def wait_for(self, text: str, seconds: float = 60.0) -> None:
+    def wait_for(self, text: str) -> str:
+        """Read on until it comes; what came before it."""
         while text not in self.unread:
-            assert select.select([self.terminal], [], [], seconds)[0], self.unread
+            assert select.select([self.terminal], [], [], PATIENCE)[0], self.unread
             self.unread += os.read(self.terminal, 4096).decode(errors="replace")
-        self.unread = self.unread.partition(text)[2]
+        before, _, self.unread = self.unread.partition(text)
+        return before
 
 
 def test_a_prompt_that_is_too_long_does_not_end_the_session() -> None:

@@ -19,13 +19,14 @@ from ggrun.devices.host_memory import host_memory
 from ggrun.errors import GgrunError
 from ggrun.rpc import keys
 from tests.cli.test_run import read_until
+from tests.waiting import PATIENCE
 
 KEY = keys.Key(bytes(range(32)), bytes(range(32, 64)))
 
 
 def ggrun(*arguments: str, text: str | None = None) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "ggrun", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, input=text)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, input=text)
 
 
 @pytest.fixture(autouse=True)
@@ -117,10 +118,10 @@ def test_ctrl_d_instead_of_a_key(config: Path) -> None:
     [
         (["join", "spare", str(KEY)], "'spare' is no address of a worker: write it as host:port"),
         (["join", "spare:0", str(KEY)], "is no address"),
+        (["join", f"spare:{'9' * 5000}", str(KEY)], "is no address"),
         (["join", "::1:50052", str(KEY)], "write it as host:port or [IPv6]:port"),
         (["join", "spare:50052", "abc"], "that is no key of a worker"),
         (["join", "spare:50052"], "no key: give it after the address, or on standard input"),
-        (["worker", "--models", "/nonexist"], "'/nonexist' does not exist"),
         (["worker", "--max-memory", "8"], "--max-memory: '8' is no size: write it as 16GB"),
         (["worker", "--cache-size", "64"], "--cache-size: '64' is no size: write it as 16GB"),
         (["worker", "-p", "0", "-d", "tpu:0", "-t", "1"], "unknown device 'tpu:0': a worker lends what its"),

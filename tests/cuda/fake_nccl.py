@@ -62,6 +62,7 @@ class FakeNccl:
     """The module `cupy.cuda.nccl`.
 
     faults        a word, or None, for each group that comes to its end
+    hanging       is set when one of them blocks, or hangs
     reductions    how many values each has summed
     p2p_disabled  NCCL_P2P_DISABLE, whenever cards were connected
     """
@@ -76,7 +77,8 @@ class FakeNccl:
         self.reductions: list[int] = []
         self.p2p_disabled: list[str] = []
         self.aborted: list[int] = []
-        self.held, self.broken = threading.Event(), False
+        self.held, self.hanging, self.broken = threading.Event(), threading.Event(), False
+        self.never = threading.Event()
         self._group: list[Any] | None = None
 
     def get_version(self) -> int:
@@ -100,6 +102,7 @@ class FakeNccl:
         if fault == "refuses":
             raise NcclError("NCCL_ERROR_INVALID_USAGE: invalid usage\n(more)")
         if fault == "blocks":
+            self.hanging.set()
             self.held.wait()
         ranks = [call.rank if isinstance(call, _Communicator) else call.communicator.rank for call in calls]
         assert ranks == list(range(len(ranks))), "one thread calls for all cards in one group"
@@ -127,8 +130,10 @@ class FakeNccl:
         """In its turn: now, or whenever a graph comes to it."""
         count = calls[0].count
         self.reductions.append(count)
-        if fault == "hangs":
-            self.cupy.hold([call.stream for call in calls], self.held)
+        if fault in ("hangs", "hangs on"):
+            held = self.held if fault == "hangs" else self.never  # which aborting does not end
+            self.cupy.hold([call.stream for call in calls], held)
+            self.hanging.set()
             return
         given = [self._at(call.send, count).copy() for call in calls]
         for rank, call in enumerate(calls):
@@ -169,4 +174,5 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeN
     Cards.found.cache_clear()
     yield fake
     fake.held.set()
+    fake.never.set()
     Cards.found.cache_clear()

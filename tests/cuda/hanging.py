@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import Any
 
-from ggrun.cli import main
+from ggrun.cli import interrupt, main
 from ggrun.devices.cuda import local, watch
 from ggrun.plan.hardware import Speeds
 from tests.cuda.fake_cupy import FakeCupy
@@ -43,4 +43,5 @@ if __name__ == "__main__":
     modules["cupy"] = Cupy(memory=1 << 32)
     local._card_speeds = lambda *_: Speeds(1e9, 1e10, 1e10, 1e9)
     watch.LONGEST, watch.LOOK = float(sys.argv.pop(1)), 0.05
+    interrupt.GRACE = 0.5
     main()

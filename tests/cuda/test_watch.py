@@ -1,5 +1,6 @@
 """Copies between cards that never end: the run does, with a line; and what only takes long goes on."""
 
+import gc
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -40,13 +42,17 @@ def nccl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeNccl]:
 
 
 @pytest.fixture
-def lines(nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def lines(nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What processes would end with, and soon."""
     said: list[str] = []
     monkeypatch.setattr(watch, "leave", said.append)
     for name, seconds in (("LONGEST", 0.3), ("LOOK", 0.02), ("GRACE", 0.1)):
         monkeypatch.setattr(watch, name, seconds)
-    return said
+    yield said
+    gc.collect()
+    for thread in threading.enumerate():  # what still watches would end this process when that is undone
+        if thread.name == "ggrun-watch":
+            thread.join(5)
 
 
 @pytest.fixture
@@ -179,19 +185,35 @@ def test_graphs_of_cards_are_short(on_host: bool, nccl: FakeNccl, tmp_path: Path
     assert ({0, 1} in together) != on_host
 
 
-def test_cards_that_hang_even_when_nccl_is_given_up(
-    lines: list[str], never: threading.Event, nccl: FakeNccl
-) -> None:
+def test_cards_that_hang_even_when_nccl_is_given_up(lines: list[str], nccl: FakeNccl) -> None:
     pair = Connected()
     way = NcclExchange(pair.members)
-    nccl.faults.append("hangs")
-    nccl.held = never
+    nccl.faults.append("hangs on")
     way.all_reduce([Part(place) for place in pair.places], 1)
-    nccl.held = threading.Event()  # what aborting sets
     until(lambda: lines)
+    nccl.never.set()
     why = "NCCL: a reduction did not end in 0 s"
     assert way.lost == f"{why}: it was given up; --all-reduce copy sums without it"
     assert lines[0] == f"{why}: --all-reduce copy sums without it"
+
+
+def test_what_was_given_up_is_not_kept_alive(lines: list[str], nccl: FakeNccl) -> None:
+    pair = Connected()
+
+    def given_up() -> "ref[NcclExchange]":
+        way = NcclExchange(pair.members)
+        nccl.faults.append("hangs")
+        way.all_reduce([Part(place) for place in pair.places], 1)
+        until(lambda: way.lost)
+        return ref(way)
+
+    def is_gone() -> bool:
+        gc.collect()
+        return left() is None
+
+    left = given_up()
+    until(is_gone)
+    assert lines == []
 
 
 # ---------------------------------------------------------------- what users see
@@ -229,9 +251,13 @@ def test_ctrl_c_twice_ends_what_hangs() -> None:
     for line in process.stderr:
         if line == "it hangs\n":
             break
-    for _ in range(2):
+
+    def ended() -> bool:  # two that come while the process does not run are one
         process.send_signal(signal.SIGINT)
         time.sleep(0.2)
+        return process.poll() is not None
+
+    until(ended)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     again = "it hangs\n"  # where the first one came just before: coming to rest hangs then

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ggrun.kernels import load_cpu
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 simd, runtime = load_cpu("simd"), load_cpu("runtime")
@@ -76,10 +77,38 @@ def test_a_kernel_from_the_cache_has_memory_and_errors_of_numba(tmp_path: Path) 
     (tmp_path / "filling.py").write_text(KERNEL)
     env = {**os.environ, "GGRUN_CACHE": str(tmp_path / "cache"), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     for kept in (False, True):
-        done = subprocess.run(
-            [sys.executable, "-c", FILL], env=env, capture_output=True, text=True, check=False, timeout=60
-        )
+        command = [sys.executable, "-c", FILL]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE)
         assert (done.stderr, done.stdout) == ("", f"{kept} {not kept} 8 ValueError 8 MemoryError 8 7\n")
+
+
+READ_ONLY = """
+import tempfile
+def refused(**_: object) -> None:
+    raise OSError(30, "Read-only file system")
+tempfile.TemporaryFile = refused
+"""
+
+
+def test_a_cache_that_is_read_only_is_read(tmp_path: Path) -> None:
+    """As in a container that comes with it, or where another user has filled it."""
+    (tmp_path / "filling.py").write_text(KERNEL)
+    full, empty = tmp_path / "full", tmp_path / "empty"
+    empty.mkdir()
+
+    def run(cache: Path, before: str = "") -> tuple[str, str]:
+        env = {**os.environ, "GGRUN_CACHE": str(cache), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+        command = [sys.executable, "-c", before + FILL]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+        return done.stdout.partition(" ")[0], done.stderr
+
+    assert run(full) == ("False", "")
+    assert run(full, READ_ONLY) == ("True", "")
+    kept, note = run(empty, READ_ONLY)
+    assert kept == "False"
+    assert note.startswith(f"ggrun: cannot write to the cache folder {empty}")
+    assert note.count("\n") == 1
+    assert not [path for path in empty.rglob("*") if path.is_file()]
 
 
 RIGHT = ("name", "object", (b"code", b"bitcode"))

@@ -81,6 +81,9 @@ def test_devices_that_pretend_keep_their_limits_in_their_names() -> None:
     ("text", "words"),
     [
         ("rtx9999", "unknown device 'rtx9999'"),
+        ("33x rtx3090", "no more than 32 devices"),
+        ("1000x rtx3090", "no more than 32 devices"),
+        ("cpu:64", "for its memory write cpu:64GB"),
         ("rtx9999:24GB", "24GB@900GB/s"),
         ("", "write it as"),
         ("rtx3090,,cpu", "write it as"),
@@ -304,6 +307,7 @@ def test_the_memory_of_cards() -> None:
         ("cpu", "1XB", "'1XB' is no size"),
         ("cpu,cuda:0:1GB", "1GB", "no card without a limit"),
         ("33x rtx3090", "1GB", "no more than 32"),
+        ("1000x rtx3090", "1GB", "no more than 32"),
     ):
         with pytest.raises(UsageError, match=said):
             with_memory(devices, sizes)

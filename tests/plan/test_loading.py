@@ -15,8 +15,6 @@ from ggrun.plan.options import PlanOptions
 from ggrun.plan.planner import make_plan
 from tests.tiny import Tiny
 
-pytest.importorskip("ggrun.devices.emulated", reason="there are no devices with limits")
-
 Q8_0 = GGMLQuantizationType.Q8_0
 MODELS = [
     Tiny(layers=4, width=128, heads=8, kv_heads=4, ff=256, vocab=300, context=512, format=Q8_0),

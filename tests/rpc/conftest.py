@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ggrun.plan.hardware import DeviceInfo
+from ggrun.rpc import channel, workers
 from ggrun.rpc.handoff import Doors
 from ggrun.rpc.ledger import Ledger
 from ggrun.rpc.shop import Shop
@@ -15,6 +16,13 @@ from tests.rpc.script import ROOM
 from tests.tiny import Tiny
 
 Start = Callable[..., WorkerProcess]
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where users are not kept waiting: a worker may have to wait for a processor, in tests."""
+    monkeypatch.setattr(workers, "AGAIN", channel.TIMEOUT)
+    monkeypatch.setattr(channel, "_LOOK", channel.TIMEOUT)
 
 
 @pytest.fixture

@@ -5,16 +5,16 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from ggrun.arch.config import Config
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan, Stage, whole
 from ggrun.rpc import keys
-
-_START = 60.0
+from ggrun.rpc.workers import connect
+from tests.waiting import PATIENCE, ended, until
 
 
 class WorkerProcess:
@@ -74,19 +74,27 @@ class WorkerProcess:
         assert self.key
         keys.join(self.address, keys.Key.parse(self.key))
 
+    @property
+    def has_its_memory(self) -> bool:
+        """Whether nobody has any of its device's."""
+        with closing(connect(self.address, insecure=int(self.key is None))) as found:
+            (device,) = found.devices
+        return device.free == device.memory
+
     def device(self, name: str = "cpu:0:1GB") -> str:
         """What one of its devices is called in plans."""
         return f"{self.address}/{name}"
 
-    def wait_for(self, pattern: str, seconds: float = _START) -> re.Match[str]:
-        """Wait until it says something."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            for line in list(self.lines):
-                if found := re.search(pattern, line):
-                    return found
-            time.sleep(0.01)
-        raise AssertionError(f"the worker never said {pattern!r}, but: {self.text}")
+    def wait_for(self, pattern: str, times: int = 1) -> re.Match[str]:
+        """Wait until so many lines have said something, and give the last of them."""
+
+        def found() -> list[re.Match[str]]:
+            over = not self._reader.is_alive()  # looked at before the lines: then there are all
+            said = [match for line in list(self.lines) if (match := re.search(pattern, line))]
+            assert len(said) >= times or not over, f"the worker never said {pattern!r}, but: {self.text}"
+            return said[times - 1 : times]
+
+        return until(found, f"what says {pattern!r}")[0]
 
     def kill(self) -> None:
         """As kill -9."""
@@ -97,8 +105,8 @@ class WorkerProcess:
         """Let it end; it must do so in good order."""
         if self.process.poll() is None:
             self.process.terminate()
-            assert self.process.wait(20) == 0, self.text
-        self._reader.join()
+            assert self.process.wait(PATIENCE) == 0, self.text
+        ended([self._reader])
 
     def _read(self, process: "subprocess.Popen[str]", lines: list[str]) -> None:
         assert process.stdout

@@ -2,7 +2,6 @@
 
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from ggrun.rpc.opening import opening, wanted
 from ggrun.rpc.session import Session
 from ggrun.rpc.shop import Shop
 from tests.rpc.processes import plan_of
+from tests.waiting import PATIENCE, until
 
 ROOM = 64 << 20
 """Bytes of a shop's device."""
@@ -86,12 +86,9 @@ def talk(shop: Shop, requests: Callable[[list[pb.Reply]], Iterator[bytes]]) -> l
         done.set()
 
     threading.Thread(target=answer, daemon=True).start()
-    assert done.wait(30), "the session hangs"
+    assert done.wait(PATIENCE), "the session hangs"
     return replies
 
 
 def await_kind(replies: list[pb.Reply], kind: str) -> None:
-    deadline = time.monotonic() + 10
-    while not any(reply.HasField(kind) for reply in replies):
-        assert time.monotonic() < deadline, replies
-        time.sleep(0.001)
+    until(lambda: any(reply.HasField(kind) for reply in replies), kind)

@@ -1,70 +1,96 @@
 """Calls at the same time: none is waited for longer than all, and nothing that comes late is left open."""
 
 import threading
-import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, as_completed, wait
 from functools import partial
+from typing import Any
 
 import pytest
 
 from ggrun.rpc import at_once
 from ggrun.rpc.at_once import each, first
+from tests.waiting import PATIENCE, until
 
 
-def after(seconds: float, result: str | Exception) -> str:
-    time.sleep(seconds)
+def after(event: threading.Event, result: str | Exception) -> str:
+    assert event.wait(PATIENCE)
     if isinstance(result, Exception):
         raise result
     return result
 
 
-def settles(dropped: list[str], want: list[str]) -> bool:
-    deadline = time.monotonic() + 5
-    while sorted(dropped) != want and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return sorted(dropped) == want
+@pytest.fixture
+def now() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
 
 
-def test_each_has_its_outcome() -> None:
-    dropped, over = list[str](), threading.Event()
+@pytest.fixture
+def later() -> threading.Event:
+    """What a test sets."""
+    return threading.Event()
 
-    def never() -> str:
-        over.wait(30)
-        return "late"
 
-    begun = time.monotonic()
-    a, b, late = each(
-        [partial(after, 0.3, "a"), partial(after, 0.1, wrong := OSError()), never], 1.0, dropped.append
-    )
-    assert 0.9 < time.monotonic() - begun < 10
+def test_each_has_its_outcome(
+    now: threading.Event, later: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those that come in time, which is counted from when two have come."""
+
+    def two(futures: Sequence[Future[str]], seconds: float) -> Any:
+        until(lambda: sum(future.done() for future in futures) == 2)
+        return wait(futures, seconds)
+
+    monkeypatch.setattr(at_once, "wait", two)
+    dropped = list[str]()
+    calls = [partial(after, now, "a"), partial(after, now, wrong := OSError()), partial(after, later, "late")]
+    a, b, late = each(calls, 0.1, dropped.append)
     assert (a, b, type(late)) == ("a", wrong, TimeoutError)
-    assert dropped == []
-    over.set()
-    assert settles(dropped, ["late"])
+    later.set()
+    until(lambda: dropped)
+    assert dropped == ["late"]
 
 
-def test_the_first_that_gives_something() -> None:
+def test_the_first_that_gives_something(now: threading.Event, later: threading.Event) -> None:
     dropped: list[str] = []
-    calls = [partial(after, 0.0, OSError()), partial(after, 0.3, "late"), partial(after, 0.1, "a")]
-    assert first(calls, 2.0, dropped.append) == "a"
-    assert settles(dropped, ["late"])
+    calls = [partial(after, now, OSError()), partial(after, later, "late"), partial(after, now, "a")]
+    assert first(calls, PATIENCE, dropped.append) == "a"
+    later.set()
+    until(lambda: dropped)
+    assert dropped == ["late"]
 
 
-def test_none_gives_anything() -> None:
-    dropped: list[str] = []
+def test_none_gives_anything(
+    now: threading.Event, later: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_by_one(futures: Sequence[Future[str]], seconds: float) -> Iterator[Future[str]]:
+        for future in as_completed(futures, seconds):
+            yield future
+            later.set()
+
+    monkeypatch.setattr(at_once, "as_completed", one_by_one)
+    calls = [partial(after, later, OSError("second")), partial(after, now, OSError("first"))]
     with pytest.raises(OSError, match=r"^second$"):
-        first(
-            [partial(after, s, OSError(which)) for s, which in ((0.2, "second"), (0.0, "first"))], 2.0, print
-        )
+        first(calls, PATIENCE, print)
+
+
+def test_the_first_comes_too_late(later: threading.Event) -> None:
+    dropped: list[str] = []
     with pytest.raises(TimeoutError):
-        first([partial(after, 0.5, "late")], 0.1, dropped.append)
-    assert settles(dropped, ["late"])
+        first([partial(after, later, "late")], 0.1, dropped.append)
+    later.set()
+    until(lambda: dropped)
+    assert dropped == ["late"]
 
 
-def test_what_came_is_dropped_when_the_caller_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_came_is_dropped_when_the_caller_is_interrupted(
+    later: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
     came, dropped = threading.Event(), list[str]()
 
     def interrupted(*_: object) -> None:
-        assert came.wait(5)
+        assert came.wait(PATIENCE)
         raise KeyboardInterrupt
 
     def call() -> str:
@@ -73,5 +99,7 @@ def test_what_came_is_dropped_when_the_caller_is_interrupted(monkeypatch: pytest
 
     monkeypatch.setattr(at_once, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        each([call, partial(after, 0.2, "late")], 2.0, dropped.append)
-    assert settles(dropped, ["a", "late"])
+        each([call, partial(after, later, "late")], PATIENCE, dropped.append)
+    later.set()
+    until(lambda: len(dropped) == 2)
+    assert sorted(dropped) == ["a", "late"]

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from shutil import which
@@ -42,7 +42,7 @@ from tests.plans import Plans
 from tests.rpc.conftest import Start
 from tests.rpc.processes import plan_of
 from tests.tiny import Tiny
-from tests.waiting import ended, in_time, until
+from tests.waiting import PATIENCE, ended, in_time, until
 from tools.cuda_emulator.build import compiler
 from tools.cuda_emulator.driver import EmulatedDriver
 
@@ -333,7 +333,7 @@ def test_ggrun_bench_with_a_worker_that_lends_a_card(start: Start, path: Path, t
     worker = start("--insecure", *flags, module="tests.rpc.lends_cards")
     command = [sys.executable, "-m", "ggrun", "bench", "-m", str(path), "--rpc", worker.address, "--insecure"]
     command += ["--devices", "cpu", "-ngl", "99", "-p", "40", "-n", "4", "-r", "1", "-t", "1", "-o", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     tests = json.loads(done.stdout)
     assert [test["backends"] for test in tests] == ["RPC", "RPC"]
@@ -350,10 +350,11 @@ def test_who_comes_next_finds_its_memory(
     serve: Serve, path: Path, cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long the worker takes to free it: as when a client loads again without another worker."""
+    monkeypatch.setattr("ggrun.rpc.link._FAREWELL", 10 * PATIENCE)
     close = Cuda.close
 
     def slowly(card: Cuda) -> None:
-        time.sleep(0.5)
+        time.sleep(0.3)
         close(card)
 
     worker = serve("cuda:0")
@@ -361,5 +362,6 @@ def test_who_comes_next_finds_its_memory(
     with client(worker, path, devices="cpu", n_gpu_layers=99):
         monkeypatch.setattr(Cuda, "close", slowly)
     assert cupy.memGetInfo() == free
-    (device,) = connect(address(worker), insecure=1).devices
+    with closing(connect(address(worker), insecure=1)) as found:
+        (device,) = found.devices
     assert device.free == free[0]

@@ -1,9 +1,12 @@
 """mDNS: a worker is found by its fingerprint, and only by who has joined it."""
 
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -11,6 +14,7 @@ from ggrun import LLM
 from ggrun.bundled import demo_model
 from ggrun.errors import GgrunError, UsageError
 from ggrun.rpc import discovery, workers
+from ggrun.rpc.at_once import each
 from ggrun.rpc.discovery import Announcement, discovered
 from ggrun.rpc.keys import Key
 from ggrun.rpc.link import Link
@@ -19,6 +23,7 @@ from ggrun.rpc.workers import connect
 from tests.rpc.conftest import Start
 from tests.rpc.processes import plan_of
 from tests.rpc.proxy import Proxy
+from tests.waiting import PATIENCE, until
 
 KEY, OTHER = Key(bytes(32), bytes(range(32))), Key(bytes(32), bytes(range(1, 33)))
 HERE = ["127.0.0.1"]
@@ -37,20 +42,36 @@ def announce(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
             one(["127.0.0.1"], 50999, KEY)
         except GgrunError as error:
             pytest.skip(f"no multicast here: {error}")
-        if not discovered({"x": KEY}, 1.0, HERE):
+        if not any(discovered({"x": KEY}, 0.3, HERE) for _ in range(15)):
             pytest.skip("no multicast on this machine's loopback")
         stack.close()
         yield one
 
 
-def test_a_worker_is_found_by_who_has_joined_it(announce: Callable[..., None]) -> None:
+@pytest.fixture
+def look(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, Key]], dict[str, Key]]:
+    """Looks again and again, until the worker that is announced has answered: what is discovered then."""
+    seen, joined = list[Any](), discovery._joined
+    monkeypatch.setattr(discovery, "_joined", lambda info, keys: seen.append(info) or joined(info, keys))
+
+    def found(known: Mapping[str, Key]) -> dict[str, Key]:
+        seen.clear()
+        return until(lambda: [last for last in [discovered(known, 0.3, HERE)] if seen])[0]
+
+    return found
+
+
+def test_a_worker_is_found_by_who_has_joined_it(announce: Callable[..., None], look: Any) -> None:
     announce(["127.0.0.1"], 50999, KEY)
-    assert discovered({"old.example:1": KEY, "b:2": OTHER}, 1.0, HERE) == {"127.0.0.1:50999": KEY}
-    assert discovered({"b:2": OTHER}, 1.0, HERE) == {}
+    assert look({"old.example:1": KEY, "b:2": OTHER}) == {"127.0.0.1:50999": KEY}
+    assert look({"b:2": OTHER}) == {}
 
 
-def test_a_worker_in_several_nets(announce: Callable[..., None], start: Start) -> None:
-    """At its other addresses is nobody, or somebody who does not answer, or somebody else."""
+def test_a_worker_in_several_nets(
+    announce: Callable[..., None], look: Any, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its others is nobody, or somebody who does not answer, or somebody else: none is waited for."""
+    monkeypatch.setattr(discovery, "_ANSWER", PATIENCE)
     worker = start()
     key = Key.parse(worker.key or "")
     with (
@@ -59,8 +80,57 @@ def test_a_worker_in_several_nets(announce: Callable[..., None], start: Start) -
     ):
         announce(["127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.1"], worker.port, key)
         begun = time.monotonic()
-        assert discovered({"spare:1": key}, 1.0, HERE) == {worker.address: key}
-    assert time.monotonic() - begun < 2.0
+        assert look({"spare:1": key}) == {worker.address: key}
+        assert time.monotonic() - begun < PATIENCE / 3
+
+
+@pytest.fixture
+def shouted() -> Iterator[int]:
+    """Many names of workers, said again and again, behind which is nothing; and two that are no names."""
+    from zeroconf import DNSOutgoing, DNSPointer, Zeroconf, const
+
+    many, stop, service = 100, threading.Event(), "_ggrun._tcp.local."
+    names = [f"x{i}.{service}" for i in range(many)] + [f"\x1b[2J.{service}", "elsewhere.local."]
+    with closing(Zeroconf(HERE)) as stranger:
+
+        def shout() -> None:
+            while not stop.wait(0.2):
+                out = DNSOutgoing(const._FLAGS_QR_RESPONSE | const._FLAGS_AA)
+                for name in names:
+                    pointer = DNSPointer(service, const._TYPE_PTR, const._CLASS_IN, 4500, name)
+                    out.add_answer_at_time(pointer, 0)
+                stranger.send(out)
+
+        thread = threading.Thread(target=shout)
+        thread.start()
+        yield many
+        stop.set()
+        thread.join()
+
+
+def test_names_that_anybody_announces(
+    announce: Callable[..., None], shouted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are asked all at the same time, and not too many: the time for all is that for one."""
+    announce(["127.0.0.1"], 50999, KEY)
+    asked: list[int] = []
+
+    def counted(calls: Sequence[Callable[[], Any]], *more: Any) -> list[Any]:
+        asked.append(len(calls))
+        return each(calls, *more)
+
+    def look() -> list[int]:
+        """How many names were asked, and how many workers were found."""
+        asked.clear()
+        discovered({"x": KEY}, interfaces=HERE)
+        return asked
+
+    monkeypatch.setattr(discovery, "each", counted)
+    monkeypatch.setattr(discovery, "_ANSWER", 0.5)
+    assert shouted > discovery._MOST_WORKERS
+    until(lambda: look() == [discovery._MOST_WORKERS, 1], "what all of them say")
+    monkeypatch.setattr(discovery, "_MOST_NAMES", 20)
+    until(lambda: look()[0] in (19, 20), "what the first of them say")  # one of these may be the worker
 
 
 def test_who_is_found_and_cannot_be_used_is_left_out(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,11 +160,11 @@ def test_after_a_loss_the_network_is_not_looked_into_again(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That would take seconds; who was found is asked."""
-    two, looked, told = [start(name=name) for name in "ab"], list[float](), list[str]()
+    two, looked, told = [start(name=name) for name in "ab"], list[object](), list[str]()
     keys = {worker.address: Key.parse(worker.key or "") for worker in two}
 
-    def found(_: object) -> dict[str, Key]:
-        looked.append(time.monotonic())
+    def found(known: object) -> dict[str, Key]:
+        looked.append(known)
         return keys
 
     monkeypatch.setattr(discovery, "discovered", found)
@@ -117,5 +187,6 @@ def test_no_address_is_an_error(addresses: str) -> None:
 
 def test_auto_without_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "known_workers", dict)
+    monkeypatch.setattr(discovery, "discovered", partial(discovered, seconds=0.1))
     with pytest.raises(GgrunError, match=r"^--rpc auto: no (worker that was joined|network)"):
         connect("auto")

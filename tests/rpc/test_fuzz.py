@@ -19,6 +19,7 @@ from ggrun.rpc.framing import messages
 from ggrun.rpc.remote import Remote
 from ggrun.rpc.shop import Shop
 from tests.rpc.script import ROOM, Script, talk
+from tests.waiting import PATIENCE
 
 MANY = [2_000, pytest.param(100_000, marks=pytest.mark.slow)]
 
@@ -85,8 +86,9 @@ def said(script: Script, rng: random.Random, count: int, replies: list[pb.Reply]
     hello, open_ = pb.Request(hello=script.hello), pb.Request(open=script.open)
     yield mutated(hello, rng) if wrong == "hello" else hello.SerializeToString()
     yield mutated(open_, rng) if wrong == "open" else open_.SerializeToString()
-    deadline = time.monotonic() + (0.1 if wrong == "open" else 5)
-    while time.monotonic() < deadline and not any(reply.HasField("ready") for reply in replies):
+    kinds = ("ready", "failed", *(["missing"] if wrong == "open" else []))
+    deadline = time.monotonic() + (0.1 if wrong == "open" else PATIENCE)  # what opens nothing has no answer
+    while time.monotonic() < deadline and not any(reply.HasField(k) for reply in replies for k in kinds):
         time.sleep(0.001)
     for number in range(1, count):
         request = script.after(rng, number)

@@ -1,5 +1,6 @@
 """A worker's secrets on its disk, and the key that clients are told."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,20 @@ def test_a_key_is_to_be_shown_until_it_was(tmp_path: Path) -> None:
     assert not keys.was_shown(tmp_path, keys.identity(tmp_path).key)
 
 
+def test_secrets_go_into_new_files(tmp_path: Path) -> None:
+    """Not into one, or by way of a link, that somebody has put where they are written."""
+    other = tmp_path / "other"
+    other.write_text("another's")
+    folder = tmp_path / "worker"
+    folder.mkdir()
+    for name in ("private_key.pem", "certificate.pem", "token"):
+        (folder / f".{name}.{os.getpid()}").symlink_to(other)
+    made = keys.identity(folder)
+    assert keys.identity(folder) == made
+    assert other.read_text() == "another's"
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir() if not path.is_symlink()} == {0o600}
+
+
 @pytest.mark.parametrize("name", ["certificate.pem", "private_key.pem", "token"])
 def test_a_damaged_secret_is_named(name: str, tmp_path: Path) -> None:
     """One that is half there, is none, or is another's."""
@@ -63,8 +78,8 @@ def test_a_folder_that_is_not_to_be_written(tmp_path: Path, monkeypatch: pytest.
     """Secrets that are there are enough; without them, nothing can begin."""
     made = keys.identity(tmp_path / "mine")
     monkeypatch.setattr(keys.os, "access", lambda folder, mode: False)
-    keys.check_folder(tmp_path / "mine")
+    keys.check_secrets(tmp_path / "mine")
     assert keys.identity(tmp_path / "mine") == made
     why = f"^{tmp_path / 'none'}: Permission denied: GGRUN_CONFIG names another folder for keys$"
     with pytest.raises(GgrunError, match=why):
-        keys.check_folder(tmp_path / "none")
+        keys.check_secrets(tmp_path / "none")

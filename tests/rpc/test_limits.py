@@ -1,7 +1,6 @@
 """Messages of many megabytes, or that would take gigabytes: neither memory nor others' time is theirs."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -28,10 +27,11 @@ from tests.rpc.conftest import Start
 from tests.rpc.processes import plan_of
 from tests.rpc.raw import field, number
 from tests.rpc.script import Script
+from tests.waiting import PATIENCE
 
-MOST = 100 << 20
-"""Bytes that a process may grow by."""
-HUGE = 120 << 20
+MOST = 200 << 20
+"""Bytes that a process may grow by: half of it are buffers, when others have the processors."""
+HUGE = 240 << 20
 HELLO = pb.Request(hello=pb.Hello(protocol=PROTOCOL)).SerializeToString()
 
 
@@ -61,7 +61,7 @@ def attack(address: str, *messages: bytes, way: str = "Session", key: bytes = b"
     """What a worker says last to a client that sends these bytes."""
     with grpc.insecure_channel(address, [("grpc.max_send_message_length", -1)]) as channel:
         call = channel.stream_stream(f"/ggrun.Worker/{way}")(
-            iter(messages), timeout=20, metadata=[(KEY, key)] if key else []
+            iter(messages), timeout=PATIENCE, metadata=[(KEY, key)] if key else []
         )
         try:
             *_, last = call
@@ -72,12 +72,13 @@ def attack(address: str, *messages: bytes, way: str = "Session", key: bytes = b"
 
 def announced(place: int) -> list[bytes]:
     """A message of a kind that begins as a huge one does, and goes on."""
-    return [(bytes([place << 3 | 2]) + number(HUGE)).ljust(PIECE, b"\0"), *repeat(bytes(PIECE), 30)]
+    rest = repeat(bytes(PIECE), HUGE // PIECE)
+    return [(bytes([place << 3 | 2]) + number(HUGE)).ljust(PIECE, b"\0"), *rest]
 
 
 TENSOR, EMPTY = 4, b""
 ATTACKS: dict[str, Callable[[], list[bytes]]] = {
-    "larger than max": lambda: [field(3, field(TENSOR, EMPTY) * (HUGE // 2))],
+    "larger than max": lambda: [field(3, field(TENSOR, EMPTY) * (HUGE // 4))],
     f"{HUGE} bytes of open came: up to 2097152": lambda: announced(3),
     f"{HUGE} bytes of forward came: up to 65536": lambda: announced(5),
     f"{HUGE} bytes of ping came: up to 1048576": lambda: announced(2),
@@ -94,14 +95,10 @@ def test_a_worker_grows_by_little_and_others_go_on(start: Start) -> None:
     plan = plan_of(demo_model(), ("cpu", 4), (worker.device(), 16))
     with LLM(demo_model(), n_ctx=64, threads=1, plan=plan, rpc=rpc) as llm:
 
-        def text() -> tuple[str, float]:
-            tokens, longest, last = [], 0.0, time.monotonic()
-            for token in llm.generate("The king", temp=0.0, max_tokens=24):
-                tokens.append(token)
-                longest, last = max(longest, time.monotonic() - last), time.monotonic()
-            return "".join(tokens), longest
+        def text() -> str:
+            return "".join(llm.generate("The king", temp=0.0, max_tokens=24))
 
-        want, _ = text()
+        want = text()
         said: list[tuple[str, str]] = []
 
         def hostile() -> None:
@@ -113,12 +110,9 @@ def test_a_worker_grows_by_little_and_others_go_on(start: Start) -> None:
             thread.start()
             rounds = 0
             while thread.is_alive() or not rounds:
-                found, longest = text()
-                assert found == want
-                assert longest < 2
+                assert text() == want
                 rounds += 1
-            thread.join()
-    assert told == []
+    assert told == []  # nor was it silent for so long that it was taken for lost
     assert len(said) == len(ATTACKS) + 1
     for why, answer in said:
         assert why in answer
@@ -136,7 +130,7 @@ def test_a_worker_takes_no_more_than_it_has_opened(start: Start, path: Path) -> 
         """What is said to a message that follows a reply."""
         requests: SimpleQueue[bytes] = SimpleQueue()
         with grpc.insecure_channel(worker.address) as channel:
-            call = channel.stream_stream("/ggrun.Worker/Session")(iter(requests.get, b""), timeout=20)
+            call = channel.stream_stream("/ggrun.Worker/Session")(iter(requests.get, b""), timeout=PATIENCE)
             for request in loads:
                 requests.put(request)
             for data in call:
@@ -197,7 +191,11 @@ def hostile_worker(reply: Callable[[], Iterator[bytes]], to: str) -> Iterator[st
     ("to", "reply", "why"),
     [
         ("hello", lambda: announced(1), f"{HUGE} bytes of welcome came: up to 65536 are possible now"),
-        ("hello", lambda: [field(1, b"\x08\x02" + field(3, b"") * 30_000)], "too many devices, or one twice"),
+        (
+            "hello",
+            lambda: [field(1, bytes([8, PROTOCOL]) + field(3, b"") * 30_000)],
+            "too many devices, or one twice",
+        ),
         ("ping", lambda: announced(2), f"{HUGE} bytes of pong came: up to 65536"),
         ("open", lambda: announced(3), f"{HUGE} bytes of missing came: up to "),
         ("open", lambda: announced(4), f"{HUGE} bytes of received came: up to 65536"),

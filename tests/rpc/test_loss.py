@@ -18,11 +18,11 @@ from ggrun.rpc.placed import RpcOptions
 from tests.rpc.conftest import Start
 from tests.rpc.processes import WorkerProcess, plan_of
 from tests.rpc.proxy import Proxy
+from tests.waiting import PATIENCE
 
 MODEL, HALVES = Path(demo_model()), 16
 PROMPT = "The king ordered the"
 SAMPLING = {"temp": 0.0, "ignore_eos": True, "max_tokens": 60}
-LIMIT = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,7 @@ def test_killed_in_the_middle_of_an_answer(start: Start, want: str) -> None:
         pieces = llm.generate(PROMPT, **SAMPLING)
         got = [next(pieces) for _ in range(5)]
         b.kill()
-        begun = time.monotonic()
         got += list(pieces)
-        assert time.monotonic() - begun < LIMIT
         assert "".join(got) == want
         assert [b.address in line for line in told] == [True]
         assert b.address not in llm.plan.to_json()
@@ -86,9 +84,7 @@ def test_workers_that_lose_each_other(start: Start, want: str) -> None:
             got = [next(pieces) for _ in range(5)]
             # The client's two connections are older than the two of the other worker.
             proxy.cut(since=2)
-            begun = time.monotonic()
             got += list(pieces)
-            assert time.monotonic() - begun < LIMIT
     assert "".join(got) == want
     assert f"{proxy.address}: the worker is lost to {a.address}" in told[0]
 
@@ -168,7 +164,7 @@ class Phases:
         self._begun[phase].set()
 
     def wait(self, phase: str) -> None:
-        assert self._begun[phase].wait(60)
+        assert self._begun[phase].wait(PATIENCE)
 
     def lengths(self) -> dict[str, float]:
         """The seconds that each of them took."""
@@ -214,9 +210,13 @@ def answered(two: list[WorkerProcess], phases: Phases, told: list[str]) -> tuple
 
 
 @pytest.mark.parametrize(
-    "shares", [(1, 1, 1), pytest.param((17, 17, 16), marks=pytest.mark.slow)], ids=["few", "50"]
+    ("shares", "limit"),
+    [((1, 1, 1), PATIENCE), pytest.param((17, 17, 16), 15.0, marks=pytest.mark.slow)],
+    ids=["few", "50"],
 )
-def test_killed_at_any_moment(start: Start, long_want: str, shares: tuple[int, int, int]) -> None:
+def test_killed_at_any_moment(
+    start: Start, long_want: str, shares: tuple[int, int, int], limit: float
+) -> None:
     """Of loading, of the prompt, of the answer: either of two workers, of which one pushes to the other."""
     two = [start("--insecure", "--no-cache", name=name) for name in "ab"]  # so weights are always sent
     undisturbed, rng = Phases(), random.Random(1)
@@ -229,7 +229,8 @@ def test_killed_at_any_moment(start: Start, long_want: str, shares: tuple[int, i
             got, plan = answered(two, phases, told)
             killer.join()
             assert got == long_want
-            if killer.killed_in == phase:
+            # The last words of an answer come when there is nothing left for the worker to do.
+            if killer.killed_in == phase and (told or phase != "answer"):
                 shown[phase] += 1
                 longest = max(longest, phases.since["end"] - killer.at)
                 assert [line.partition(": ")[0] for line in told] == [victim.address]
@@ -239,4 +240,4 @@ def test_killed_at_any_moment(start: Start, long_want: str, shares: tuple[int, i
                 assert missed < 50
             victim.start(str(victim.port))
     print(f"killed in {shown}, {missed} more too late for that; {longest:.2f} s to the end at most")
-    assert longest < LIMIT
+    assert longest < limit

@@ -1,13 +1,15 @@
 """The stream that has no thread: its work is done by who waits, in order, and once."""
 
 import threading
-import time
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ggrun import LLM
+from ggrun.devices import streams
 from ggrun.devices.streams import Threaded, ThreadEvent
 from ggrun.errors import GgrunError
 from ggrun.rpc.on_demand import OnDemand
@@ -75,22 +77,25 @@ def test_several_wait_and_each_work_is_done_once() -> None:
     for i in range(200):
         stream.enqueue(lambda i=i: done.append(i))
         events.append(stream.record())
-    streams = [Threaded(f"t{i}") for i in range(3)]
+    others = [Threaded(f"t{i}") for i in range(3)]
     for i, event in enumerate(events):
-        streams[i % 3].wait(event)
+        others[i % 3].wait(event)
     threading.Timer(0.02, first.finish, [None]).start()
-    for one in streams:
+    for one in others:
         one.synchronize()
         one.close()
     assert done == list(range(200))
 
 
-def test_a_mark_is_when_somebody_came() -> None:
+def test_a_mark_is_when_somebody_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count()
+    monkeypatch.setattr(streams, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     stream = OnDemand()
-    begin, end = stream.mark(), stream.mark()
-    time.sleep(0.01)
+    begin = stream.mark()
+    next(clock)
+    end = stream.mark()
     stream.synchronize()
-    assert 0 <= end.since(begin) < 0.01
+    assert end.since(begin) == 1
 
 
 def test_late_devices_beside_a_worker(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ from ggrun.rpc.worker import WorkerOptions, open_worker
 from ggrun.rpc.workers import Workers, connect
 from tests.rpc.conftest import Start
 from tests.rpc.processes import plan_of
+from tests.waiting import PATIENCE
 
 PEM = serialization.Encoding.PEM
 
@@ -197,7 +198,7 @@ def test_insecure_is_for_loopback_unless_repeated(start: Start, tmp_path: Path) 
 
 def ggrun(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "ggrun", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
 def test_mutual_tls(start: Start, tmp_path: Path) -> None:
@@ -292,12 +293,12 @@ def self_made(days: tuple[int, int] = (-1, 10), by: tuple[bytes, bytes] | None =
 
 
 def answers(port: int, *requests: pb.Request) -> list[pb.Reply]:
-    """What a plain-text worker says to these; the stream stays open until it ends it, or a second is over."""
+    """What a plain-text worker says to these; the stream stays open until it ends it."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         call = channel.stream_stream(
             "/ggrun.Worker/Session", pb.Request.SerializeToString, pb.Reply.FromString
         )
-        return list(call(iter(requests), timeout=5))
+        return list(call(iter(requests), timeout=PATIENCE))
 
 
 @pytest.mark.parametrize(("version", "update"), [(PROTOCOL - 1, "the client"), (PROTOCOL + 1, "the worker")])
@@ -338,7 +339,7 @@ def test_malformed_handshakes(start: Start) -> None:
             sock.sendall(raw)
     with grpc.insecure_channel(worker.address) as channel:
         call = channel.stream_stream("/ggrun.Worker/Session")
-        (reply,) = call(iter([b"\xff\xff\xff"]), timeout=5)
+        (reply,) = call(iter([b"\xff\xff\xff"]), timeout=PATIENCE)
     assert pb.Reply.FromString(reply).failed.text == "what came is no message of ggrun"
     assert devices(connect(worker.address, insecure=1)) == [worker.device()]
     assert "Traceback" not in worker.text
@@ -358,12 +359,12 @@ def test_a_client_that_says_nothing_is_sent_away(
         over = threading.Event()
 
         def nothing() -> Iterator[pb.Request]:
-            over.wait(30)
+            over.wait(PATIENCE)
             yield pb.Request()
 
         begun = time.monotonic()
         with caplog.at_level(logging.WARNING):
-            assert list(call(nothing(), timeout=30)) == []
-        assert 0.5 < time.monotonic() - begun < 5
+            assert list(call(nothing(), timeout=PATIENCE)) == []
+        assert time.monotonic() - begun > 0.5
         over.set()
-    assert re.search(r"silent for \d seconds", caplog.text)
+    assert re.search(r"silent for \d+ seconds", caplog.text)

@@ -3,7 +3,8 @@
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
+from ggrun.engine.hosts import HostLost
 from ggrun.plan.hardware import DeviceInfo
 from ggrun.rpc import PROTOCOL, server, session
 from ggrun.rpc import ggrun_pb2 as pb
@@ -21,16 +23,17 @@ from ggrun.rpc.part import Inbox
 from ggrun.rpc.server import Server
 from ggrun.rpc.shop import Shop
 from ggrun.rpc.store import Library, Store
+from tests.waiting import PATIENCE, until
 
 HELLO = pb.Request(hello=pb.Hello(protocol=PROTOCOL)).SerializeToString()
 LARGE = "x" * (8 << 20)  # more than a connection holds for who does not read
 
 
 @pytest.fixture
-def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server for one client."""
+def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server for one client. Its parameter: seconds for a handshake."""
     monkeypatch.setattr(server, "_LOOK", 0.05)
-    monkeypatch.setattr(server, "_HANDSHAKE", 1.0)
+    monkeypatch.setattr(server, "_HANDSHAKE", getattr(request, "param", PATIENCE))
     monkeypatch.setattr(session, "_LAST_WORDS", 0.2)
     device = DeviceInfo("cpu:0:64MB", 64 << 20, 64 << 20, 1e10, 1e11, 1e10, shared=False)
     ledger, store = Ledger({device.name: device.free}), Store(tmp_path, 0)
@@ -39,23 +42,35 @@ def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     made.close()
 
 
-def settles(true: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 10
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return true()
+@pytest.fixture
+def silent(one: Server) -> Iterator[list[socket.socket]]:
+    """Connections that say nothing."""
+    with ExitStack() as stack:
+        address = "127.0.0.1", one.port
+        yield [stack.enter_context(socket.create_connection(address)) for _ in range(100)]
 
 
-def test_connections_that_say_nothing(one: Server) -> None:
-    """Only so many are taken, and these end soon: others come in again."""
-    silent = [socket.create_connection(("127.0.0.1", one.port), 5) for _ in range(100)]
+def test_only_so_many_connections_are_taken(silent: list[socket.socket]) -> None:
     refused = 100 - (4 + 64)
-    assert settles(lambda: sum(map(ended, silent)) >= refused)
+    until(lambda: sum(map(ended, silent)) >= refused)
     assert sum(map(ended, silent)) == refused
-    assert settles(lambda: all(map(ended, silent)))
-    Link(f"127.0.0.1:{one.port}", None).close()
-    for connection in silent:
-        connection.close()
+
+
+@pytest.mark.parametrize("one", [0.3], indirect=True)
+def test_connections_that_say_nothing_end(one: Server, silent: list[socket.socket]) -> None:
+    """Others come in again."""
+    begun = time.monotonic()
+    until(lambda: all(map(ended, silent)))
+    assert time.monotonic() - begun < 60  # of themselves they would in 120 seconds
+
+    def comes_in() -> bool:  # it has no longer to say something than they had
+        try:
+            Link(f"127.0.0.1:{one.port}", None).close()
+        except HostLost:
+            return False
+        return True
+
+    until(comes_in)
 
 
 def ended(connection: socket.socket) -> bool:
@@ -90,7 +105,7 @@ def test_an_inbox_ends_with_its_session(one: Server) -> None:
             return push(iter(SimpleQueue[bytes]().get, b""), metadata=[(KEY, key)])
 
         def ends(call: Any) -> bool:
-            return bool(settles(call.done)) and call.code() == grpc.StatusCode.CANCELLED
+            return bool(until(call.done)) and call.code() == grpc.StatusCode.CANCELLED
 
         first = enter(key := doors.open(inbox))
         next(first)
@@ -121,9 +136,9 @@ def test_a_client_that_does_not_read(one: Server, monkeypatch: pytest.MonkeyPatc
         with monkeypatch.context() as patch:
             patch.setattr(Shop, "welcome", lambda _: pb.Reply(welcome=pb.Welcome(version=LARGE)))
             requests.put(HELLO)
-            assert settles(lambda: one.sessions == 1)
+            until(lambda: one.sessions == 1)
             requests.put(HELLO)
-            assert settles(lambda: one.sessions == 0)
+            until(lambda: one.sessions == 0)
         Link(address, None).close()
         call.cancel()
         requests.put(b"")

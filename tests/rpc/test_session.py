@@ -21,6 +21,7 @@ from ggrun.rpc.session import Session
 from ggrun.rpc.shop import Shop
 from ggrun.rpc.store import Bytes, Library
 from tests.rpc.script import ROOM, Script, await_kind, talk
+from tests.waiting import PATIENCE
 
 
 @pytest.mark.parametrize("of_all", [False, True])
@@ -37,7 +38,7 @@ def test_a_next_worker_that_does_not_read(
 
     def inbox(pushes: Any, context: Any) -> Iterator[bytes]:
         yield b""
-        stop.wait(30)
+        stop.wait(PATIENCE)
 
     handlers = {"Inbox": grpc.stream_stream_rpc_method_handler(inbox)}
     deaf = grpc.server(ThreadPoolExecutor(1), options=[("grpc.http2.bdp_probe", 0)])
@@ -81,7 +82,7 @@ def test_a_client_that_goes_while_its_open_is_read(
     def slow(*args: Any) -> Any:
         opening = read(*args)
         reading.set()
-        assert gone.wait(10)
+        assert gone.wait(PATIENCE)
         return opening
 
     monkeypatch.setattr(session, "read", slow)
@@ -94,10 +95,10 @@ def test_a_client_that_goes_while_its_open_is_read(
 
     answers = Session(shop, "fuzz", bool).answer(requests())
     next(answers)
-    assert reading.wait(10)
+    assert reading.wait(PATIENCE)
     answers.close()  # type: ignore[attr-defined]
     gone.set()
-    assert done.wait(10)
+    assert done.wait(PATIENCE)
     assert shop.ledger.free("cpu:0:64MB") == ROOM
 
 
@@ -116,7 +117,7 @@ def test_who_leaves_while_files_are_hashed(shop: Shop, path: Path) -> None:
         script = Script(path)
         yield pb.Request(hello=script.hello).SerializeToString()
         yield pb.Request(open=script.open).SerializeToString()
-        assert hashing.wait(30)
+        assert hashing.wait(PATIENCE)
         assert shop.ledger.free("cpu:0:64MB") < ROOM
 
     replies = talk(replace(shop, library=Slow(None)), requests)

@@ -1,7 +1,5 @@
 """Many comings and goings: nothing of a client stays behind."""
 
-import time
-
 import psutil
 import pytest
 
@@ -11,9 +9,9 @@ from ggrun.errors import GgrunError
 from ggrun.rpc.keys import Key
 from ggrun.rpc.link import Link
 from ggrun.rpc.placed import RpcOptions
-from ggrun.rpc.workers import connect
 from tests.rpc.conftest import Start
 from tests.rpc.processes import plan_of
+from tests.waiting import until
 
 
 @pytest.mark.parametrize("times", [30, pytest.param(1000, marks=pytest.mark.slow)])
@@ -27,18 +25,17 @@ def test_connects_and_disconnects_leave_nothing(start: Start, times: int) -> Non
 
     for _ in range(times // 3):
         once()
-    settle(worker.lines, times // 3)
+    worker.wait_for("has gone$", times // 3)
     before, threads, files = process.memory_info().rss, process.num_threads(), process.num_fds()
     for _ in range(times - times // 3):
         once()
-    settle(worker.lines, times)
+    worker.wait_for("has gone$", times)
+    until(lambda: process.num_threads() <= threads + 8, "the end of threads")
+    until(lambda: process.num_fds() <= files + 8, "the end of connections")
     grown = process.memory_info().rss - before
     print(f"{times} clients: {grown / 2**20:+.1f} MiB, {process.num_threads() - threads:+} threads")
     assert grown < 32 << 20
-    assert process.num_threads() <= threads + 8
-    assert process.num_fds() <= files + 8
-    (device,) = connect(worker.address).devices
-    assert device.free == device.memory
+    assert worker.has_its_memory
 
 
 @pytest.mark.parametrize("times", [6, pytest.param(200, marks=pytest.mark.slow)])
@@ -54,27 +51,17 @@ def test_loaded_models_leave_nothing(start: Start, times: int) -> None:
 
     for _ in range(2):
         once()
-    settle(worker.lines, 2)
+    worker.wait_for("has gone$", 2)
     before, threads, files = process.memory_info().rss, process.num_threads(), process.num_fds()
     for _ in range(times - 2):
         once()
-    settle(worker.lines, times)
+    worker.wait_for("has gone$", times)
+    until(lambda: process.num_threads() <= threads + 4, "the end of threads")
+    until(lambda: process.num_fds() <= files + 4, "the end of files and connections")
     grown = process.memory_info().rss - before
     print(f"{times} models: {grown / 2**20:+.1f} MiB, {process.num_threads() - threads:+} threads")
     assert grown < 32 << 20
-    assert process.num_threads() <= threads + 4
-    assert process.num_fds() <= files + 4
-    (device,) = connect(worker.address, insecure=1).devices
-    assert device.free == device.memory
-
-
-def settle(lines: list[str], times: int) -> None:
-    """Wait until so many clients have gone."""
-    deadline = time.monotonic() + 20
-    while sum(line.endswith("has gone") for line in lines) < times:
-        assert time.monotonic() < deadline, "sessions stay behind"
-        time.sleep(0.02)
-    time.sleep(0.2)
+    assert worker.has_its_memory
 
 
 def test_too_many_clients(start: Start) -> None:
@@ -85,5 +72,5 @@ def test_too_many_clients(start: Start) -> None:
         Link(worker.address, key)
     for link in two:
         link.close()
-    settle(worker.lines, 2)
+    worker.wait_for("has gone$", 2)
     Link(worker.address, key).close()

@@ -7,6 +7,7 @@ import threading
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from ggrun.rpc.store import Library, Store
 from ggrun.rpc.wire import ProtocolError
 from tests.rpc.processes import plan_of
 from tests.tiny import Tiny
+from tests.waiting import PATIENCE, ended, in_time
 
 
 def tensor(name: str, data: bytes) -> Declared:
@@ -34,7 +36,16 @@ def tensor(name: str, data: bytes) -> Declared:
 def put(store: Store, one: Declared, data: bytes) -> np.ndarray:
     incoming = store.begin(one)
     incoming.write(data[incoming.offset :])
-    return incoming.finish()
+    found = incoming.finish()
+    assert found is not None
+    return found
+
+
+def place(folder: Path, one: Declared, ending: str = "") -> Path:
+    """Where the file of a tensor belongs, in a folder that is there."""
+    name = one.sha256.hex()
+    (folder / name[:2]).mkdir(exist_ok=True)
+    return folder / name[:2] / (name + ending)
 
 
 def test_the_least_recently_used_goes(tmp_path: Path) -> None:
@@ -129,6 +140,68 @@ def test_clients_that_send_the_same_do_not_meet(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("??/*")] == [one.sha256.hex()]
 
 
+def test_a_wrong_beginning_does_no_harm(tmp_path: Path) -> None:
+    """Another client's garbage, or a torn write: all of the tensor is taken in, and that has to be right."""
+    store, data = Store(tmp_path, 1000), bytes(range(200))
+    one = tensor("a", data)
+    for right in (True, False):
+        place(tmp_path, one, ".part").write_bytes(bytes([1]) * 120)
+        incoming = store.begin(one)
+        assert incoming.offset == 120
+        incoming.write(data[120:])
+        assert incoming.finish() is None
+        assert (incoming.offset, incoming.left) == (0, 200)
+        if right:
+            incoming.write(data)
+            assert bytes(incoming.finish()) == data
+            place(tmp_path, one).unlink()
+    incoming.write(data[::-1])
+    with pytest.raises(GgrunError, match=r"^tensor a: what came has another SHA-256"):
+        incoming.finish()
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_is_no_file_is_neither_followed_nor_served(kind: str, tmp_path: Path) -> None:
+    """Others may write where --cache-dir is."""
+    folder, data, other = tmp_path / "store", bytes(range(200)), tmp_path / "other"
+    store, one = Store(folder, 0), tensor("a", data)
+    other.write_bytes(data)
+
+    def plant(ending: str) -> Path:
+        path = place(folder, one, ending)
+        if kind == "link":
+            path.symlink_to(other)
+        else:
+            os.mkfifo(path)
+        return path
+
+    def work() -> None:
+        plant("")
+        store.trim()
+        assert place(folder, one).lstat()  # no file of the store's
+        assert store.find(one) is None
+        other.write_bytes(data[:50])
+        part = plant(".part")
+        incoming = store.begin(one)
+        assert (incoming.offset, part.is_symlink()) == (0, False)
+        incoming.part.symlink_to(other)
+        with pytest.raises(GgrunError, match=r"^the worker's cache, "):
+            incoming.write(data)
+        incoming.part.unlink()
+        incoming.write(data)
+        assert bytes(incoming.finish()) == data
+        assert place(folder, one).lstat().st_size == 200
+        assert other.read_bytes() == data[:50]
+
+    in_time(work)
+
+
+def test_an_empty_file_is_no_tensor(tmp_path: Path) -> None:
+    store, one = Store(tmp_path, 1000), tensor("a", bytes(10))
+    place(tmp_path, one).touch()
+    assert store.find(one) is None
+
+
 def test_what_is_hashed_is_the_file(tmp_path: Path) -> None:
     store, data = Store(tmp_path, 1000), bytes(range(200))
     one = tensor("a", data)
@@ -182,8 +255,8 @@ def test_the_limit_holds_for_what_was_broken_off(tmp_path: Path, limit: int) -> 
 
 def test_no_room_on_the_disk(tmp_path: Path) -> None:
     store, free = Store(tmp_path, 1000), shutil.disk_usage(tmp_path).free >> 20
-    with pytest.raises(GgrunError) as caught:
-        store.check_room((1 << 60) + 1)
+    with pytest.raises(GgrunError) as caught, store.room((1 << 60) + 1):
+        pass
     found = re.fullmatch(
         rf"the worker has no room for {(1 << 40) + 1} MiB of weights in {tmp_path}: (\d+) MiB are free, of "
         "which 1024 are left to others; start it with --cache-dir on another disk, or with a smaller "
@@ -192,6 +265,30 @@ def test_no_room_on_the_disk(tmp_path: Path) -> None:
     )
     assert found
     assert abs(int(found[1]) - free) < 1024
+
+
+def test_loads_at_the_same_time_share_the_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is still to come to one, the other cannot have."""
+    path, folder = Tiny(layers=2).write(tmp_path / "model.gguf"), tmp_path / "store"
+    first, second = (Intake(announced(path), Library(None), Store(folder, 1 << 30)) for _ in range(2))
+    second._store = store = first._store
+    free = 1 << 40
+
+    def disk_usage(_: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=free - sum(sizes(folder)))
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    want = first.look()[0]
+    free = (1 << 30) + first.total * 3 // 2
+    with pytest.raises(
+        GgrunError, match=r"^the worker has no room for 1 MiB .*, of which 1025 are left to oth"
+    ):
+        second.look()
+    first.take(pb.Chunk(tensor=want.tensor, data=bytes(3)))
+    with store.room(first.total // 2):  # what has come is counted once
+        pass
+    first.close()
+    assert len(second.look()) > 5
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -255,7 +352,7 @@ def test_a_file_is_hashed_once_for_several(tmp_path: Path, monkeypatch: pytest.M
 
     def first(what: str, done: int, total: int) -> None:
         begun.set()
-        assert waits.wait(30)
+        assert waits.wait(PATIENCE)
 
     def look() -> bool:
         waits.set()
@@ -266,13 +363,12 @@ def test_a_file_is_hashed_once_for_several(tmp_path: Path, monkeypatch: pytest.M
 
     threads = [threading.Thread(target=hashes, args=(GGUF(path), names, first))]
     threads[0].start()
-    assert begun.wait(30)
+    assert begun.wait(PATIENCE)
     with pytest.raises(Interrupted):
         hashes(GGUF(path), names, stop=lambda: True)
     threads.append(threading.Thread(target=second))
     threads[1].start()
-    for thread in threads:
-        thread.join(30)
+    ended(threads)
     assert waits.is_set()
     assert told == []
 

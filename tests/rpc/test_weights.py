@@ -2,8 +2,8 @@
 
 import shutil
 import threading
-import time
 from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from ggrun import LLM
 from ggrun.bundled import demo_model
 from ggrun.engine.hosts import HostLost
 from ggrun.errors import GgrunError
+from ggrun.gguf import GGUF
 from ggrun.rpc.placed import RpcOptions
 from tests.rpc.conftest import Start
 from tests.rpc.processes import WorkerProcess, plan_of
@@ -95,6 +96,19 @@ def test_a_broken_load_goes_on_where_it_was(start: Start, want: str) -> None:
     assert sent(worker.port, want) < 6 << 20
 
 
+def test_a_wrong_beginning_is_sent_again(start: Start, want: str) -> None:
+    """In one load: anybody who has joined may have left it."""
+    worker, model = start("--insecure"), GGUF(MODEL)
+    name = max((n for n in model.tensors if n.startswith("blk.5.")), key=lambda n: model.tensors[n].nbytes)
+    digest = sha256(model.tensors[name].data).hexdigest()
+    part = worker.folder / "cache" / "tensors" / digest[:2] / f"{digest}.part"
+    part.parent.mkdir()
+    part.write_bytes(bytes(model.tensors[name].nbytes // 2))
+    assert sent(worker.port, want) > sum(tensor.nbytes for tensor in model.tensors.values()) * 0.9
+    assert digest in [path.name for path in kept(worker)]
+    assert sent(worker.port, want) < 1_000_000
+
+
 def test_nothing_stays_without_a_cache(start: Start, want: str) -> None:
     worker = start("--insecure", "--no-cache")
     assert sent(worker.port, want) > 6 << 20
@@ -131,9 +145,7 @@ def test_three_clients_at_once_and_room(start: Start, want: str) -> None:
             LLM(MODEL, n_ctx=256, threads=1, plan=plan, rpc=rpc, fit=False)
         for model in models:
             assert "".join(model.generate(PROMPT, temp=0.0, max_tokens=20)) == want
-    deadline = time.monotonic() + 10
-    while worker.text.count("has gone") < 8 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    worker.wait_for("has gone$", 8)
     assert worker.text.count("has gone") == worker.text.count("has come") == 8
 
 

@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from contextlib import suppress
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -186,13 +184,25 @@ def test_a_step_that_crashes(tmp_path: Path) -> None:
     assert "ModuleNotFoundError" in found.note
 
 
-def test_a_step_that_hangs(tmp_path: Path) -> None:
-    child = Child("ceilings", settings(2), tmp_path)
+def hanging(name: str, begun: Path) -> str:
+    """What to add to PYTHONPATH so that a step hangs before it does anything, when it has made a folder."""
+    hang = f"""
+import os, sys, time
+if {{"tools.gpu_step", {name!r}}} <= set(sys.orig_argv):
+    os.mkdir({str(begun)!r})
+    time.sleep(1 << 20)
+"""
+    begun.with_name("sitecustomize.py").write_text(hang)
+    return os.pathsep.join([str(begun.parent), os.environ.get("PYTHONPATH", "")])
+
+
+def test_a_step_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", hanging("ceilings", tmp_path / "begun"))
+    child = Child("ceilings", settings(0.5), tmp_path)
     child.results.write_text('{"what": "a", "value": 1.0}\n{"what": "b", "val')
-    os.kill(child._process.pid, signal.SIGSTOP)
     found = child.outcome()
     assert (found.word, found.figures[0]) == ("out of time", Figure("a", 1.0))
-    assert found.seconds >= 2
+    assert found.seconds >= 0.5
     assert child._process.poll() is not None
 
 
@@ -205,28 +215,19 @@ def test_steps_that_there_is_no_time_for(tmp_path: Path, capsys: pytest.CaptureF
     assert "| bench | skipped |" in capsys.readouterr().out
 
 
-def steps_of(check: int, name: str) -> list[psutil.Process]:
-    """The processes of a step."""
-    found = []
-    for process in psutil.Process(check).children():
-        with suppress(psutil.Error):  # it has ended
-            found += [process] if {"tools.gpu_step", name} <= set(process.cmdline()) else []
-    return found
-
-
 def test_an_interrupt_leaves_pages_and_nothing_else(tmp_path: Path) -> None:
-    scratch = tmp_path / "scratch"
+    scratch, begun = tmp_path / "scratch", tmp_path / "begun"
     scratch.mkdir()
+    paths = hanging("load", begun)
     running = subprocess.Popen(
         [
             *(sys.executable, "-m", "tools.gpu_check", "--emulated", "--minutes", "90"),
             *("--steps", "peer,load", "--out", str(tmp_path / "out"), "--scratch", str(scratch)),
         ],
-        cwd=ROOT, env={**os.environ, "GGRUN_PEER": str(ROOT / "tests")},
+        cwd=ROOT, env={**os.environ, "GGRUN_PEER": str(ROOT / "tests"), "PYTHONPATH": paths},
     )  # fmt: skip
-    (load,) = until(lambda: steps_of(running.pid, "load"))
-    load.suspend()  # so that it is not done before it is interrupted
-    time.sleep(0.5)
+    until(begun.exists)
+    until(lambda: psutil.Process(running.pid).status() == psutil.STATUS_SLEEPING)  # it waits for the step
     running.send_signal(signal.SIGTERM)
     running.communicate(timeout=PATIENCE)
     assert running.returncode == 130

@@ -104,6 +104,7 @@ def _look(end: threading.Event, opened: _Open, give_up: "WeakMethod[Callable[[st
             leave(f"{why}: {running.instead}")
         elif method := give_up():
             method(f"{why}: it was given up; {running.instead}")
+            del method  # as it keeps alive what it is of
         give_up, left = None, GRACE
 
 
