@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ggrun.cli.flags import FILE, TEXT, option
-from ggrun.cli.rpc import rpc_options, taken_rpc
+from ggrun.cli.rpc import NAMES, rpc_options, taken_rpc, worker_devices
 from ggrun.errors import GgrunError, UsageError
 
 Command = Callable[..., Any]
@@ -19,8 +19,9 @@ def _list_devices(context: click.Context, parameter: click.Parameter, wanted: bo
     from ggrun.devices.local import local_devices
 
     hardware = _hardware(context.params.get("hardware"), context.params.get("device_memory"))
+    theirs = worker_devices(taken_rpc({name: context.params.get(name) for name in NAMES}))
     print("devices:")
-    for device in local_devices(hardware, p2p="off"):  # nothing will be copied
+    for device in [*theirs, *local_devices(hardware, p2p="off")]:  # nothing will be copied
         print(f"  {device.name}: {device.label} ({device.memory >> 20} MiB, {device.free >> 20} MiB free)")
     context.exit()
 
@@ -39,7 +40,8 @@ _OPTIONS = [
                 "2,2 for two pairs of cards. Default: the cards of each machine are one."),
     option("-mg", "--main-gpu", default=0, type=click.IntRange(0), help="The card of mode none."),
     option("-dev", "--device", "dev", type=TEXT,
-           help="Cards, in the order that activations pass them: cuda:1,cuda:0; none: the CPU alone."),
+           help="Cards, in the order that activations pass them: cuda:1,cuda:0; they get all that fits. "
+                "none: the CPU alone."),
     option("-ot", "--override-tensor", "overrides", multiple=True, type=TEXT, metavar="REGEX=DEVICE,...",
            help="Half layers with a tensor that matches go to the device (in ggrun: with all of their "
                 "tensors); may be given again."),
@@ -72,7 +74,7 @@ _OPTIONS = [
                 "doctor shows it); on: direct, untested; off: through the host's memory. NCCL goes the same "
                 "way."),
     option("--list-devices", is_flag=True, expose_value=False, callback=_list_devices,
-           help="List the devices of this machine, and end."),
+           help="List the devices of this machine, and of the workers of --rpc, and end."),
 ]  # fmt: skip
 
 _SUMS = [

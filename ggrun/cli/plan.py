@@ -7,6 +7,7 @@ import click
 
 from ggrun.cli.flags import FILE, ModelCommand, option
 from ggrun.cli.placement import placement_options, taken
+from ggrun.cli.rpc import worker_devices
 from ggrun.errors import UsageError
 
 if TYPE_CHECKING:
@@ -104,13 +105,6 @@ def _is_elsewhere(hardware: str) -> bool:
     return True
 
 
-def _of_workers(rpc: Any) -> list[Any]:
-    """Devices of other machines, asked and measured now."""
-    workers = rpc.connect()
-    workers.close()
-    return list(workers.devices)
-
-
 def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
     from ggrun.cli.terminal import compile_progress
     from ggrun.devices.local import (
@@ -131,7 +125,7 @@ def _planned(facts: "ModelFacts", options: dict[str, Any]) -> "Planned":
     hardware, own, p2p, rpc = (placement.pop(name) for name in ("hardware", "plan", "p2p", "rpc"))
     options["n_ubatch"] = min(options["n_ubatch"], n_batch)
     wishes = PlanOptions(**options, **placement)
-    workers = [] if rpc is None else _of_workers(rpc)  # what is wrong with one is said at once
+    workers = worker_devices(rpc)  # what is wrong with one is said at once
     # Speeds of this machine are only measured where they count.
     if not here_is_known(threads) and (hardware is None or not _is_elsewhere(hardware)):
         with compile_progress():

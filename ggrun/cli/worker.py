@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from ggrun.rpc.keys import Identity
     from ggrun.rpc.worker import WorkerOptions
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", re.IGNORECASE | re.ASCII)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?|B)", re.IGNORECASE | re.ASCII)
 _LONGEST = 1000
 """Characters of a line in the log."""
+_LEAST = 1 << 20
+"""Bytes with which a device is of some use to a client."""
 _UNITS = {unit: 1 << (10 * i) for i, unit in enumerate(("", "K", "M", "G", "T"))}
 
 
@@ -62,10 +64,10 @@ def worker(**options: Any) -> int:
     machines that may use this worker.
     """
     from ggrun.cli.terminal import compile_progress
-    from ggrun.rpc.keys import client_authorities
+    from ggrun.rpc.keys import check_secrets, client_authorities
     from ggrun.rpc.native_log import native_lines
     from ggrun.rpc.server import check_port
-    from ggrun.rpc.worker import WorkerOptions, offered
+    from ggrun.rpc.worker import WorkerOptions, lendable, offered
 
     list_only, margin = options.pop("list_only"), options.pop("margin")
     new_token, announce = options.pop("new_token"), options.pop("announce")
@@ -80,11 +82,15 @@ def worker(**options: Any) -> int:
     )
     if not list_only:
         check_port(settings.host, settings.port)  # before devices are measured, or a token is made
+        if not settings.insecure:
+            check_secrets(_secrets())
     with compile_progress():
         devices = offered(settings.devices, settings.threads, margin)
+    free = lendable(devices, settings.max_memory)
     if list_only:
-        _list(devices)
+        _list(devices, free)
         return 0
+    _check_room(free)
     with native_lines():
         _serve(settings, devices, new_token, announce)
     return 0
@@ -92,13 +98,13 @@ def worker(**options: Any) -> int:
 
 def _serve(settings: "WorkerOptions", devices: "list[DeviceInfo]", new_token: bool, announce: bool) -> None:
     from ggrun.rpc.channel import joined_address
-    from ggrun.rpc.keys import config_home, identity
+    from ggrun.rpc.keys import identity
     from ggrun.rpc.worker import open_worker
 
     handler = logging.StreamHandler()
     handler.setFormatter(log_format())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    folder = config_home() / "worker"
+    folder = _secrets()
     known = None if settings.insecure else identity(folder, new_token)
     server = open_worker(settings, devices, known)
     hint = _joining(folder, known, settings.host, server.port) if known else ""
@@ -110,6 +116,12 @@ def _serve(settings: "WorkerOptions", devices: "list[DeviceInfo]", new_token: bo
     if said:
         said.close()
     server.close()
+
+
+def _secrets() -> Path:
+    from ggrun.rpc.keys import config_home
+
+    return config_home() / "worker"
 
 
 class _OneLine(logging.Formatter):
@@ -159,10 +171,17 @@ def _announced(host: str, port: int, known: "Identity") -> Any:
         return None
 
 
-def _list(devices: "list[DeviceInfo]") -> None:
+def _list(devices: "list[DeviceInfo]", free: dict[str, int]) -> None:
     print("devices:")
     for device in devices:
-        print(f"  {device.name}: {device.label} ({device.memory >> 20} MiB, {device.free >> 20} MiB to lend)")
+        memory, lent = device.memory >> 20, free[device.name] >> 20
+        print(f"  {device.name}: {device.label} ({memory} MiB, {lent} MiB to lend)")
+
+
+def _check_room(free: dict[str, int]) -> None:
+    if max(free.values()) < _LEAST:
+        none = "less than 1 MiB to lend: see -d, --max-memory and -fitt"
+        raise GgrunError(f"{', '.join(free)}: {none}")
 
 
 def _check_folder(models: Path | None) -> None:
@@ -176,5 +195,5 @@ def _check_folder(models: Path | None) -> None:
 
 def _size(flag: str, text: str) -> int:
     if (match := _SIZE.fullmatch(text.strip())) is None:
-        raise UsageError(f"{flag} {text!r:.20}: write it as 16GB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+        raise UsageError(f"{flag}: {text!r:.20} is no size: write it as 16GB")
+    return int(float(match[1]) * _UNITS[(match[2] or "").upper()])

@@ -1,7 +1,7 @@
 """Devices as a planner sees them, and how users write those that are not here."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from ggrun.errors import UsageError
@@ -30,6 +30,7 @@ _DEFAULT_LINK = 12e9  # of an unknown card: PCIe 3.0 x16
 
 MOST_DEVICES = 32
 """More take minutes to plan for."""
+_TOO_MANY = f"no more than {MOST_DEVICES} devices can be planned for"
 
 _ITEM = re.compile(
     r"(?:(\d{1,9})\s*[x×]\s*)?"  # 2x
@@ -151,7 +152,7 @@ def parse_devices(
             shown = f"unknown device {item.strip()!r:.40}"
             raise UsageError(f"{shown}: write it as rtx3090, 2x rtx3090, cpu:64GB@50GB/s or cpu:0:2GB")
         if len(found) + int(match[1] or 1) > MOST_DEVICES:
-            raise UsageError(f"--devices: no more than {MOST_DEVICES} devices can be planned for")
+            raise UsageError(_TOO_MANY)
         for _ in range(int(match[1] or 1)):
             cards = sum(device.name.startswith("cuda:") for device in found)
             found.append(_device(match, cards, here, card_here))
@@ -159,8 +160,18 @@ def parse_devices(
         found = _logical(found, card_here)
     names = [short_name(device.name) for device in found]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UsageError(f"--devices: {twice[0]} is there twice")
+        raise UsageError(f"device {twice[0]} is there twice")
     return found
+
+
+def no_names(text: str) -> list[str]:
+    """The items that are no names of devices, limits or not, but unknown or descriptions, as rtx3090."""
+    return [item.strip() for item in text.split(",") if not _is_name(_ITEM.fullmatch(item.strip()))]
+
+
+def _is_name(match: re.Match[str] | None) -> bool:
+    kinds = (_CPU, _CUDA)
+    return bool(match and not match[5] and any(kind.fullmatch(match[2].strip().lower()) for kind in kinds))
 
 
 def with_memory(text: str, sizes: str) -> str:
@@ -189,7 +200,7 @@ def _one_by_one(text: str) -> list[str]:
         if match and match[1]:
             times, one = int(match[1]), one[match.start(2) :]
         if len(items) + times > MOST_DEVICES:
-            raise UsageError(f"--devices: no more than {MOST_DEVICES} devices can be planned for")
+            raise UsageError(_TOO_MANY)
         items += [one] * times
     return items
 
@@ -217,8 +228,7 @@ def _logical(found: list[DeviceInfo], card_here: Callable[[int], DeviceInfo]) ->
         limited = sum(device.free for device in devices if not device.shared)
         if limited > free:
             raise UsageError(
-                f"--devices: cuda:{index} has {free >> 20} MiB free, its logical devices are to take "
-                f"{limited >> 20} MiB"
+                f"cuda:{index} has {free >> 20} MiB free, its logical devices are to take {limited >> 20} MiB"
             )
         share = (free - limited) // max(1, sum(device.shared for device in devices))
         numbered = not any("." in device.name.split(":")[1] for device in devices)
@@ -246,7 +256,7 @@ def plain_name(text: str) -> str:
 
 
 def _memory(match: re.Match[str]) -> int:
-    return int(_number(match[3], _BINARY[match[4].upper()], 1.0, 2.0**60)) if match[3] else 0
+    return int(_number(match, 3, _BINARY, 1.0, 2.0**60)) if match[3] else 0
 
 
 def _limit(match: re.Match[str]) -> str:
@@ -255,17 +265,19 @@ def _limit(match: re.Match[str]) -> str:
 
 
 def _speed(match: re.Match[str]) -> float:
-    return _number(match[5], _DECIMAL[match[6].upper()], 1e6, 1e16) if match[5] else 0.0
+    return _number(match, 5, _DECIMAL, 1e6, 1e16) if match[5] else 0.0
 
 
-def _number(text: str, unit: float, least: float, most: float) -> float:
-    """A number of a unit; UsageError for what no device has."""
+def _number(match: re.Match[str], group: int, units: Mapping[str, float], least: float, most: float) -> float:
+    """The number in a group, of the unit in the next one; UsageError for what no device has."""
     try:
-        if least <= (value := float(text) * unit) <= most:
+        if least <= (value := float(match[group]) * units[match[group + 1].upper()]) <= most:
             return value
     except ValueError:
         pass
-    raise UsageError(f"--devices: {text!r:.20} is no number that a device could have there")
+    raise UsageError(
+        f"device {match[0]!r:.40}: {match[group]!r:.20} is no number that a device could have there"
+    )
 
 
 def _device(
@@ -281,13 +293,11 @@ def _device(
             info = replace(info, name=f"{info.name}.{int(of_here[2])}")
         if not memory:
             return info
-        limited = f"{info.name}:{_limit(match)}"
-        return replace(info, name=limited, memory=memory, free=min(memory, info.free), shared=False)
+        there, free = min(memory, info.memory), min(memory, info.free)
+        return replace(info, name=f"{info.name}:{_limit(match)}", memory=there, free=free, shared=False)
     if of_host := _CPU.fullmatch(name.lower()):
         if of_host[2] and int(of_host[2]) >= MOST_DEVICES and not match[3]:
-            raise UsageError(
-                f"--devices: {name} would be a device of that number: for its memory write {name}GB"
-            )
+            raise UsageError(f"{name} would be a device of that number: for its memory write {name}GB")
         plain = of_host[1] + (f":{int(of_host[2])}" if of_host[2] else "")
         info = _cpu(plain, memory, speed, here)
         if info.host or not memory:

@@ -59,13 +59,17 @@ class _Planner:
     def planned(self) -> Planned:
         """The plan for the context that was asked for, or that fits."""
         sums = self._sums(self._context())
-        found = self._best(sums, spill=True)
+        found = self._best_on_named(sums) or self._best(sums, spill=True)
         layout, settled = found or self._to_show(sums)
         planned = self._made_of(sums, layout, settled, tried=found is not None)
         if planned.fits and self._slots_are_open() and _overflows(planned.plan):
             others = self._with_slots(sums)
             return min([planned, *others], key=lambda made: made.speed.pace)
         return planned
+
+    def _best_on_named(self, sums: Sums) -> Found | None:
+        """Without the CPU where all fits on the cards that the user names: he wants them, slow or not."""
+        return self._best(sums, spill=False) if self.options.order else None
 
     def _made_of(self, sums: Sums, layout: Layout, settled: Settled, tried: bool = True) -> Planned:
         plan = _plan(self.facts, layout, sums.kv_on_host)

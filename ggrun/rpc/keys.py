@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from errno import EACCES
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -96,10 +97,20 @@ def identity(folder: Path, new_token: bool = False) -> Identity:
         check_valid(found.certificate, str(certificate))
         _check_pair(found, private_key)
     except OSError as error:
-        raise GgrunError(f"{error.filename or folder}: {error.strerror}") from None
+        raise _refused(folder, error) from None
     except ValueError:
         raise GgrunError(f"{certificate}: damaged: remove it, and join again") from None
     return found
+
+
+def check_secrets(folder: Path) -> None:
+    """GgrunError where secrets are neither kept nor can be: before anything that takes time."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not ((folder / "token").exists() or os.access(folder, os.W_OK)):
+            raise PermissionError(EACCES, os.strerror(EACCES), str(folder))
+    except OSError as error:
+        raise _refused(folder, error) from None
 
 
 def was_shown(folder: Path, key: Key) -> bool:
@@ -217,7 +228,7 @@ def join(address: str, key: Key) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write(file, json.dumps(known, indent=2).encode())
     except OSError as error:
-        raise GgrunError(f"{error.filename or file}: {error.strerror}") from None
+        raise _refused(file, error) from None
     return file
 
 
@@ -252,8 +263,10 @@ def _known(file: Path) -> Mapping[str, str]:
         found: Any = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise GgrunError(f"{file}: cannot be read: {error}") from None
+    except OSError as error:
+        raise GgrunError(f"{file}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        found = None
     if not (isinstance(found, dict) and all(isinstance(v, str) for v in found.values())):
         raise GgrunError(f"{file}: damaged: remove it, and join the workers again")
     return found
@@ -263,9 +276,22 @@ def _write(file: Path, data: bytes) -> None:
     """Write a file that only the user can read; nobody sees half of it."""
     # A new file, whatever others may have put beside it.
     part = file.with_name(f".{file.name}.{secrets.randbits(63)}")
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-        out.write(data)
-    part.replace(file)
+    try:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+            out.write(data)
+        part.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        error.filename = str(file)
+        raise
+
+
+def _refused(where: Path, error: OSError) -> GgrunError:
+    """Why keys cannot be kept, and what helps."""
+    return GgrunError(
+        f"{error.filename or where}: {error.strerror}: GGRUN_CONFIG names another folder for keys"
+    )
 
 
 def _word(data: bytes) -> str:

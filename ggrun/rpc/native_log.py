@@ -1,4 +1,6 @@
-"""What gRPC's native code writes to stderr: refused handshakes, of which Python learns in no other way."""
+"""What gRPC's native code writes to stderr: of a client nothing that its user needs; of a worker refused
+handshakes, of which Python learns in no other way.
+"""
 
 import logging
 import os
@@ -9,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 log = logging.getLogger(__name__)
+_VERBOSITY = "GRPC_VERBOSITY"
 _HANDSHAKE = re.compile(r"Handshake failed with error.*OPENSSL_internal:(\w+)")
 _MEANT = {
     "WRONG_VERSION_NUMBER": "no TLS: plain text came",
@@ -16,6 +19,23 @@ _MEANT = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the client has no certificate, and one is needed here",
     "CERTIFICATE_VERIFY_FAILED": "the client's certificate is expired, or none of those that are taken here",
 }
+
+
+@contextmanager
+def quiet_import() -> Iterator[None]:
+    """What is imported meanwhile is gRPC of a client, whose users read of all that happens in our words.
+
+    It looks at GRPC_VERBOSITY only then. Who has set that decides; processes that are started later, of which
+    one may be a worker's, find it as it was.
+    """
+    if _VERBOSITY in os.environ:
+        yield
+        return
+    os.environ[_VERBOSITY] = "ERROR"
+    try:
+        yield
+    finally:
+        del os.environ[_VERBOSITY]
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from ggrun.plan.facts import ModelFacts
 from ggrun.plan.options import PlanOptions
 from ggrun.plan.planned import Planned
 from ggrun.plan.report import DoesNotFit, left_out
+from ggrun.rpc.native_log import quiet_import
 
 if TYPE_CHECKING:
     from ggrun.rpc.workers import Keys, Workers
@@ -44,7 +45,8 @@ class RpcOptions:
         """The workers, connected."""
         if self.addresses is None:
             return None
-        from ggrun.rpc.workers import connect  # gRPC takes a while to import
+        with quiet_import():  # which takes a while
+            from ggrun.rpc.workers import connect
 
         return connect(
             self.addresses, insecure=self.insecure, form=self.form, certificate=self.certificate,
@@ -160,7 +162,8 @@ class Placed:
         used = {host_of(name) for name in self.planned.uses}
         if self._workers and not (self._lost or self.planned.own):
             for host in sorted(self._workers.hosts.keys() - used):
-                self._rpc.tell(f"{host} is left out: it gets no part of the model (ggrun plan says why)")
+                why = "it gets no part of the model (ggrun plan says why; -dev or -ngl gives it some)"
+                self._rpc.tell(f"{host} is left out: {why}")
 
     def _try(self) -> None:
         self._workers = self._connect()

@@ -47,8 +47,8 @@ class Server:
         self._lock, self._closed = threading.Lock(), threading.Event()
         # Each has a thread, as each inbox has; some are left for those that are turned away.
         self._most_inboxes = 2 * sessions
-        threads = ThreadPoolExecutor(sessions + self._most_inboxes + 16)
-        self._server = grpc.server(threads, options=[*OPTIONS, *_connections(sessions)])
+        self._threads = ThreadPoolExecutor(sessions + self._most_inboxes + 16)
+        self._server = grpc.server(self._threads, options=[*OPTIONS, *_connections(sessions)])
         self._server.add_generic_rpc_handlers((self._handlers(), _Others(self._no_method)))
         try:
             self.port = self._listen(address)
@@ -74,11 +74,12 @@ class Server:
         self._closed.set()
 
     def close(self) -> None:
-        """End all sessions, and take no more."""
+        """End all sessions, and take no more; none of them does or says anything afterwards."""
         self._closed.set()
         for session in list(self._sessions):
             session.close()
         self._server.stop(1.0).wait()
+        self._threads.shutdown()  # gRPC does not wait for what computes
 
     def _listen(self, address: str) -> int:
         if self._identity is None:

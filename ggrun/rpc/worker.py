@@ -9,7 +9,7 @@ from ggrun.devices.local import everything, local_cpu, local_devices, shared_out
 from ggrun.devices.names import DeviceName
 from ggrun.errors import UsageError
 from ggrun.kernels import cache_home
-from ggrun.plan.hardware import DeviceInfo
+from ggrun.plan.hardware import DeviceInfo, no_names
 from ggrun.plan.options import PlanOptions
 from ggrun.rpc import PORT
 from ggrun.rpc.channel import is_loopback, joined_address
@@ -45,11 +45,35 @@ def offered(devices: str | None, threads: int | None, margin: int = 1024) -> lis
     """This machine's devices as clients see them: measured, and with what may be taken of their memory.
 
     margin    MiB that stay free on each device that others use too
+
+    UsageError for a description of a card, as plans are made with: clients would plan with what is not here.
     """
     text = everything() if devices is None else devices
+    if strange := no_names(text):
+        raise UsageError(
+            f"unknown device {strange[0]!r:.40}: a worker lends what its machine has, as cuda:0, cpu or "
+            "cpu:0:8GB (--list shows it)"
+        )
     local_cpu(threads, measure=True)
     found = shared_out(local_devices(text, threads), PlanOptions(fit_margin=margin))
-    return [replace(device, free=device.usable(margin << 20), shared=False) for device in found]
+    return [_lent(device, margin) for device in found]
+
+
+def _lent(device: DeviceInfo, margin: int) -> DeviceInfo:
+    """A device as it is lent: a limit may be more than this machine has."""
+    is_card = DeviceName.parse(device.name).kind == "cuda"
+    memory = device.memory if is_card else min(device.memory, host_memory().total)
+    return replace(device, memory=memory, free=device.usable(margin << 20), shared=False)
+
+
+def lendable(devices: Sequence[DeviceInfo], most: int | None) -> dict[str, int]:
+    """The bytes of each device that a first client could have; most: of all together, None: all."""
+    ledger = _ledger(devices, most)
+    return {device.name: ledger.free(device.name) for device in devices}
+
+
+def _ledger(devices: Sequence[DeviceInfo], most: int | None) -> Ledger:
+    return Ledger({d.name: d.free for d in devices}, most, _unused(devices))
 
 
 def _unused(devices: Sequence[DeviceInfo]) -> Callable[[str], int | None]:
@@ -68,11 +92,10 @@ def open_worker(options: WorkerOptions, devices: Sequence[DeviceInfo], identity:
         )
     if identity is None and options.client_ca is not None:
         raise UsageError("--insecure is without TLS, and so without the certificates of --client-ca")
-    ledger = Ledger({d.name: d.free for d in devices}, options.max_memory, _unused(devices))
     shop = Shop(
         devices=tuple(devices),
         threads=options.threads,
-        ledger=ledger,
+        ledger=_ledger(devices, options.max_memory),
         store=Store((options.cache_dir or cache_home()) / "tensors", options.cache_size),
         library=Library(options.models),
         doors=Doors(),

@@ -17,6 +17,7 @@ from ggrun.plan.hardware import (
     Speeds,
     card_info,
     cpu_info,
+    no_names,
     parse_devices,
     with_memory,
 )
@@ -281,6 +282,17 @@ def test_a_card_named_twice_is_two_devices_that_share_its_memory() -> None:
 def test_logical_devices_that_cannot_be(text: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         parse_devices(text, card_here=card)
+
+
+def test_no_limit_gives_a_card_memory() -> None:
+    (large,) = parse_devices("cuda:0:999GB", card_here=card)
+    assert (large.memory >> 30, large.free >> 30) == (40, 30)
+
+
+def test_descriptions_are_no_names() -> None:
+    assert no_names("cuda:0, CPU:0:8GB,cpu,2x cuda:1,cuda:0.1:2GB,emulated:0:1GB") == []
+    described = ["rtx3090", "2x rtx3090", "card:24GB@900GB/s", "cpu:0@50GB/s", "cuda", "tpu:0", ""]
+    assert no_names(f"cuda:0,{','.join(described)}") == described
 
 
 def test_the_memory_of_cards() -> None:

@@ -72,3 +72,14 @@ def test_a_damaged_secret_is_named(name: str, tmp_path: Path) -> None:
     (folder / "private_key.pem").write_bytes((tmp_path / "other" / "private_key.pem").read_bytes())
     with pytest.raises(GgrunError, match=r"private_key.pem: damaged, or not that of certificate.pem"):
         keys.identity(folder)
+
+
+def test_a_folder_that_is_not_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Secrets that are there are enough; without them, nothing can begin."""
+    made = keys.identity(tmp_path / "mine")
+    monkeypatch.setattr(keys.os, "access", lambda folder, mode: False)
+    keys.check_secrets(tmp_path / "mine")
+    assert keys.identity(tmp_path / "mine") == made
+    why = f"^{tmp_path / 'none'}: Permission denied: GGRUN_CONFIG names another folder for keys$"
+    with pytest.raises(GgrunError, match=why):
+        keys.check_secrets(tmp_path / "none")

@@ -15,6 +15,7 @@ from ggrun.errors import GgrunError, Interrupted, UsageError
 from ggrun.gguf import GGUF
 from ggrun.plan import Plan, Stage
 from ggrun.rpc.placed import RpcOptions
+from tests.cli.test_worker import ggrun
 from tests.plans import Plans
 from tests.rpc.conftest import Start
 from tests.rpc.processes import WorkerProcess, plan_of
@@ -203,5 +204,25 @@ def test_a_worker_that_gets_nothing_is_told_of(start: Start) -> None:
     with LLM(MODEL, n_ctx=64, threads=1, plan=plan_of(MODEL, ("cpu", HALVES)), rpc=rpc):
         assert told == []
     with LLM(MODEL, n_ctx=64, threads=1, n_gpu_layers=0, rpc=rpc):
-        why = "it gets no part of the model (ggrun plan says why)"
+        why = "it gets no part of the model (ggrun plan says why; -dev or -ngl gives it some)"
         assert told == [f"{worker.address} is left out: {why}"]
+
+
+def test_a_worker_whose_device_is_named_gets_layers(start: Start) -> None:
+    """Although this machine's CPU alone would be faster."""
+    worker, told = start("--insecure"), list[str]()
+    rpc = RpcOptions(worker.address, insecure=1, tell=told.append)
+    named = worker.device("cpu:0")
+    with LLM(MODEL, n_ctx=64, threads=1, devices="cpu", order=(named,), rpc=rpc) as llm:
+        assert [m.device for m in llm.plan.stages[-1].members] == [worker.device()]
+    assert told == []
+
+
+def test_a_workers_devices_are_listed(start: Start) -> None:
+    worker = start("--insecure")
+    done = ggrun("run", "--list-devices", "--devices", "cpu:3:1GB", "--rpc", worker.address, "--insecure")
+    assert done.stdout.splitlines() == [
+        "devices:",
+        f"  {worker.device()}: CPU (1024 MiB, 1024 MiB free)",
+        "  cpu:3:1GB: CPU (1024 MiB, 1024 MiB free)",
+    ], done.stderr

@@ -158,3 +158,19 @@ def test_a_connection_that_is_not_used_ends(one: Server, shop: Shop, monkeypatch
     assert link.error is None
     link.close()
     brisk.close()
+
+
+def test_the_end_waits_for_what_computes(one: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than gRPC does, which gives a session a second: whoever ends ggrun closes the log next."""
+    computes = session.Session._let_go
+
+    def at_last(ended: session.Session) -> None:
+        time.sleep(2.0)
+        computes(ended)
+
+    monkeypatch.setattr(session.Session, "_let_go", at_last)
+    with grpc.insecure_channel(f"127.0.0.1:{one.port}") as channel:
+        call = channel.stream_stream("/ggrun.Worker/Session")(iter([HELLO]))
+        next(call)
+        one.close()
+        assert one.sessions == 0
