@@ -125,7 +125,7 @@ def test_names_that_anybody_announces(
     def look() -> list[int]:
         """How many names were asked, and how many workers were found."""
         asked.clear()
-        discovered({"x": KEY}, interfaces=HERE)
+        discovered({"x": KEY}, 0.6, HERE)
         return asked
 
     monkeypatch.setattr(discovery, "each", counted)
