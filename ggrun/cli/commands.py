@@ -102,7 +102,8 @@ def _explained(error: Exception) -> tuple[str, int]:
     if isinstance(error, MemoryError):
         return "out of memory: give a smaller context with -c", 1
     if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error), 1
+        why = error.strerror or ", ".join(map(str, error.args))
+        return f"{error.filename}: {why}" if error.filename else why, 1
     if isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
         return "the system allows no more threads: ulimit -u says how many; -t and --devices take fewer", 1
     name = type(error).__name__

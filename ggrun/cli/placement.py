@@ -40,8 +40,8 @@ _OPTIONS = [
                 "2,2 for two pairs of cards. Default: the cards of each machine are one."),
     option("-mg", "--main-gpu", default=0, type=click.IntRange(0), help="The card of mode none."),
     option("-dev", "--device", "dev", type=TEXT,
-           help="Cards, in the order that activations pass them: cuda:1,cuda:0; they get all that fits. "
-                "none: the CPU alone."),
+           help="Cards, in the order that activations pass them: cuda:1,cuda:0; they get all layers, "
+                "if these fit. none: the CPU alone."),
     option("-ot", "--override-tensor", "overrides", multiple=True, type=TEXT, metavar="REGEX=DEVICE,...",
            help="Half layers with a tensor that matches go to the device (in ggrun: with all of their "
                 "tensors); may be given again."),

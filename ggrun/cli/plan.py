@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggrun.cli.flags import FILE, ModelCommand, option
+from ggrun.cli.flags import TEXT, ModelCommand, option, path_of
 from ggrun.cli.placement import placement_options, taken
 from ggrun.cli.rpc import worker_devices
 from ggrun.errors import UsageError
@@ -21,7 +21,7 @@ _DOES_NOT_FIT = 3
 
 
 @click.command(cls=ModelCommand)
-@click.argument("model", required=False, type=FILE)
+@click.argument("model", required=False, type=TEXT)
 @option("-c", "--ctx-size", "n_ctx", default=0, type=click.IntRange(0),
         help="Context; 0: the model's, if it fits.")  # fmt: skip
 @option("-b", "--batch-size", "n_batch", default=2048, type=click.IntRange(1), help="Most tokens of a batch.")
@@ -41,8 +41,7 @@ def plan(**options: Any) -> int:
     from ggrun.plan.cuts import check_cuts
     from ggrun.plan.facts import ModelFacts
 
-    model = options.pop("model")
-    outline = _outline(None if model is None else str(model))
+    outline = _outline(options.pop("model"))
     as_json = options.pop("as_json")
     planned = _planned(ModelFacts.from_outline(outline), options)
     check_cuts(planned.plan, outline, planned.facts.config)
@@ -77,6 +76,10 @@ def _outline(model: str | None) -> Any:
 
     if model is None:
         return Outline.read(demo_model())
+    try:
+        path_of(model)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     name, colon, mix = model.partition(":")
     if os.path.exists(model) or not (colon or _is_shape(name)):
         return Outline.read(model)

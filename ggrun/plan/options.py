@@ -29,7 +29,7 @@ class PlanOptions:
     row_groups       in mode row: so many cards share each matrix, and the groups follow each other by layers;
                      None: all cards of a machine are one
     main_gpu         the card of mode none
-    order            names of cards, in the order that activations pass them, which get all that fits there;
+    order            names of cards, in the order that activations pass them, and get all where it fits;
                      None: all, as they are listed, and the CPU gets what it computes sooner
     overrides        (regex, device): half layers with a tensor that matches go there; the first match counts
     cpu_moe          the experts of all layers stay on the CPU

@@ -5,6 +5,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -12,6 +13,7 @@ import grpc
 
 from ggrun.errors import GgrunError
 from ggrun.rpc import ggrun_pb2 as pb
+from ggrun.rpc.at_once import first
 from ggrun.rpc.channel import ACROSS, is_loopback, open_channel, split_address
 from ggrun.rpc.framing import split
 from ggrun.rpc.part import Inbox
@@ -98,7 +100,9 @@ class Handoff:
         try:
             if not self._allowed:
                 raise GgrunError("plain text does not go there")
-            self._channel = open_channel(self._address, self._expected, timeout=ACROSS)
+            # All of it in time: a name server may not answer, which open_channel waits for.
+            opened = partial(open_channel, self._address, self._expected, timeout=ACROSS)
+            self._channel = first([opened], 1.5 * ACROSS, lambda channel: channel.close())
             call = self._channel.stream_stream(
                 "/ggrun.Worker/Inbox",
             )(iter(self._pushes()), metadata=[(KEY, self._key)])

@@ -162,7 +162,7 @@ class Placed:
         used = {host_of(name) for name in self.planned.uses}
         if self._workers and not (self._lost or self.planned.own):
             for host in sorted(self._workers.hosts.keys() - used):
-                why = "it gets no part of the model (ggrun plan says why; -dev or -ngl gives it some)"
+                why = "it gets no part of the model (ggrun plan says why; -ngl gives it some)"
                 self._rpc.tell(f"{host} is left out: {why}")
 
     def _try(self) -> None:

@@ -120,8 +120,8 @@ class Session:
                 log.warning("%s: refused: %s", self._peer, explained(why))
                 self._replies.put(_failed(why, 0))
         self._interrupt()
-        if self._work:
-            self._look_again(self._work)
+        if work := self._work:  # the thread that computes lets go of it as soon as the session is closed
+            self._look_again(work)
         self._jobs.end()
         self._replies.put(None)
 

@@ -29,7 +29,7 @@ from tests.cuda.fake_nccl import FakeNccl, installed
 from tests.cuda.models import engine, logits
 from tests.plans import Plans
 from tests.tiny import Tiny
-from tests.waiting import PATIENCE, until
+from tests.waiting import PATIENCE, ended, until
 
 ROOT = Path(__file__).parents[2]
 OFF = "start again with --p2p off, which copies through the host's memory"
@@ -44,15 +44,14 @@ def nccl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeNccl]:
 @pytest.fixture
 def lines(nccl: FakeNccl, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What processes would end with, and soon."""
-    said, before = list[str](), threading.enumerate()
+    said, before = list[str](), {*threading.enumerate()}
     monkeypatch.setattr(watch, "leave", said.append)
     for name, seconds in (("LONGEST", 0.3), ("LOOK", 0.02), ("GRACE", 0.1)):
         monkeypatch.setattr(watch, name, seconds)
     yield said
     gc.collect()
-    for thread in threading.enumerate():  # what still watches would end this process when that is undone
-        if thread.name == "ggrun-watch" and thread not in before:
-            thread.join(5)
+    # What still watches would end this process when that is undone.
+    ended([thread for thread in {*threading.enumerate()} - before if thread.name == "ggrun-watch"])
 
 
 @pytest.fixture

@@ -140,12 +140,13 @@ def test_devices_in_the_order_of_the_user() -> None:
 
 
 def test_a_card_that_is_named_is_used_however_slow_it_is() -> None:
-    """As far as it has room: what does not fit is the planner's to lay out."""
+    """Where it has room for all: what does not fit is the planner's to lay out."""
     slow = f"card:24GB@5GB/s,{CPU}"
     assert where(plan("llama-3-8b", slow, n_ctx=4096)) == [(("cpu",), (0, 64))]
     named = plan("llama-3-8b", slow, n_ctx=4096, order=("cuda:0",))
     assert where(named) == [(("cpu",), (0, 0)), (("cuda:0",), (0, 64))]
-    assert plan("llama-3-70b", slow, n_ctx=4096, order=("cuda:0",)).fits
+    large = plan("llama-3-70b", slow, n_ctx=4096, order=("cuda:0",))
+    assert where(large) == [(("cpu",), (0, 160))]
     none = plan("llama-3-8b", slow, n_ctx=4096, order=("cuda:0",), n_gpu_layers=0)
     assert where(none) == [(("cpu",), (0, 64))]
 

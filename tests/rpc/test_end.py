@@ -1,6 +1,7 @@
 """A worker's end, as its user sees it: in order, and without words of Python's or gRPC's."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -61,6 +62,7 @@ def test_a_client_says_it_in_its_own_words(start: Start) -> None:
         assert client.stderr
         said = b""
         while b"going on without it" not in said:
+            assert select.select([client.stderr], [], [], PATIENCE)[0], said
             said += (piece := os.read(client.stderr.fileno(), 1 << 16))
             assert piece, said
     assert "chttp2_transport" not in said.decode()

@@ -17,12 +17,13 @@ from ggrun import LLM
 from ggrun.bundled import demo_model
 from ggrun.plan import Plan
 from ggrun.rpc import ggrun_pb2 as pb
+from ggrun.rpc import handoff
 from ggrun.rpc.handoff import KEY, Handoff
 from ggrun.rpc.placed import RpcOptions
 from ggrun.rpc.remote import Remote
 from tests.rpc.conftest import Start
 from tests.rpc.processes import WorkerProcess, plan_of
-from tests.waiting import ended, until
+from tests.waiting import ended, in_time, until
 
 MODEL, HALVES = Path(demo_model()), 16
 PROMPT = "The king ordered the"
@@ -113,6 +114,19 @@ def test_only_tls_is_spoken_where_a_client_sends_a_worker() -> None:
             last.sendall(b"end")
             ended([thread])
     assert heard == [b"\x16\x03\x01", b"end"]  # a ClientHello
+
+
+def test_a_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker says in time that it finds no way, which is then by its client."""
+    answers = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers.wait() and [])
+    monkeypatch.setattr(handoff, "ACROSS", 0.1)
+    message = pb.Handoff(address="spare.example:50052", key=bytes(32), fingerprint=bytes(32))
+    one = Handoff(message, 0, lambda _: None, lambda _: None)
+    found: list[bool] = []
+    in_time(lambda: found.append(one.connect()))
+    answers.set()
+    assert found == [False]
 
 
 def test_strangers_at_an_inbox(two: Two, want: str) -> None:

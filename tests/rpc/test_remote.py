@@ -204,7 +204,7 @@ def test_a_worker_that_gets_nothing_is_told_of(start: Start) -> None:
     with LLM(MODEL, n_ctx=64, threads=1, plan=plan_of(MODEL, ("cpu", HALVES)), rpc=rpc):
         assert told == []
     with LLM(MODEL, n_ctx=64, threads=1, n_gpu_layers=0, rpc=rpc):
-        why = "it gets no part of the model (ggrun plan says why; -dev or -ngl gives it some)"
+        why = "it gets no part of the model (ggrun plan says why; -ngl gives it some)"
         assert told == [f"{worker.address} is left out: {why}"]
 
 
