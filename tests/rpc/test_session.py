@@ -14,6 +14,7 @@ import pytest
 
 from ggrun.rpc import ggrun_pb2 as pb
 from ggrun.rpc import session
+from ggrun.rpc.handoff import Handoff
 from ggrun.rpc.hashes import Stop, check, never
 from ggrun.rpc.ledger import UnderWay
 from ggrun.rpc.opening import Declared
@@ -45,7 +46,13 @@ def test_a_next_worker_that_does_not_read(
     deaf.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("ggrun.Worker", handlers),))
     address = f"127.0.0.1:{deaf.add_insecure_port('127.0.0.1:0')}"
     deaf.start()
-    sent = 0
+    push, pushed, sent = Handoff.push, threading.Semaphore(0), 0
+
+    def counted(self: Handoff, batch: int, values: bytes) -> None:
+        push(self, batch, values)
+        pushed.release()
+
+    monkeypatch.setattr(Handoff, "push", counted)
 
     def requests(replies: list[pb.Reply]) -> Iterator[bytes]:
         nonlocal sent
@@ -61,7 +68,8 @@ def test_a_next_worker_that_does_not_read(
             sent += 1
             forward.batch = sent
             yield pb.Request(forward=forward).SerializeToString()
-            time.sleep(0.001)
+            while not (pushed.acquire(timeout=0.01) or any(r.HasField("failed") for r in replies)):
+                pass
 
     replies = talk(shop, requests)
     stop.set()
