@@ -1,5 +1,6 @@
 """Options of the tests."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--device", choices=("emulator", "cuda"), default="emulator", help="where tests/cuda runs kernels"
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than processors: some tests wait, for workers and for what hangs, and leave one idle."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 @pytest.fixture(scope="session", autouse=True)
