@@ -68,7 +68,7 @@ class _Planner:
         return planned
 
     def _best_on_named(self, sums: Sums) -> Found | None:
-        """Without the CPU where all fits on the cards that the user names: he wants them, slow or not."""
+        """Without the CPU where all fits on the cards that the user names, which are wanted, slow or not."""
         return self._best(sums, spill=False) if self.options.order else None
 
     def _made_of(self, sums: Sums, layout: Layout, settled: Settled, tried: bool = True) -> Planned:
